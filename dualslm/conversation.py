@@ -1,0 +1,149 @@
+"""Speech, Turn, Conversation, View: what is said, by whom, and through which channel it is heard.
+
+A spoken turn reaches the LLM through two channels (paper §III-A): the *paralinguistic* one, P, which tells
+how it was said, and the *linguistic* one, L, which tells what was said. `View` names the source of each
+channel: the recording itself, its text (the caption for P, the transcript for L), or nothing. Equivalence
+replacement (paper §III-C), ablations (Tables I and III), oracles and cascades are all a choice of `View`.
+
+Nothing here reads audio or imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Source: TypeAlias = Literal["speech", "text", "none"]
+Channel: TypeAlias = Literal["para", "ling"]
+Role: TypeAlias = Literal["user", "assistant"]
+
+SOURCES: tuple[Source, ...] = get_args(Source)
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where each channel of a spoken turn comes from.
+
+    `View()` is normal use. `View("text", "text")` is the LLM reading the styled transcript, `View("none",
+    "text")` what a cascade of recogniser and LLM knows, `View("speech", "none")` the paper's P-Embs column
+    and `View("none", "speech")` its L-Embs column.
+
+    Raises:
+        DualSLMError: a source is not one of "speech", "text", "none".
+    """
+
+    para: Source = "speech"
+    ling: Source = "speech"
+
+    def __post_init__(self) -> None:
+        for channel in CHANNELS:
+            if getattr(self, channel) not in SOURCES:
+                raise DualSLMError(
+                    f"unknown source for the channel {channel!r}",
+                    got=repr(getattr(self, channel)),
+                    do=f"choose one of {', '.join(SOURCES)}",
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> View:
+        """Reads "para,ling", for example "speech,none" (P alone).
+
+        Raises:
+            DualSLMError: not two known sources.
+        """
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != len(CHANNELS):
+            raise DualSLMError("a view is two sources", got=repr(text), do="write for example speech,none")
+        return cls(*parts)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.para},{self.ling}"
+
+
+@dataclass(frozen=True, eq=False)
+class Speech:
+    """One utterance: its recording, and whatever is known of it in words.
+
+    Attributes:
+        audio: a path, the bytes of an audio file, or samples in [-1, 1] at `rate`; None for an utterance
+            known by its text alone.
+        transcript: the words, for `View(ling="text")` and for training.
+        caption: how it is said, in words, for `View(para="text")` and for training.
+        labels: attribute values, for example {"emotion": "sad"}.
+        rate: the sampling rate of `audio` in Hz where it is an array.
+        tone: another utterance that the paralinguistic channel is taken from: the source swap.
+    """
+
+    audio: str | os.PathLike[str] | bytes | NDArray[np.floating] | None = None
+    transcript: str | None = None
+    caption: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    rate: int = 16_000
+    tone: Speech | None = None
+
+    def in_the_tone_of(self, other: Speech) -> Speech:
+        """These words, said as `other` is said: P comes from `other`, L stays."""
+        return replace(self, tone=other)
+
+
+Part: TypeAlias = str | Speech
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a talk: who speaks, and the parts of what is said, text or speech, in order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def speeches(self) -> tuple[Speech, ...]:
+        """The spoken parts, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Speech))
+
+
+@dataclass
+class Conversation:
+    """A system text and the turns so far.
+
+    >>> talk = Conversation(system="Answer warmly, in one sentence.")
+    >>> talk.user(Speech("hello.wav")).assistant("Good to hear you!").user("And now in text.")
+    Conversation(3 turns)
+    """
+
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+
+    def user(self, *parts: Part) -> Conversation:
+        """Adds a user turn of one or more parts and returns the talk itself."""
+        return self._add("user", parts)
+
+    def assistant(self, *parts: Part) -> Conversation:
+        """Adds an assistant turn and returns the talk itself."""
+        return self._add("assistant", parts)
+
+    def copy(self) -> Conversation:
+        """The same talk, to be continued without changing this one."""
+        return Conversation(self.system, list(self.turns))
+
+    def _add(self, role: Role, parts: tuple[Part, ...]) -> Conversation:
+        if not parts or not all(isinstance(part, (str, Speech)) for part in parts):
+            raise DualSLMError(
+                f"a {role} turn is made of text or Speech",
+                got=", ".join(type(part).__name__ for part in parts) or "nothing",
+                do='write for example talk.user(Speech("hello.wav")) or talk.user("hello")',
+            )
+        self.turns.append(Turn(role, parts))
+        return self
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self.turns)} turn{'s' * (len(self.turns) != 1)})"
