@@ -1,0 +1,160 @@
+"""The two adapters, the only parts that learn (paper §III-A).
+
+`ParalinguisticAdapter` is eq. 4: transformer layer → adaptive pooling to m frames → linear.
+`LinguisticAdapter` is eq. 5: concatenate every k frames → linear → ReLU → linear.
+
+Neither sees padding: attention is masked, pooling runs over each clip's own frames, and frames beyond a
+clip's length are zeroed before they are stacked.
+
+Dimensions: N encoder layers, B clips, T frames, S encoder width (d_s), M soft-prompt tokens, L groups of k
+frames, K frames in a group times S, D width of the LLM (d_llm).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualslm.errors import DualSLMError
+
+
+class ParalinguisticAdapter(nn.Module):
+    """Frames → m soft-prompt embeddings that tell how something is said (paper eq. 4).
+
+    Args:
+        d_speech: encoder width d_s.
+        d_llm: width of the LLM's input embeddings.
+        layers: transformer layers (paper §IV-C: 1).
+        heads: attention heads (paper §IV-C: 8).
+        dropout: paper §IV-C: 0.1.
+        tokens: m, the embeddings a clip gets (assumed 16).
+        feedforward: width of the feed-forward block; 4 d_s unless given (assumed).
+        mix: 0 reads the encoder's last layer, as the paper does; n reads a learned mix of n layers.
+        deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
+
+    Raises:
+        DualSLMError: heads do not divide d_speech.
+    """
+
+    def __init__(
+        self,
+        d_speech: int,
+        d_llm: int,
+        *,
+        layers: int = 1,
+        heads: int = 8,
+        dropout: float = 0.1,
+        tokens: int = 16,
+        feedforward: int | None = None,
+        mix: int = 0,
+        deviations: bool = False,
+    ) -> None:
+        super().__init__()
+        if d_speech % heads:
+            raise DualSLMError(
+                "the paralinguistic adapter's heads do not divide the encoder's width",
+                got=f"{heads} heads for a width of {d_speech}",
+                do="set model.paralinguistic.heads to a divisor",
+            )
+        self.tokens, self.deviations = tokens, deviations
+        self.mix = nn.Parameter(torch.zeros(mix)) if mix else None
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                d_speech, heads, feedforward or 4 * d_speech, dropout, batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.project = nn.Linear(d_speech * (2 if deviations else 1), d_llm)
+
+    def forward(self, layers_NBTS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encoder layers (the last one last) and valid frames → embeddings (B, M, D)."""
+        x_BTS = self._read(layers_NBTS)
+        outside_BT = torch.arange(x_BTS.shape[1], device=x_BTS.device) >= lengths_B[:, None]
+        padding_BT = outside_BT if bool(outside_BT.any()) else None
+        for layer in self.layers:
+            x_BTS = layer(x_BTS, src_key_padding_mask=padding_BT)
+        x_BTS = x_BTS.masked_fill(outside_BT[..., None], 0.0)
+        pool_BMT = pooling_weights(lengths_B, self.tokens, x_BTS.shape[1]).to(x_BTS)
+        pooled_BMS = pool_BMT @ x_BTS
+        if self.deviations:
+            variance_BMS = (pool_BMT @ x_BTS.square() - pooled_BMS.square()).clamp_min(0.0)
+            pooled_BMS = torch.cat([pooled_BMS, (variance_BMS + 1e-5).sqrt()], dim=-1)
+        out: Tensor = self.project(pooled_BMS)
+        return out
+
+    def _read(self, layers_NBTS: Tensor) -> Tensor:
+        """The last layer, or the learned mix: layers differ in scale, so each is normalised first."""
+        if self.mix is None:
+            return layers_NBTS[-1].float()
+        normed_NBTS = F.layer_norm(layers_NBTS.float(), layers_NBTS.shape[-1:])
+        return torch.einsum("n,nbts->bts", self.mix.softmax(0), normed_NBTS)
+
+    def start_like(self, embedding_std: float) -> None:
+        """Scales the fresh projection so that what it gives has the spread of token embeddings."""
+        _scale_output(self.project, embedding_std)
+
+
+class LinguisticAdapter(nn.Module):
+    """Frames → embeddings at 50/k Hz that stand in for the words (paper eq. 5).
+
+    Args:
+        d_speech: encoder width d_s.
+        d_llm: width of the LLM's input embeddings.
+        stack: k, the frames in one embedding (paper §IV-C: 5, so 10 Hz).
+        hidden: width between the two linear layers (SLAM-ASR, which the paper follows: 2048).
+    """
+
+    def __init__(self, d_speech: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
+        super().__init__()
+        self.stack = stack
+        self.widen = nn.Linear(stack * d_speech, hidden)
+        self.project = nn.Linear(hidden, d_llm)
+
+    def lengths(self, frames: int) -> int:
+        """Embeddings that so many frames become: the last group may be short."""
+        return -(-frames // self.stack)
+
+    def forward(self, frames_BTS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Frames and how many are valid → embeddings (B, L, D), of which `lengths(n)` are valid."""
+        frames_BTS = frames_BTS.float()
+        outside_BT = torch.arange(frames_BTS.shape[1], device=frames_BTS.device) >= lengths_B[:, None]
+        frames_BTS = frames_BTS.masked_fill(outside_BT[..., None], 0.0)
+        short = -frames_BTS.shape[1] % self.stack
+        grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
+        out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))
+        return out
+
+    def start_like(self, embedding_std: float) -> None:
+        """Scales the fresh projection so that what it gives has the spread of token embeddings."""
+        _scale_output(self.project, embedding_std)
+
+
+def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:
+    """The matrix of adaptive average pooling over each clip's own frames.
+
+    Token k of a clip of n frames averages the frames from floor(k n / m) to ceil((k + 1) n / m), as
+    `torch.nn.AdaptiveAvgPool1d` does for a whole batch of one length.
+
+    Args:
+        lengths_B: n, the valid frames of each clip.
+        tokens: m.
+        frames: T, the padded length.
+
+    Returns:
+        Weights (B, M, T); each row sums to one and is zero beyond the clip.
+    """
+    k_M = torch.arange(tokens, device=lengths_B.device)
+    n_B1 = lengths_B[:, None]
+    start_BM = k_M * n_B1 // tokens
+    end_BM = -(-(k_M + 1) * n_B1 // tokens)
+    t_T = torch.arange(frames, device=lengths_B.device)
+    inside_BMT = (t_T >= start_BM[..., None]) & (t_T < end_BM[..., None])
+    return inside_BMT.float() / (end_BM - start_BM)[..., None]
+
+
+@torch.no_grad()
+def _scale_output(linear: nn.Linear, std: float) -> None:
+    """Inputs of about unit spread give outputs of `std`: a fresh soft prompt must not shout the words down."""
+    nn.init.normal_(linear.weight, std=std / linear.in_features**0.5)
+    nn.init.zeros_(linear.bias)

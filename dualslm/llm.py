@@ -1,0 +1,274 @@
+"""The frozen causal LM: embed, forward on embeddings, decode with a KV cache (paper eq. 1 and 3).
+
+Any Hugging Face causal LM serves, and none of its weights ever changes. Prompts of a batch are padded on the
+left and told apart by length, never by a padding token; a prompt alone runs without a mask, so that text
+without audio gives the base model's logits bit for bit.
+
+Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from dualslm.prompt import stop_ids
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from dualslm.errors import DualSLMError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is drawn.
+
+    Attributes:
+        max_new_tokens: a reply is cut off after so many.
+        temperature: 0 takes the likeliest token each time, so the same talk gets the same reply.
+        top_p: draw from the likeliest tokens that together have this probability.
+        seed: of the draw; None draws anew each time.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise DualSLMError(
+                "these decoding settings make no sense",
+                got=f"{self}",
+                do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
+            )
+
+
+@dataclass
+class Prefilled:
+    """A batch that has been read: what the next token needs.
+
+    Attributes:
+        logits_BV: for the next token.
+        cache: keys and values of all that was read.
+        mask_BT: 1 where a prompt has a token, 0 where it is padded.
+    """
+
+    logits_BV: Tensor
+    cache: DynamicCache
+    mask_BT: Tensor
+
+
+class FrozenLM(nn.Module):
+    """A causal LM whose weights never change, and its tokenizer.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer, whose chat template is used.
+        name: the hub id or folder it came from.
+        revision: the hub revision it came from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.revision = name, revision
+        self.stops = stop_ids(tokenizer) | _configured_stops(model)
+
+    @property
+    def width(self) -> int:
+        """D, the width of an input embedding."""
+        return int(self.table.weight.shape[1])
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The input embedding table (V, D)."""
+        table: nn.Embedding = self.model.get_input_embeddings()
+        return table
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the trunk."""
+        return self.table.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM runs."""
+        return self.table.weight.device
+
+    def train(self, mode: bool = True) -> FrozenLM:
+        """Stays in evaluation mode: dropout must not wake up in a frozen part."""
+        return super().train(False)
+
+    def embedding_std(self) -> float:
+        """The spread of the token embeddings as the model reads them, which fresh adapters start from."""
+        some = torch.arange(0, self.table.weight.shape[0], max(1, self.table.weight.shape[0] // 4096))
+        return float(self.embed(some.to(self.device)).float().std())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) → input embeddings (..., D), paper eq. 1."""
+        with torch.no_grad():
+            out: Tensor = self.table(ids)
+        return out
+
+    def forward(
+        self,
+        embeds_BTD: Tensor,
+        mask_BT: Tensor | None = None,
+        *,
+        keep: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """Logits after each position, or after the positions `keep` (indices of T) alone.
+
+        Args:
+            embeds_BTD: what comes after the cache.
+            mask_BT: 1 for tokens, 0 for left padding, cache included; None when nothing is padded.
+            keep: positions whose logits are wanted: the output head is the dearest part of a step.
+            cache: keys and values of what came before; what is read is added to it.
+        """
+        positions = None
+        if mask_BT is not None:
+            positions = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -embeds_BTD.shape[1] :]
+        out = self.model(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask_BT,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=0 if keep is None else keep,
+        )
+        logits: Tensor = out.logits
+        return logits
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Tensor], before: Prefilled | None = None) -> Prefilled:
+        """Reads prompts of embeddings, each (T, D), after `before` where it is given (then B must be equal).
+
+        Reading in two goes equals reading at once: tested to 1e-4 in float32.
+        """
+        embeds_BTD, mask_BT = pad_left(prompts)
+        cache = DynamicCache(config=self.model.config)
+        if before is not None:
+            cache, mask_BT = before.cache, torch.cat([before.mask_BT, mask_BT], dim=1)
+        last = torch.tensor([embeds_BTD.shape[1] - 1], device=embeds_BTD.device)
+        logits_B1V = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep=last, cache=cache)
+        return Prefilled(logits_B1V[:, -1], cache, mask_BT)
+
+    @torch.no_grad()
+    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
+        """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
+        draw = _Draw(how, read.logits_BV.device)
+        logits_BV, mask_BT = read.logits_BV, read.mask_BT
+        ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
+        stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
+        for step in range(how.max_new_tokens):
+            ids_B = draw(logits_BV)
+            ended |= torch.isin(ids_B, stops)
+            yield [None if done else int(token) for token, done in zip(ids_B, ended.tolist(), strict=True)]
+            if bool(ended.all()) or step + 1 == how.max_new_tokens:
+                return
+            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+            mask = None if bool(mask_BT.all()) else mask_BT
+            logits_BV = self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> FrozenLM:
+        """Loads any causal LM with its tokenizer, from the hub or a folder.
+
+        Raises:
+            DualSLMError: nothing there, not a causal LM, or weights that do not match it key for key.
+        """
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, dtype=dtype, output_loading_info=True, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DualSLMError(
+                f"cannot load the LLM {name!r}",
+                got=str(error).strip().splitlines()[0],
+                do="give the hub id of a causal LM that you can reach, or its folder with safetensors weights",
+            ) from error
+        faults = [f"{key} missing" for key in info["missing_keys"]]
+        faults += [f"{key} unexpected" for key in info["unexpected_keys"]]
+        if faults or info["mismatched_keys"]:
+            raise DualSLMError(
+                f"the weights of {name} do not fit",
+                got="; ".join(sorted(faults)[:3]) or str(info["mismatched_keys"])[:100],
+                do="use a complete checkpoint of a causal LM",
+            )
+        return cls(model.to(device), tokenizer, name=name, revision=revision)
+
+
+class _Draw:
+    """Draws the next token by the decoding settings."""
+
+    def __init__(self, how: Decoding, device: torch.device) -> None:
+        self.greedy = how.temperature == 0
+        self.generator = torch.Generator(device)
+        self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
+        self.warp = LogitsProcessorList()
+        if not self.greedy:
+            self.warp.append(TemperatureLogitsWarper(how.temperature))
+            if how.top_p < 1:
+                self.warp.append(TopPLogitsWarper(how.top_p))
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        if self.greedy:
+            return logits_BV.argmax(-1)
+        none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
+        chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
+        return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+
+
+def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (T, ...) of any lengths → one tensor (B, T, ...) and its mask (B, T), padded on the left."""
+    longest = max(len(row) for row in rows)
+    padded = [torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows]
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    for index, row in enumerate(rows):
+        mask[index, longest - len(row) :] = 1
+    return torch.stack(padded), mask
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of every weight and buffer of a module: equal before and after, or something moved."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _configured_stops(model: PreTrainedModel) -> frozenset[int]:
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    if stops is None:
+        return frozenset()
+    return frozenset([stops] if isinstance(stops, int) else stops)

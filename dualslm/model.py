@@ -1,0 +1,387 @@
+"""DualSLM = frozen encoder + two adapters + frozen LLM: fill slots, loss, reply, stream (paper eq. 3, Fig. 2).
+
+The model sees prompts made of token ids and slots (`prompt.py`); which source a channel has, and whether it
+learns in this example, was settled there. A frozen slot is a detached one, so that examples of both kinds
+share a batch.
+
+Dimensions: B prompts, T tokens, D width of the LLM, M soft-prompt tokens, L linguistic embeddings.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from dualslm.audio import frame_count, load
+from dualslm.prompt import Prompt, Slot, Text, render
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualslm import checkpoint
+from dualslm.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.checkpoint import Card
+from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.encoder import Frames, SpeechEncoder, strict_load
+from dualslm.errors import DualSLMError
+from dualslm.llm import Decoding, FrozenLM, pad_left
+
+Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
+Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
+
+NO_TARGET = -1  # a position whose next token carries no loss
+NORMAL = View()
+GREEDY = Decoding()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Next-token loss of a batch of prompts.
+
+    Attributes:
+        nll_B: the summed negative log-likelihood of each prompt's target tokens, in nats.
+        tokens_B: how many target tokens each has.
+    """
+
+    nll_B: Tensor
+    tokens_B: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss per target token over the batch."""
+        return self.nll_B.sum() / self.tokens_B.sum()
+
+
+class DualSLM(nn.Module):
+    """A frozen chat LLM that hears what is said and how it is said.
+
+    Args:
+        encoder: the frozen speech encoder.
+        llm: the frozen LLM.
+        paralinguistic: arguments of `ParalinguisticAdapter` beyond the two widths; its `mix` is a bool here.
+        linguistic: arguments of `LinguisticAdapter` beyond the two widths.
+
+    Raises:
+        DualSLMError: widths that do not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder,
+        llm: FrozenLM,
+        *,
+        paralinguistic: Mapping[str, Any] | None = None,
+        linguistic: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.llm = encoder, llm
+        self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
+        para_settings = dict(self.settings["paralinguistic"])
+        self.every_layer = bool(para_settings.pop("mix", False))
+        para = ParalinguisticAdapter(
+            encoder.width, llm.width, mix=encoder.depth * self.every_layer, **para_settings
+        )
+        ling = LinguisticAdapter(encoder.width, llm.width, **self.settings["linguistic"])
+        para.start_like(llm.embedding_std())
+        ling.start_like(llm.embedding_std())
+        self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
+        self.recipe: Mapping[str, Any] = {}
+        self.metrics: Mapping[str, Any] = {}
+
+    @property
+    def para(self) -> ParalinguisticAdapter:
+        """The paralinguistic adapter (eq. 4)."""
+        part = self.adapters["para"]
+        assert isinstance(part, ParalinguisticAdapter)
+        return part
+
+    @property
+    def ling(self) -> LinguisticAdapter:
+        """The linguistic adapter (eq. 5)."""
+        part = self.adapters["ling"]
+        assert isinstance(part, LinguisticAdapter)
+        return part
+
+    # ------------------------------------------------------------------ hearing
+
+    def hear(self, clips: Sequence[Speech]) -> Frames:
+        """Decodes and encodes recordings.
+
+        Raises:
+            DualSLMError: a recording that cannot be used.
+        """
+        waves = [load(_audio(clip), clip.rate) for clip in clips]
+        return self.encoder.encode(waves, every_layer=self.every_layer)
+
+    def slot_length(self, slot: Slot, clips: Sequence[Speech]) -> int:
+        """How many embeddings a slot becomes."""
+        if slot.channel == "para":
+            return self.para.tokens
+        clip = clips[slot.clip]
+        return self.ling.lengths(frame_count(len(load(_audio(clip), clip.rate))))
+
+    def embed(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> list[Tensor]:
+        """Prompts → their input embeddings, each (T, D) in the LLM's dtype, slots filled.
+
+        Args:
+            prompts: rendered by `dualslm.prompt.render`.
+            hear: gives the frames of recordings, for example from a cache; `self.hear` when None.
+        """
+        return [embeds_TD for embeds_TD, _ in self._rows(prompts, hear)]
+
+    def _rows(self, prompts: Sequence[Prompt], hear: Hear | None) -> list[tuple[Tensor, Tensor]]:
+        """Each prompt's embeddings (T, D) and the ids to be learnt at its positions (T), -1 where none is."""
+        filled = self._fill(prompts, hear or self.hear)
+        rows = []
+        for prompt in prompts:
+            embeds, targets = zip(*self._pieces(prompt, filled), strict=True)
+            rows.append((torch.cat(embeds), torch.cat(targets)))
+        return rows
+
+    def _fill(self, prompts: Sequence[Prompt], hear: Hear) -> dict[tuple[Channel, int], Tensor]:
+        """Runs each adapter once over the distinct recordings that it is asked for."""
+        wanted: dict[Channel, dict[int, Speech]] = {"para": {}, "ling": {}}
+        for prompt in prompts:
+            for slot in prompt.segments:
+                if isinstance(slot, Slot):
+                    clip = prompt.clips[slot.clip]
+                    wanted[slot.channel][id(clip)] = clip
+        clips = list((wanted["para"] | wanted["ling"]).values())
+        if not clips:
+            return {}
+        frames, row = hear(clips), {id(clip): index for index, clip in enumerate(clips)}
+        filled: dict[tuple[Channel, int], Tensor] = {}
+        for channel, asked in wanted.items():
+            if asked:
+                out = self._adapt(channel, frames.pick([row[key] for key in asked]))
+                filled |= {(channel, key): value for key, value in zip(asked, out, strict=True)}
+        return filled
+
+    def _adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
+        """One adapter's embeddings of each clip, without padding, in the LLM's dtype and place."""
+        lengths_B = frames.lengths_B.to(self.llm.device)
+        if channel == "para":
+            return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))
+        out_BLD = self.ling(frames.last_BTD.to(self.llm.device), lengths_B).to(self.llm.dtype)
+        valid = [self.ling.lengths(int(length)) for length in frames.lengths_B]
+        return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
+
+    def _pieces(
+        self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for segment in prompt.segments:
+            if isinstance(segment, Text):
+                ids_T = torch.tensor(segment.ids, dtype=torch.long, device=self.llm.device)
+                yield self.llm.embed(ids_T), ids_T if segment.loss else torch.full_like(ids_T, NO_TARGET)
+            else:
+                value_TD = filled[segment.channel, id(prompt.clips[segment.clip])]
+                no_target_T = torch.full((len(value_TD),), NO_TARGET, device=self.llm.device)
+                yield value_TD.detach() if segment.frozen else value_TD, no_target_T
+
+    # ------------------------------------------------------------------ learning
+
+    def forward(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> Loss:
+        """The next-token loss of the prompts' target tokens (paper §IV-C); logits only where a target is."""
+        embeds, targets = zip(*self._rows(prompts, hear), strict=True)
+        embeds_BTD, mask_BT = pad_left(embeds)
+        targets_BT = pad_left(targets)[0].masked_fill(mask_BT == 0, NO_TARGET)
+        wanted_BT = targets_BT[:, 1:] != NO_TARGET
+        if not bool(wanted_BT.any()):
+            raise DualSLMError(
+                "nothing to learn in this batch", got="no target token", do='render with supervise="last"'
+            )
+        keep_K = wanted_BT.any(0).nonzero()[:, 0]
+        logits_BKV = self.llm(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep=keep_K)
+        wanted_BK, next_BK = wanted_BT[:, keep_K], targets_BT[:, 1:][:, keep_K]
+        nll = F.cross_entropy(logits_BKV[wanted_BK].float(), next_BK[wanted_BK], reduction="none")
+        nll_B = nll.new_zeros(len(prompts)).index_add(0, wanted_BK.nonzero()[:, 0], nll)
+        return Loss(nll_B, wanted_BK.sum(1))
+
+    # ------------------------------------------------------------------ answering
+
+    def reply(
+        self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
+    ) -> str:
+        """What the LLM answers to a recording or a talk.
+
+        Args:
+            said: a recording (path, bytes of a file, 16 kHz samples, Speech) or a Conversation.
+            view: where the channels of its spoken turns come from.
+            system: the system text, where `said` is not a Conversation.
+            how: decoding settings; greedy unless told otherwise.
+        """
+        return self.replies([said], view=view, system=system, how=how)[0]
+
+    def replies(
+        self, said: Sequence[Said], *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
+    ) -> list[str]:
+        """`reply` for many at once; the company in the batch does not change a reply."""
+        talks = [self.as_talk(one, system) for one in said]
+        prompts = [render(talk, self.llm.tokenizer, view) for talk in talks]
+        return self.answer(prompts, how=how)
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY
+    ) -> list[str]:
+        """Replies to rendered prompts, for example with cached frames."""
+        with torch.no_grad():
+            read = self.llm.prefill(self.embed(prompts, hear))
+        replies: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.llm.decode(read, how):
+            for reply, token in zip(replies, tokens, strict=True):
+                if token is not None:
+                    reply.append(token)
+        return [self._text(reply) for reply in replies]
+
+    def stream(
+        self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
+    ) -> Iterator[str]:
+        """The reply in pieces as they come; joined they equal `reply`. No piece splits a character."""
+        prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
+        with torch.no_grad():
+            read = self.llm.prefill(self.embed([prompt]))
+        reply: list[int] = []
+        shown = ""
+        for (token,) in self.llm.decode(read, how):
+            if token is None:
+                break
+            reply.append(token)
+            text = self._text(reply)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown) and text != shown:
+                yield text[len(shown) :]
+                shown = text
+        if rest := self._text(reply)[len(shown) :]:
+            yield rest
+
+    def as_talk(self, said: Said, system: str | None = None) -> Conversation:
+        """Whatever was said, as a Conversation to be answered."""
+        if isinstance(said, Conversation):
+            return said
+        return Conversation(system).user(said if isinstance(said, Speech) else Speech(said))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self.llm.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    # ------------------------------------------------------------------ keeping
+
+    @classmethod
+    def from_parts(
+        cls,
+        encoder: str,
+        llm: str,
+        *,
+        paralinguistic: Mapping[str, Any] | None = None,
+        linguistic: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+    ) -> DualSLM:
+        """Fresh, untrained adapters between any encoder and any LLM, from hub ids or folders.
+
+        Args:
+            encoder: hub id or folder of a Whisper model.
+            llm: hub id or folder of a causal LM.
+            paralinguistic: arguments of `ParalinguisticAdapter`.
+            linguistic: arguments of `LinguisticAdapter`.
+            dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
+            device: the GPU where there is one unless given.
+        """
+        where, trunk = _place(device, dtype)
+        return cls(
+            SpeechEncoder.from_pretrained(encoder, dtype=trunk, device=where),
+            FrozenLM.from_pretrained(llm, dtype=trunk, device=where),
+            paralinguistic=paralinguistic,
+            linguistic=linguistic,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        encoder: str | None = None,
+        llm: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+    ) -> DualSLM:
+        """Loads adapters and the frozen parts that their card names.
+
+        Args:
+            name: a folder that `save_pretrained` wrote, or a hub id.
+            revision: of the adapters on the hub.
+            encoder: another place of the same encoder, for example a local copy.
+            llm: another place of the same LLM.
+            dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
+            device: the GPU where there is one unless given.
+
+        Raises:
+            DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
+        """
+        where, trunk = _place(device, dtype)
+        folder = checkpoint.find(name, revision=revision)
+        card = checkpoint.read_card(folder)
+        ears = SpeechEncoder.from_pretrained(
+            encoder or card.encoder,
+            revision=None if encoder else card.encoder_revision,
+            dtype=trunk,
+            device=where,
+        )
+        checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
+        mind = FrozenLM.from_pretrained(
+            llm or card.llm, revision=None if llm else card.llm_revision, dtype=trunk, device=where
+        )
+        checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
+        model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
+        state = {key: value.to(where) for key, value in checkpoint.read_weights(folder).items()}
+        strict_load(model.adapters, state, what=f"the adapters in {folder}")
+        model.adapters.float().eval()
+        model.recipe, model.metrics = card.recipe, card.metrics
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
+        """Saves the adapters and their card; the frozen parts are named, not copied.
+
+        Args:
+            folder: made where it is missing.
+            **card: fields of `Card` to state otherwise, for example `encoder="./encoder"`.
+        """
+        stated = Card(
+            encoder=self.encoder.name,
+            llm=self.llm.name,
+            encoder_revision=self.encoder.revision,
+            llm_revision=self.llm.revision,
+            encoder_print=checkpoint.fingerprint(self.encoder),
+            llm_print=checkpoint.fingerprint(self.llm),
+            recipe=self.recipe,
+            metrics=self.metrics,
+            **self.settings,
+        )
+        return checkpoint.write(folder, replace(stated, **card), self.adapters)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes; returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as folder:
+            return checkpoint.upload(self.save_pretrained(folder), repo, private=private, token=token)
+
+
+def _audio(clip: Speech) -> Any:
+    assert clip.audio is not None, "render() refuses a speech source without a recording"
+    return clip.audio
+
+
+def _place(device: str | None, dtype: torch.dtype | None) -> tuple[str, torch.dtype]:
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == torch.float16:
+        raise DualSLMError(
+            "float16 overflows in many LLMs", got="dtype float16", do="use torch.bfloat16 or torch.float32"
+        )
+    return where, dtype or (torch.float32 if where.startswith("cpu") else torch.bfloat16)

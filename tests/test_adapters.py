@@ -1,0 +1,74 @@
+"""The adapters against their equations, and their blindness to padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dualslm.adapters import LinguisticAdapter, ParalinguisticAdapter, pooling_weights
+from dualslm.errors import DualSLMError
+
+
+def frames(layers: int, lengths: list[int], width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(layers, len(lengths), max(lengths), width), torch.tensor(lengths)
+
+
+@given(length=st.integers(1, 400), tokens=st.integers(1, 32))
+@settings(max_examples=60, deadline=None)
+def test_pooling_is_torchs_adaptive_pooling_of_the_clip_alone(length: int, tokens: int) -> None:
+    x_TD = torch.randn(length, 3)
+    expected = F.adaptive_avg_pool1d(x_TD.T[None], tokens)[0].T
+    weights = pooling_weights(torch.tensor([length]), tokens, length + 7)[0]
+    torch.testing.assert_close(weights[:, :length] @ x_TD, expected, atol=1e-5, rtol=1e-5)
+    assert not weights[:, length:].any()
+
+
+@pytest.mark.parametrize(("mix", "deviations"), [(0, False), (3, False), (0, True), (3, True)])
+def test_padding_and_company_change_nothing(mix: int, deviations: bool) -> None:
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=4, mix=mix, deviations=deviations).eval()
+    ling = LinguisticAdapter(16, 24, hidden=32).eval()
+    layers_NBTD, lengths_B = frames(3, [3, 41, 17])
+    outside = torch.arange(41) >= lengths_B[:, None]
+    loud = layers_NBTD.masked_fill(outside[None, ..., None], 1e4)
+    with torch.no_grad():
+        p_BMD, l_BLD = para(loud, lengths_B), ling(loud[-1], lengths_B)
+        for row, length in enumerate(lengths_B.tolist()):
+            alone = layers_NBTD[:, row : row + 1, :length]
+            one = torch.tensor([length])
+            torch.testing.assert_close(p_BMD[row], para(alone, one)[0], atol=1e-5, rtol=1e-5)
+            expected = ling(alone[-1], one)[0]
+            assert len(expected) == ling.lengths(length) == -(-length // 5)
+            torch.testing.assert_close(l_BLD[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linguistic_is_equation_5() -> None:
+    ling = LinguisticAdapter(16, 24, stack=5, hidden=32).eval()
+    layers_NBTD, lengths_B = frames(1, [20])
+    grouped = layers_NBTD[0].reshape(1, 4, 5 * 16)
+    hidden = torch.relu(grouped @ ling.widen.weight.T + ling.widen.bias)
+    expected = hidden @ ling.project.weight.T + ling.project.bias
+    torch.testing.assert_close(ling(layers_NBTD[0], lengths_B), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_of_the_paper() -> None:
+    with torch.device("meta"):
+        para, ling = ParalinguisticAdapter(1280, 3584), LinguisticAdapter(1280, 3584)
+    count = sum(weight.numel() for part in (para, ling) for weight in part.parameters())
+    assert 44e6 < count < 46e6
+
+
+def test_fresh_embeddings_have_the_spread_of_token_embeddings() -> None:
+    para, ling = ParalinguisticAdapter(64, 512), LinguisticAdapter(64, 512)
+    layers_NBTD, lengths_B = frames(1, [200], 64)
+    for part, x in ((para.eval(), layers_NBTD), (ling.eval(), layers_NBTD[0])):
+        part.start_like(0.02)
+        assert 0.002 < float(part(x, lengths_B).std()) < 0.03
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(DualSLMError, match=r"7 heads for a width of 16"):
+        ParalinguisticAdapter(16, 24, heads=7)
