@@ -1,7 +1,8 @@
 """What turns a plain synthetic voice into a tone of voice, and a clean clip into a lived-in one (ours).
 
-Emotions are voice quality: brightness, darkness, tremor, roughness, breath. They leave alone what other attributes
-own: mean pitch, tempo, and level, which is set last. Rooms and noise are augmentations and keep the level too.
+Emotions are voice quality: brightness, darkness, tremor, roughness, breath. They leave alone what other
+attributes own: mean pitch, tempo, and level, which is set last. Rooms and noise are augmentations and keep
+the level too.
 
 Dimensions: N samples of 16 kHz mono. Everything random comes from the generator that is passed in.
 """
@@ -81,7 +82,7 @@ def level(wave_N: Wave, rms: float) -> Wave:
 
 
 def room(wave_N: Wave, seed: int) -> Wave:
-    """The clip in a small or middling room: exponentially decaying echoes, T60 of 0.1–0.4 s, same length and level."""
+    """The clip in a room: exponentially decaying echoes, T60 of 0.1-0.4 s; the same length and level."""
     rng = np.random.default_rng([seed, 1])
     t60 = rng.uniform(0.1, 0.4)
     decay_N = 10 ** (-3 * np.arange(round(t60 * RATE)) / (t60 * RATE))
@@ -93,7 +94,7 @@ def room(wave_N: Wave, seed: int) -> Wave:
 
 
 def noise(wave_N: Wave, seed: int) -> Wave:
-    """The clip in background noise, 15–35 dB below it, anything from white to brownish."""
+    """The clip in background noise, 15-35 dB below it, anything from white to brownish."""
     rng = np.random.default_rng([seed, 2])
     hiss_N = rng.standard_normal(len(wave_N))
     pole = rng.uniform(0.0, 0.97)

@@ -1,7 +1,8 @@
 """How something is said: the five attributes of the tiny world (paper §III-B, attribute tasks).
 
 The grammar draws a style for every utterance, the synthesiser renders it, and the attribute tasks ask for it.
-No value word occurs under two attributes, so one word always names one attribute ("sad" can only be an emotion).
+No value word occurs under two attributes, so one word always names one attribute ("sad" can only be an
+emotion).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def sample_style(rng: random.Random, tied: float = 0.5) -> Style:
 
     Args:
         rng: source of randomness; it alone determines the result.
-        tied: probability, for each of the three separately, of taking the typical value instead of a uniform one.
+        tied: probability, for each of the three apart, of the typical value instead of a uniform draw.
     """
     gender, emotion = rng.choice(ATTRIBUTES["gender"]), rng.choice(ATTRIBUTES["emotion"])
     drawn = {

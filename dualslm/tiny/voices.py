@@ -1,9 +1,9 @@
 """The tiny world's synthesiser: text and a style in, speech out (ours; needs the extra `voices`).
 
-espeak-ng speaks, in voices of our own: gender is the length of the vocal tract (formants), pitch is the absolute
-fundamental frequency whatever the gender, tempo is espeak's rate; `effects` adds the emotion's voice quality, and
-energy is the level, set last. Each class stands clear of the next one, and everything else jitters with the seed.
-A job always gives the same bytes, in any process and any order.
+espeak-ng speaks, in voices of our own: gender is the length of the vocal tract (formants), pitch is the
+absolute fundamental frequency whatever the gender, tempo is espeak's rate; `effects` adds the emotion's voice
+quality, and energy is the level, set last. Each class stands clear of the next one, and everything else
+jitters with the seed. A job always gives the same bytes, in any process and any order.
 
 Dimensions: N samples of 16 kHz mono.
 """
@@ -40,25 +40,27 @@ JOBS_AT_ONCE = 16  # jobs sent to a process together
 PITCH_HZ = {"low": 93.0, "middle": 160.0, "high": 275.0}  # mean fundamental: 80-110, 140-185, 235-320 Hz
 TEMPO_WPM = {"slow": 122.0, "steady": 178.0, "fast": 262.0}  # words a minute, as espeak counts them
 ENERGY_RMS = {"quiet": 0.018, "moderate": 0.06, "loud": 0.2}  # of full scale: 10 dB apart
-INTONATION = {"neutral": 0.12, "happy": 0.30, "sad": 0.04, "angry": 0.15, "afraid": 0.17}  # ± fraction of pitch
+# How far the voice rises and falls, ± as a fraction of the pitch.
+INTONATION = {"neutral": 0.12, "happy": 0.30, "sad": 0.04, "angry": 0.15, "afraid": 0.17}
 TRACT = {"male": (0.85, 1.0), "female": (1.16, 1.32)}  # formant scale
 
 TRAINING_VOICES = {
-    "male": "adam alan boris carl diego edgar felix gavin harold ivan jonas karim leon marco nolan oscar pablo "
-    "quentin ralph simon tariq ulrich victor walter".split(),
-    "female": "alice beth clara diana elena fiona grace hanna irene julia kate laura maria nadia olga paula "
-    "quinn rosa sofia tessa uma vera wendy zoe".split(),
+    "male": "adam alan boris carl diego edgar felix gavin harold ivan jonas karim "
+    "leon marco nolan oscar pablo quentin ralph simon tariq ulrich victor walter",
+    "female": "alice beth clara diana elena fiona grace hanna irene julia kate laura "
+    "maria nadia olga paula quinn rosa sofia tessa uma vera wendy zoe",
 }
 HELD_OUT_VOICES = {
-    "male": "yusuf bruno dmitri henri kenji tomas".split(),
-    "female": "yara brenda dora helga kiko tamara".split(),
+    "male": "yusuf bruno dmitri henri kenji tomas",
+    "female": "yara brenda dora helga kiko tamara",
 }
+TONE = ((600, 170), (1200, 135), (2000, 110))  # espeak's own equaliser: Hz, height
 ACCENTS = ("en-us", "en-us-nyc", "gmw/en", "gmw/en-GB-x-rp", "en-gb-scotland", "gmw/en-GB-x-gbclan")
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: everything about the sound of one follows from its name, its gender and its place among the others.
+    """A speaker, whose sound follows from the name and the length of the vocal tract.
 
     Attributes:
         name: what the speaker is called.
@@ -88,12 +90,12 @@ class Job:
     seed: int
 
 
-def _cast(names: dict[str, list[str]], held_out: bool) -> tuple[Voice, ...]:
+def _cast(names: dict[str, str], held_out: bool) -> tuple[Voice, ...]:
     """Spreads the voices of each gender evenly over its range of vocal tracts."""
     return tuple(
-        Voice(name, gender, low + (high - low) * (place + 0.5) / len(names[gender]), held_out)
+        Voice(name, gender, low + (high - low) * (place + 0.5) / len(names[gender].split()), held_out)
         for gender, (low, high) in TRACT.items()
-        for place, name in enumerate(names[gender])
+        for place, name in enumerate(names[gender].split())
     )
 
 
@@ -152,7 +154,8 @@ def render(text: str, style: Style, voice: Voice, seed: int) -> NDArray[np.float
             do=f"shorten it to {MAX_SECONDS:.0f} s, about 14 words",
         )
     wave_N = effects.colour(wave_N, style.emotion, rng)
-    spoken_N: NDArray[np.float32] = effects.level(wave_N, ENERGY_RMS[style.energy] * 10 ** rng.uniform(-0.075, 0.075))
+    loudness = ENERGY_RMS[style.energy] * 10 ** rng.uniform(-0.075, 0.075)  # ± 1.5 dB
+    spoken_N: NDArray[np.float32] = effects.level(wave_N, loudness)
     return spoken_N
 
 
@@ -215,7 +218,7 @@ def _variant(voice: Voice, style: Style, rng: np.random.Generator) -> str:
         f"pitch {centre * (1 - swing):.0f} {centre * (1 + swing):.0f}",
         f"flutter {own.randint(1, 3)}",
         f"breath {own.randint(0, 2)}",
-        "tone " + " ".join(f"{hz} {amp + own.randint(-12, 12)}" for hz, amp in ((600, 170), (1200, 135), (2000, 110))),
+        "tone " + " ".join(f"{hz} {amp + own.randint(-12, 12)}" for hz, amp in TONE),
         "stressAdd " + " ".join(str(own.randint(-8, 8)) for _ in range(8)),
         f"consonants {own.randint(85, 115)} {own.randint(85, 115)}",
     ]
@@ -229,28 +232,28 @@ class _Espeak:
     """espeak-ng through its C interface, with a private copy of the few data files that English needs."""
 
     RATE_PARAMETER, VOLUME_PARAMETER = 1, 2
+    VOLUME = 60  # of 200: leaves room for every voice's peaks
 
     def __init__(self) -> None:
         loader = _extra("espeakng_loader")
         self.library = loader.get_library_path()
         self.folder = tempfile.TemporaryDirectory(prefix="dualslm-voices-", ignore_cleanup_errors=True)
         self.data = Path(self.folder.name) / "espeak-ng-data"
-        shutil.copytree(
-            loader.get_data_path(), self.data, ignore=shutil.ignore_patterns("[!e]?_dict", "e[!n]_dict", "???_dict", "!v")
-        )
+        shutil.copytree(loader.get_data_path(), self.data, ignore=_not_english)
         self.variant = self.data / "voices" / "!v" / "v"
         self.variant.parent.mkdir(parents=True)
         self.lock = threading.Lock()
 
-    def speak(self, text: str, *, variant: str, accent: str, words_per_minute: int, seed: int) -> NDArray[np.int16]:
+    def speak(
+        self, text: str, *, variant: str, accent: str, words_per_minute: int, seed: int
+    ) -> NDArray[np.int16]:
         """16-bit samples (N,) at 22.05 kHz.
 
-        The library is loaded anew for each utterance (0.2 ms): its static buffers outlive `espeak_Terminate`, so
-        that otherwise an utterance would depend on those before it.
+        The library is loaded anew for each utterance (0.2 ms): its static buffers outlive `espeak_Terminate`,
+        so that otherwise an utterance would depend on those before it.
         """
         pieces: list[NDArray[np.int16]] = [np.zeros(0, np.int16)]
 
-        @_CALLBACK
         def collect(samples: Any, count: int, _events: Any) -> int:
             if samples and count > 0:
                 pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
@@ -260,21 +263,29 @@ class _Espeak:
             self.variant.write_text(variant)
             espeak = ctypes.CDLL(self.library)
             try:
-                self._speak(espeak, collect, text.encode(), accent, words_per_minute, seed)
+                self._speak(espeak, _CALLBACK(collect), text.encode(), accent, words_per_minute, seed)
             finally:
                 espeak.espeak_Terminate()
                 _unload(espeak)
         return np.concatenate(pieces)
 
-    def _speak(self, espeak: Any, collect: Any, text: bytes, accent: str, words_per_minute: int, seed: int) -> None:
+    def _speak(
+        self, espeak: Any, collect: Any, text: bytes, accent: str, words_per_minute: int, seed: int
+    ) -> None:
         synchronous, utf8 = 2, 1
-        assert espeak.espeak_Initialize(synchronous, 0, self.folder.name.encode(), 0) == ESPEAK_RATE
+        rate = espeak.espeak_Initialize(synchronous, 0, self.folder.name.encode(), 0)
+        assert rate == ESPEAK_RATE, rate
         espeak.espeak_SetSynthCallback(collect)
         espeak.espeak_ng_SetRandSeed(ctypes.c_long(seed % 2**31))
-        assert espeak.espeak_SetVoiceByName(f"{accent}+v".encode()) == 0, accent
+        status = espeak.espeak_SetVoiceByName(f"{accent}+v".encode())
+        assert status == 0, (accent, status)
         espeak.espeak_SetParameter(self.RATE_PARAMETER, words_per_minute, 0)
-        espeak.espeak_SetParameter(self.VOLUME_PARAMETER, 60, 0)  # of 200: leaves room for every voice's peaks
+        espeak.espeak_SetParameter(self.VOLUME_PARAMETER, self.VOLUME, 0)
         espeak.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, utf8, None, None)
+
+
+def _not_english(_folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "!v" or (name.endswith("_dict") and name != "en_dict")]
 
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -298,5 +309,7 @@ def _extra(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise DualSLMError(
-            "speaking needs the extra packages of `voices`", got=str(error), do="pip install 'dualslm[voices]'"
+            "speaking needs the extra packages of `voices`",
+            got=str(error),
+            do="pip install 'dualslm[voices]'",
         ) from error

@@ -1,0 +1,33 @@
+# demo, test, check: each makes .venv where it is missing and installs anew only when the pins have changed.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: demo test check hooks
+
+demo: .venv/installed
+	$(BIN)/dualslm demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+hooks: .venv/installed-dev
+	$(BIN)/pre-commit install
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev,voices]'
+	touch $@ .venv/installed

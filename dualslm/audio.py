@@ -1,0 +1,201 @@
+"""Audio in: decode, downmix, resample to 16 kHz mono, count frames, split in windows (paper §IV-C).
+
+Every audio constant of the project stands here, with its unit. `frame_count` is the one place where samples
+become frames, and nothing here imports torch.
+
+Dimensions: N samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from dualslm.errors import DualSLMError
+
+Audio: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]
+Samples: TypeAlias = NDArray[np.float32]
+
+SAMPLE_RATE = 16_000  # Hz, what Whisper hears
+HOP = 160  # samples from one mel column to the next: 10 ms
+SAMPLES_PER_FRAME = 2 * HOP  # 320: the encoder's second convolution halves the mel rate
+FRAMES_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_FRAME  # 50 Hz
+
+MAX_SECONDS = 1800  # s; half an hour is far beyond a spoken turn and bounds the memory of one clip
+MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged header
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz, what recorders write
+MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def load(audio: Audio, rate: int = SAMPLE_RATE) -> Samples:
+    """Gives any recording as 16 kHz mono samples.
+
+    Args:
+        audio: a path or the bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more), or
+            floating-point samples (N,) in [-1, 1].
+        rate: the sampling rate of `audio` in Hz, where it is an array.
+
+    Returns:
+        Samples (N,), float32, at least one, all finite. An array that is so already is not copied.
+
+    Raises:
+        DualSLMError: nothing there, not audio, damaged, empty, not finite, or over one of the limits above.
+    """
+    if isinstance(audio, np.ndarray):
+        return _resample(_from_array(audio, rate), rate, "the array")
+    if isinstance(audio, bytes):
+        name = f"the {len(audio)} bytes given"
+        _refuse_what_is_no_audio(audio[: len(LFS_POINTER)], name)
+        return _decode(io.BytesIO(audio), name)
+    if isinstance(audio, (str, os.PathLike)):
+        return _from_path(Path(audio))
+    raise DualSLMError(
+        "this is not audio",
+        got=f"a {type(audio).__name__}",
+        do="give a path, the bytes of a file or a NumPy array",
+    )
+
+
+def frame_count(samples: int) -> int:
+    """How many 50 Hz encoder frames so many 16 kHz samples give; the last frame may be short."""
+    assert samples >= 0, samples
+    return -(-samples // SAMPLES_PER_FRAME)
+
+
+def windows(samples: Samples, window_samples: int) -> list[Samples]:
+    """Splits samples (N,) in consecutive views of `window_samples`, the last one shorter where need be."""
+    assert window_samples >= 1, window_samples
+    return [samples[start : start + window_samples] for start in range(0, len(samples), window_samples)]
+
+
+def _from_path(path: Path) -> Samples:
+    name = str(path)
+    if path.exists() and not path.is_file():
+        got = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DualSLMError(f"{name} is not an audio file", got=got, do="give one file, or its bytes")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LFS_POINTER))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DualSLMError(
+            f"cannot open {name}", got=reason, do="check the path and the permissions"
+        ) from error
+    _refuse_what_is_no_audio(head, name)
+    return _decode(name, name)
+
+
+def _refuse_what_is_no_audio(head: bytes, name: str) -> None:
+    if not head:
+        raise DualSLMError(f"{name} is empty", got="zero bytes", do="record or copy it again")
+    if head == LFS_POINTER:
+        raise DualSLMError(
+            f"{name} is not audio",
+            got="a Git LFS pointer that stands in for it",
+            do="run `git lfs pull` to fetch the recording",
+        )
+
+
+def _decode(source: str | io.BytesIO, name: str) -> Samples:
+    try:
+        with soundfile.SoundFile(source) as file:
+            return _resample(_read(file, name), file.samplerate, name)
+    except soundfile.LibsndfileError as error:
+        raise DualSLMError(
+            f"cannot decode {name}",
+            got=error.error_string.removeprefix("Error : ").rstrip("."),
+            do="give an undamaged wav, flac, mp3 or ogg file",
+        ) from error
+    except TypeError as error:  # a file named .raw, whose format soundfile asks for
+        raise DualSLMError(
+            f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac"
+        ) from error
+
+
+def _read(file: soundfile.SoundFile, name: str) -> Samples:
+    """All samples of a file as one channel; what its header forbids is refused before it is decoded."""
+    _check_rate(file.samplerate, name)
+    if file.channels > MAX_CHANNELS:
+        raise DualSLMError(
+            f"{name} has too many channels",
+            got=f"{file.channels} channels",
+            do=f"mix it down to at most {MAX_CHANNELS}",
+        )
+    stated = file.format != "MP3"  # an mp3 only estimates its length
+    limit = MAX_SECONDS * file.samplerate
+    if stated:
+        _check_length(file.frames, file.samplerate, name)
+    samples_NC = file.read(limit + 1, dtype="float32", always_2d=True)
+    _check_length(len(samples_NC), file.samplerate, name)
+    if stated and len(samples_NC) < file.frames:
+        raise DualSLMError(
+            f"{name} is truncated",
+            got=f"{len(samples_NC)} of {file.frames} samples",
+            do="copy or record it again",
+        )
+    return np.asarray(samples_NC.mean(axis=1, dtype=np.float32))
+
+
+def _from_array(array: NDArray[Any], rate: int) -> Samples:
+    if array.ndim != 1:
+        raise DualSLMError(
+            "samples must have one dimension", got=f"the shape {array.shape}", do="mix down to one channel"
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DualSLMError(
+            "samples must be floating-point numbers in [-1, 1]",
+            got=f"an array of {array.dtype}",
+            do="divide by the largest value of the type, 32768 for int16",
+        )
+    _check_rate(rate, "the array")
+    _check_length(len(array), rate, "the array")
+    if len(array) and MAX_PEAK < (peak := float(np.abs(array).max())) < np.inf:
+        raise DualSLMError(
+            "samples must lie in [-1, 1]",
+            got=f"a peak of {peak:g}",
+            do="divide by the full scale, 32768 for 16-bit samples",
+        )
+    return array.astype(np.float32, copy=False)
+
+
+def _check_rate(rate: int, name: str) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise DualSLMError(
+            f"{name} has an unlikely sampling rate",
+            got=f"{rate} Hz",
+            do=f"give audio of {MIN_RATE} to {MAX_RATE} Hz",
+        )
+
+
+def _check_length(samples: int, rate: int, name: str) -> None:
+    if samples > MAX_SECONDS * rate:
+        unknown = samples >= np.iinfo(np.int64).max  # libsndfile's word for a stream without a length
+        raise DualSLMError(
+            f"{name} is longer than {MAX_SECONDS} s",
+            got="a header that states no length" if unknown else f"at least {samples // rate} s",
+            do="save it as wav" if unknown else "cut it in shorter turns",
+        )
+
+
+def _resample(samples: Samples, rate: int, name: str) -> Samples:
+    """Finite mono samples at any rate → the same at 16 kHz; refuses what leaves nothing to hear."""
+    bad = len(samples) - int(np.isfinite(samples).sum())
+    if bad:
+        raise DualSLMError(
+            f"{name} has samples that are not finite numbers",
+            got=f"{bad} of {len(samples)} samples NaN or infinite",
+            do="repair or export the recording again",
+        )
+    out = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
+    if not len(out):
+        raise DualSLMError(f"{name} holds no sound", got=f"{len(samples)} samples", do="record it again")
+    return out

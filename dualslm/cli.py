@@ -1,0 +1,278 @@
+"""The command line: `dualslm ask`, `show`, `demo`, `--version`.
+
+Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
+one line on standard error and exit status 2; a traceback is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from dualslm import __version__
+from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    from dualslm.conversation import Conversation, Speech, View
+    from dualslm.model import DualSLM
+
+PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
+EXTRAS = ["espeakng-loader", "scipy"]
+
+EPILOG = """\
+examples:
+  dualslm demo                                     hear and see what it does, offline
+  dualslm ask hello.wav                            reply to a recording
+  arecord -d 5 -f cd | dualslm ask -               reply to the microphone
+  dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
+  dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
+  dualslm ask a.wav --view speech,none             what does it hear beyond words?
+  dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
+"""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording to be answered and what to call it."""
+
+    name: str
+    speech: Speech
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
+    try:
+        if args.version:
+            return _version(args)
+        if verb is None:
+            parser.print_help()
+            return 0
+        return verb(args)
+    except DualSLMError as error:
+        print("dualslm: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its mistakes told in one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dualslm: error: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dualslm",
+        description="Speak to a frozen chat LLM: it hears what is said and how it is said.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print every version that a bug report needs")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    _add_ask(verbs.add_parser("ask", help="reply to recordings"))
+    _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
+    demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
+    demo.set_defaults(verb=_demo)
+    return parser
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    _add_speech(parser)
+    parser.add_argument("--talk", action="store_true", help="the FILEs are the turns of one talk")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print each reply as a line of JSON"
+    )
+    parser.set_defaults(verb=_ask)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    _add_speech(parser)
+    parser.set_defaults(verb=_show)
+
+
+def _add_speech(parser: argparse.ArgumentParser) -> None:
+    """What `ask` and `show` share: what is said, who hears it and how."""
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="wav, flac, mp3 or ogg; - reads standard input")
+    add("--say", metavar="TEXT", help="a made voice says this (needs dualslm[voices])")
+    add("--style", default="", metavar="WORDS", help="how --say says it, for example sad,slow")
+    add("--tone", metavar="FILE", help="take how it is said from this recording instead")
+    add("--view", default="speech,speech", metavar="P,L", help="source of each channel: speech, text or none")
+    add("--system", metavar="TEXT", help="system text of the talk")
+    add("--model", metavar="PATH_OR_ID", help="trained adapters (default: the embedded tiny model)")
+    add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
+    add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+
+
+# ---------------------------------------------------------------------- verbs
+
+
+def _ask(args: argparse.Namespace) -> int:
+    view, said = _view(args), _utterances(args)
+    answer = _answerer(args, view)
+    talk = _new_talk(args)
+    for utterance in said:
+        talk = talk if args.talk else _new_talk(args)
+        talk.user(utterance.speech)
+        if len(said) > 1 and not args.json:
+            print(f"{utterance.name}: ", end="")
+        reply = answer(talk)
+        talk.assistant(reply)
+        if args.json:
+            result = {"said": utterance.name, "view": str(view), "reply": reply}
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    view, said = _view(args), _utterances(args)
+    model = _model(args)
+    from dualslm.prompt import render
+    from dualslm.show import show
+
+    for utterance in said:
+        prompt = render(_new_talk(args).user(utterance.speech), model.llm.tokenizer, view)
+        show(prompt, model.llm.tokenizer, partial(model.slot_length, clips=prompt.clips), Console())
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from dualslm.tiny import demo
+
+    demo.main()
+    return 0
+
+
+def _version(args: argparse.Namespace) -> int:
+    versions = {"dualslm": __version__, "python": platform.python_version()}
+    versions |= {name: _installed(name) for name in (*PARTS, *EXTRAS)}
+    versions["platform"] = platform.platform()
+    if args.json:
+        print(json.dumps(versions))
+    else:
+        print("\n".join(f"{name:16} {version}" for name, version in versions.items()))
+    return 0
+
+
+# ---------------------------------------------------------------------- their parts
+
+
+def _installed(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _view(args: argparse.Namespace) -> View:
+    from dualslm.conversation import View
+
+    return View.parse(args.view)
+
+
+def _new_talk(args: argparse.Namespace) -> Conversation:
+    from dualslm.conversation import Conversation
+
+    return Conversation(args.system)
+
+
+def _utterances(args: argparse.Namespace) -> list[Utterance]:
+    """Everything that is said, decoded: a bad file is told before a model is loaded."""
+    said = [_recording(file) for file in args.files]
+    if args.say is not None:
+        said.append(_made(args.say, args.style))
+    if not said:
+        raise DualSLMError("nothing to hear", got="neither a FILE nor --say", do="name a recording")
+    if args.tone is None:
+        return said
+    tone = _recording(args.tone).speech
+    return [Utterance(one.name, one.speech.in_the_tone_of(tone)) for one in said]
+
+
+def _recording(file: str) -> Utterance:
+    from dualslm.audio import load
+    from dualslm.conversation import Speech
+
+    if file != "-":
+        return Utterance(file, Speech(load(file)))
+    if sys.stdin.isatty():
+        raise DualSLMError(
+            "no audio on standard input", got="a terminal", do="pipe one in: cat a.wav | dualslm ask -"
+        )
+    return Utterance("standard input", Speech(load(sys.stdin.buffer.read())))
+
+
+def _made(text: str, style: str) -> Utterance:
+    """A sentence said by the synthesiser."""
+    from dualslm.conversation import Speech
+    from dualslm.tiny.voices import say
+
+    return Utterance(text, Speech(say(text, style.split()), transcript=text))
+
+
+def _model(args: argparse.Namespace) -> DualSLM:
+    """The model that the options name: embedded, trained, or any two parts with fresh adapters."""
+    from rich.console import Console
+
+    if args.model is None and (args.encoder is None) != (args.llm is None):
+        missing = "--llm" if args.llm is None else "--encoder"
+        raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
+    with Console(stderr=True).status("loading the model"):
+        return _load(args.model, args.encoder, args.llm)
+
+
+def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    from dualslm import tiny
+    from dualslm.model import DualSLM
+
+    if name is not None:
+        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm)
+    if encoder is None or llm is None:
+        return tiny.load()
+    print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
+    return DualSLM.from_parts(encoder=encoder, llm=llm)
+
+
+def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:
+    """Gives the reply to a talk; unless it is wanted as JSON, prints it as it comes."""
+    model = _model(args)
+    from dualslm.llm import Decoding
+
+    how = Decoding(max_new_tokens=args.max_new_tokens)
+
+    def answer(talk: Conversation) -> str:
+        if args.json:
+            return model.reply(talk, view=view, how=how)
+        pieces = []
+        for piece in model.stream(talk, view=view, how=how):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+        return "".join(pieces)
+
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

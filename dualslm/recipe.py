@@ -1,0 +1,335 @@
+"""A recipe is one experiment as one strict TOML file: model, stages, optimiser (paper §III-C, §IV-C).
+
+The dataclasses below are the whole format: a table is a dataclass, a key is a field. What they do not name is
+an error that tells the full key, so that no typing mistake ever trains a default. Values are checked where a
+dataclass is made, whether it is made from TOML or in Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import random
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from dualslm.conversation import CHANNELS, Channel, Source, View
+from dualslm.errors import DualSLMError
+
+TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
+TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+NAMES: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+Table = TypeVar("Table")
+
+
+def _require(holds: bool, key: str, got: object, do: str) -> None:
+    if not holds:
+        raise DualSLMError(f"{key} makes no sense", got=got, do=do)
+
+
+def _at_least(low: int, **values: float | None) -> None:
+    for key, value in values.items():
+        _require(value is None or low <= value < math.inf, key, value, f"give {low} or more")
+
+
+def _above_zero(**values: float) -> None:
+    for key, value in values.items():
+        _require(0 < value < math.inf, key, value, "give a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paralinguistic:
+    """The paralinguistic adapter (paper eq. 4): the arguments of `ParalinguisticAdapter`."""
+
+    layers: int = 1
+    """Transformer layers."""
+    heads: int = 8
+    """Attention heads; they must divide the encoder's width."""
+    dropout: float = 0.1
+    tokens: int = 16
+    """m, the soft-prompt embeddings that a clip becomes."""
+    feedforward: int | None = None
+    """Width of the feed-forward block; four times the encoder's width where it is not given."""
+    mix: bool = False
+    """Read a learned mix of the encoder's layers instead of the last one (beyond the paper)."""
+    deviations: bool = False
+    """Pooling keeps deviations beside means (beyond the paper)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, layers=self.layers, heads=self.heads, tokens=self.tokens, feedforward=self.feedforward)
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "give 0 or more and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linguistic:
+    """The linguistic adapter (paper eq. 5): the arguments of `LinguisticAdapter`."""
+
+    stack: int = 5
+    """k, the 50 Hz frames in one embedding."""
+    hidden: int = 2048
+    """Width between the two linear layers."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, stack=self.stack, hidden=self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Two frozen parts, by hub id or folder, and two adapters."""
+
+    encoder: str
+    llm: str
+    paralinguistic: Paralinguistic = Paralinguistic()
+    linguistic: Linguistic = Linguistic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewDraw:
+    """The sources of each channel, of which one is drawn per example, all equally likely (paper §III-C)."""
+
+    para: tuple[Source, ...] = ("speech",)
+    ling: tuple[Source, ...] = ("speech",)
+
+    def __post_init__(self) -> None:
+        for channel in CHANNELS:
+            _require(bool(getattr(self, channel)), channel, "no source", "name at least one")
+
+    def draw(self, rng: random.Random) -> View:
+        """One view."""
+        return View(rng.choice(self.para), rng.choice(self.ling))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a stage does with one kind of task."""
+
+    learns: tuple[Channel, ...]
+    """The adapters that learn from it; the other one's slots are detached."""
+    view: ViewDraw = ViewDraw()
+    share: float = 1.0
+    """Its weight in the stage's mixture, relative to the other kinds."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.learns), "learns", "no channel", 'name "para", "ling" or both')
+        _above_zero(share=self.share)
+        for channel in self.learns:
+            sources = getattr(self.view, channel)
+            _require("speech" in sources, f"view.{channel}", list(sources), "a channel learns from speech")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stretch of training; its length is in epochs or in steps."""
+
+    name: str
+    lr: float
+    """The largest learning rate, reached after the warm-up, from which it falls linearly to zero."""
+    batch: int
+    """Examples per optimiser step, over all processes."""
+    warmup: int = 0
+    """Optimiser steps."""
+    epochs: int | None = None
+    steps: int | None = None
+    """Optimiser steps."""
+    linguistic: Kind | None = None
+    paralinguistic: Kind | None = None
+    dual: Kind | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.name.isidentifier(), "name", repr(self.name), "use letters, digits and _")
+        _above_zero(lr=self.lr)
+        _at_least(1, batch=self.batch, epochs=self.epochs, steps=self.steps)
+        _at_least(0, warmup=self.warmup)
+        length = f"epochs {self.epochs} and steps {self.steps}"
+        _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
+        _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
+
+    @property
+    def kinds(self) -> dict[TaskKind, Kind]:
+        """The kinds of task that this stage trains on."""
+        return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW (paper §IV-C)."""
+
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """The gradient's norm is cut to this."""
+    paralinguistic_lr: float = 1.0
+    """Factor on the learning rate of the paralinguistic adapter."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, weight_decay=self.weight_decay)
+        _above_zero(clip=self.clip, paralinguistic_lr=self.paralinguistic_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment."""
+
+    model: ModelRecipe
+    stages: tuple[Stage, ...] = field(metadata={"key": "stage"})
+    optimiser: Optimiser = Optimiser()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        _require(bool(names), "stage", "no stage", "add a [[stage]] table")
+        _require(len(set(names)) == len(names), "stage", " ".join(names), "name each stage differently")
+        _at_least(0, seed=self.seed)
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe file.
+
+    Args:
+        path: a TOML file.
+        overrides: one-off changes such as "stage.1.lr=1e-5"; stages are counted from 1.
+
+    Raises:
+        DualSLMError: the file, a key or a value is not what a recipe has; the full key is named.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DualSLMError(
+            f"cannot read the recipe {path}",
+            got=error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text",
+            do="give a TOML file such as recipes/small.toml",
+        ) from error
+    return parse(text, overrides, name=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, name: str = "the recipe") -> Recipe:
+    """Reads a recipe from TOML text; see `load`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DualSLMError(f"{name} is not TOML", got=str(error), do="mend that line") from error
+    for override in overrides:
+        _override(raw, override)
+    return _table(Recipe, raw, "")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as TOML that `parse` reads back."""
+    return tomli_w.dumps(_plain(recipe))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as tables of what TOML can say; a key that is None is left out."""
+    if is_dataclass(value):
+        entries = {_key(entry): _plain(getattr(value, entry.name)) for entry in fields(value)}
+        return {key: entry for key, entry in entries.items() if entry is not None}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _key(entry: dataclasses.Field[Any]) -> str:
+    return str(entry.metadata.get("key", entry.name))
+
+
+def _table(kind: type[Table], raw: object, where: str) -> Table:
+    """A TOML table → the dataclass `kind`; `where` is the full key so far."""
+    assert is_dataclass(kind)
+    if not isinstance(raw, dict):
+        raise _wrong(where, "a table", raw)
+    known = {_key(entry): entry for entry in fields(kind)}
+    _refuse_unknown(raw, known, where)
+    for key, entry in known.items():
+        if key not in raw and entry.default is MISSING:
+            raise DualSLMError(f"the recipe lacks {where}{key}", got="nothing", do=f"add {where}{key} = ...")
+    hints = get_type_hints(kind)
+    values = {known[key].name: _value(hints[known[key].name], raw[key], where + key) for key in raw}
+    try:
+        return kind(**values)
+    except DualSLMError as error:
+        raise DualSLMError(where + error.wrong, got=error.got, do=error.do) from None
+
+
+def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise DualSLMError(
+                f"the recipe has an unknown key {where}{key}",
+                got=repr(key),
+                do=_suggest(key, sorted(known), prefix=where),
+            )
+
+
+def _value(kind: Any, raw: object, where: str) -> Any:
+    """A TOML value → a value of the type `kind`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # X | None: TOML has no null, so a key that stands there is an X
+        return _value(inner[0], raw, where)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise _wrong(where, "a list", raw)
+        return tuple(_value(inner[0], part, f"{where}.{number}") for number, part in enumerate(raw, 1))
+    if origin is Literal:
+        if raw not in inner:
+            raise DualSLMError(f"{where} is unknown", got=repr(raw), do=_suggest(str(raw), inner))
+        return raw
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _table(kind, raw, f"{where}.")
+    return _scalar(kind, raw, where)
+
+
+def _scalar(kind: type, raw: object, where: str) -> Any:
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not kind:  # isinstance would let true pass for 1
+        raise _wrong(where, NAMES[kind], raw)
+    return raw
+
+
+def _wrong(where: str, wanted: str, raw: object) -> DualSLMError:
+    got = "a table" if isinstance(raw, dict) else "a list" if isinstance(raw, list) else repr(raw)
+    return DualSLMError(f"{where.rstrip('.')} must be {wanted}", got=got, do="mend it in the recipe")
+
+
+def _suggest(word: str, known: Sequence[str], *, prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Writes one "key.to.set=value" into the raw recipe."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise DualSLMError("not an override", got=repr(override), do="write for example stage.1.lr=1e-5")
+    here: Any = raw
+    for depth, key in enumerate(keys[:-1], 1):
+        here = _step(here, key, ".".join(keys[:depth]))
+    if not isinstance(here, dict):
+        raise DualSLMError(f"{path.strip()} cannot be set", got="no table there", do="name a key of a table")
+    here[keys[-1]] = _parse_value(text.strip())
+
+
+def _step(here: Any, key: str, where: str) -> Any:
+    """One key down; a list is stepped into by number, counted from 1."""
+    if isinstance(here, list):
+        if not key.isdecimal() or not 1 <= int(key) <= len(here):
+            do = f"give a number from 1 to {len(here)}"
+            raise DualSLMError(f"there is no {where} in the recipe", got=repr(key), do=do)
+        return here[int(key) - 1]
+    return here.setdefault(key, {}) if isinstance(here, dict) else here
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; what is none, such as a hub id without quotes, is text."""
+    try:
+        value = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return value["value"] if value.keys() == {"value"} else text

@@ -1,0 +1,28 @@
+"""The embedded default: a made world of speech in which every claim can be shown, with nothing downloaded (ours).
+
+`load()` gives the shipped model. `python -m dualslm.tiny build` makes all of it anew: the small LLM, the small
+speech encoder, the recordings, the three stages and their figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dualslm.model import DualSLM
+
+WEIGHTS = Path(__file__).parent / "weights"
+ADAPTERS = WEIGHTS / "adapters"
+CLIPS = Path(__file__).parent / "clips"
+
+
+def load(*, device: str | None = "cpu") -> DualSLM:
+    """The shipped model: encoder, LLM and adapters from the package itself.
+
+    Args:
+        device: a CPU is quick enough for models of this size; None takes the GPU where there is one.
+    """
+    from dualslm.model import DualSLM
+
+    return DualSLM.from_pretrained(ADAPTERS, device=device)

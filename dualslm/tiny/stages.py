@@ -1,0 +1,173 @@
+"""The three training stages on the tiny world (paper §III-C), from the stages of a recipe.
+
+What learns, and from which sources the channels come, is read from the recipe: nothing here knows of ERR. Each
+lesson is a conversation and a view, drawn from the lesson's own number, so that the same seed gives the same
+lessons in any number of worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dualslm.conversation import Conversation, View
+from dualslm.model import DualSLM
+from dualslm.prompt import Prompt, render
+from dualslm.recipe import Optimiser, Stage
+from dualslm.tiny import world
+from dualslm.tiny.recordings import Recordings, Take
+
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training example.
+
+    Attributes:
+        kind: linguistic, paralinguistic or dual.
+        view: the sources that were drawn for it.
+        prompt: rendered, with its targets.
+    """
+
+    kind: str
+    view: View
+    prompt: Prompt
+
+
+class Lessons(Dataset[Lesson]):
+    """The lessons of a stage, in order; lesson i depends on the seed and i alone.
+
+    Args:
+        stage: of the recipe.
+        takes: what may be heard.
+        talks: conversations with the LLM's own replies, for the dual kind.
+        tokenizer: of the frozen LLM.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self, stage: Stage, takes: Sequence[Take], talks: Sequence[Conversation], tokenizer: object, seed: int
+    ) -> None:
+        self.stage, self.takes, self.talks, self.tokenizer, self.seed = stage, takes, talks, tokenizer, seed
+        self.kinds = list(stage.kinds.items())
+
+    def __len__(self) -> int:
+        assert self.stage.steps is not None
+        return self.stage.steps * self.stage.batch
+
+    def __getitem__(self, index: int) -> Lesson:
+        rng = random.Random(f"{self.seed}/{self.stage.name}/{index}")
+        name, kind = rng.choices(self.kinds, [kind.share for _, kind in self.kinds])[0]
+        view = kind.view.draw(rng)
+        prompt = render(
+            self._talk(name, rng),
+            self.tokenizer,
+            view,
+            learns=frozenset(kind.learns),
+            supervise="all" if name == "paralinguistic" else "last",
+        )
+        return Lesson(name, view, prompt)
+
+    def _talk(self, kind: str, rng: random.Random) -> Conversation:
+        if kind == "dual":
+            return rng.choice(self.talks)
+        take = rng.choice(self.takes)
+        if kind == "linguistic":
+            return world.transcription(take.speech, rng)
+        return world.questions(take.speech, rng)
+
+
+def train_stage(
+    model: DualSLM,
+    stage: Stage,
+    recordings: Recordings,
+    talks: Sequence[Conversation],
+    *,
+    optimiser: Optimiser,
+    seed: int,
+    workers: int,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Runs one stage; the adapters of `model` are changed in place.
+
+    Returns:
+        The mean loss of each kind over the last tenth of the stage.
+    """
+    lessons = Lessons(stage, recordings.takes, talks, model.llm.tokenizer, seed)
+    loader = DataLoader(
+        lessons, batch_size=stage.batch, num_workers=workers, collate_fn=list, persistent_workers=False
+    )
+    torch.manual_seed(seed)
+    rates = {"para": optimiser.paralinguistic_lr * stage.lr, "ling": stage.lr}
+    groups = [{"params": list(model.adapters[name].parameters()), "lr": rate} for name, rate in rates.items()]
+    adamw = torch.optim.AdamW(groups, weight_decay=optimiser.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, _linear(stage))
+    model.train()
+    losses: dict[str, list[float]] = defaultdict(list)
+    start = time.monotonic()
+    for step, batch in enumerate(loader):
+        loss = model([lesson.prompt for lesson in batch], recordings.hear)
+        adamw.zero_grad()
+        loss.mean.backward()
+        torch.nn.utils.clip_grad_norm_(model.adapters.parameters(), optimiser.clip)
+        adamw.step()
+        schedule.step()
+        if step % 10 == 0:
+            _note(losses, batch, loss.nll_B, loss.tokens_B)
+        if step % 100 == 99 or step + 1 == stage.steps:
+            say(_progress(stage, step + 1, time.monotonic() - start, losses))
+    model.eval()
+    return {kind: _recent(values) for kind, values in sorted(losses.items())}
+
+
+def write_targets(
+    model: DualSLM, talks: Sequence[Conversation], path: Path, batch: int = 256
+) -> list[Conversation]:
+    """The frozen LLM's own replies to styled transcripts: what a conversation is trained towards (§III-B).
+
+    They are kept in `path`, one JSON line each, with the LLM's fingerprint; a second call reads them.
+    """
+    oracle = View("text", "text")
+    if not path.exists():
+        lines = []
+        for start in range(0, len(talks), batch):
+            lines += model.replies(talks[start : start + batch], view=oracle)
+        path.write_text("".join(json.dumps({"reply": line}) + "\n" for line in lines))
+    replies = [json.loads(line)["reply"] for line in path.read_text().splitlines()]
+    return [talk.copy().assistant(reply) for talk, reply in zip(talks, replies, strict=True)]
+
+
+def _linear(stage: Stage) -> Callable[[int], float]:
+    """Warm-up, then linear decay to zero (paper §IV-C)."""
+    assert stage.steps is not None
+    steps, warmup = stage.steps, max(1, stage.warmup)
+    return lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
+
+
+def _note(
+    losses: dict[str, list[float]], batch: Sequence[Lesson], nll_B: torch.Tensor, tokens_B: torch.Tensor
+) -> None:
+    per_token = (nll_B.detach() / tokens_B).tolist()
+    for kind in {lesson.kind for lesson in batch}:
+        own = [value for lesson, value in zip(batch, per_token, strict=True) if lesson.kind == kind]
+        losses[kind].append(sum(own) / len(own))
+
+
+def _recent(values: Sequence[float]) -> float:
+    tail = values[-max(1, len(values) // 10) :]
+    return round(sum(tail) / len(tail), 4)
+
+
+def _progress(stage: Stage, step: int, seconds: float, losses: dict[str, list[float]]) -> str:
+    assert stage.steps is not None
+    left = seconds / step * (stage.steps - step)
+    shown = "  ".join(f"{kind} {_recent(values[-10:]):.3f}" for kind, values in sorted(losses.items()))
+    return f"{stage.name:<12} {step:>5}/{stage.steps}  {shown}  {seconds / step * 1000:.0f} ms/step  {left:.0f} s left"
