@@ -87,9 +87,7 @@ def _from_path(path: Path) -> Samples:
             head = file.read(len(LFS_POINTER))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DualSLMError(
-            f"cannot open {name}", got=reason, do="check the path and the permissions"
-        ) from error
+        raise DualSLMError(f"cannot open {name}", got=reason, do="check the path and the permissions") from error
     _refuse_what_is_no_audio(head, name)
     return _decode(name, name)
 
@@ -116,9 +114,7 @@ def _decode(source: str | io.BytesIO, name: str) -> Samples:
             do="give an undamaged wav, flac, mp3 or ogg file",
         ) from error
     except TypeError as error:  # a file named .raw, whose format soundfile asks for
-        raise DualSLMError(
-            f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac"
-        ) from error
+        raise DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac") from error
 
 
 def _read(file: soundfile.SoundFile, name: str) -> Samples:

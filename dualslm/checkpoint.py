@@ -116,9 +116,7 @@ def read_card(folder: Path) -> Card:
             got=str(error),
             do="save the model anew with this version of dualslm",
         ) from error
-    return Card(
-        **{**asdict(card), "encoder": _beside(folder, card.encoder), "llm": _beside(folder, card.llm)}
-    )
+    return Card(**{**asdict(card), "encoder": _beside(folder, card.encoder), "llm": _beside(folder, card.llm)})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -210,9 +208,7 @@ def _beside(folder: Path, name: str) -> str:
 
 def _readme(card: Card) -> str:
     bases = "".join(f"- {base}\n" for base in (card.llm, card.encoder) if not base.startswith((".", "/")))
-    front = (
-        f"---\nlibrary_name: dualslm\ntags:\n- speech\n- audio-text-to-text\n{'base_model:' * bool(bases)}"
-    )
+    front = f"---\nlibrary_name: dualslm\ntags:\n- speech\n- audio-text-to-text\n{'base_model:' * bool(bases)}"
     return (
         f"{front}\n{bases}---\n\n# Speech adapters for {card.llm}\n\n"
         f"Paralinguistic and linguistic adapters that let the frozen LLM `{card.llm}` hear speech through the "

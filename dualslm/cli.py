@@ -213,9 +213,7 @@ def _recording(file: str) -> Utterance:
     if file != "-":
         return Utterance(file, Speech(load(file)))
     if sys.stdin.isatty():
-        raise DualSLMError(
-            "no audio on standard input", got="a terminal", do="pipe one in: cat a.wav | dualslm ask -"
-        )
+        raise DualSLMError("no audio on standard input", got="a terminal", do="pipe one in: cat a.wav | dualslm ask -")
     return Utterance("standard input", Speech(load(sys.stdin.buffer.read())))
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
+from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
 from dualslm.errors import DualSLMError
 
 log = logging.getLogger("dualslm")
@@ -179,7 +179,8 @@ def _load_whisper(
 
 def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:
     """Reads the encoder's tensors only; `WhisperEncoder.from_pretrained` on a full checkpoint would
-    silently keep random weights (its keys carry a prefix that it does not strip)."""
+    silently keep random weights (its keys carry a prefix that it does not strip).
+    """
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(name, revision):
         with safe_open(file, framework="pt") as shard:
@@ -236,9 +237,7 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], *, what: str) -> No
     faults = [f"{key} missing" for key in wanted.keys() - given.keys()]
     faults += [f"{key} unexpected" for key in given.keys() - wanted.keys()]
     faults += [
-        f"{key} is {given[key]}, not {wanted[key]}"
-        for key in wanted.keys() & given.keys()
-        if wanted[key] != given[key]
+        f"{key} is {given[key]}, not {wanted[key]}" for key in wanted.keys() & given.keys() if wanted[key] != given[key]
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from dualslm.prompt import stop_ids
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers import (
 )
 
 from dualslm.errors import DualSLMError
+from dualslm.prompt import stop_ids
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from dualslm.audio import frame_count, load
-from dualslm.prompt import Prompt, Slot, Text, render
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualslm import checkpoint
 from dualslm.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.audio import frame_count, load
 from dualslm.checkpoint import Card
 from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.errors import DualSLMError
 from dualslm.llm import Decoding, FrozenLM, pad_left
+from dualslm.prompt import Prompt, Slot, Text, render
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
@@ -84,9 +84,7 @@ class DualSLM(nn.Module):
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
         para_settings = dict(self.settings["paralinguistic"])
         self.every_layer = bool(para_settings.pop("mix", False))
-        para = ParalinguisticAdapter(
-            encoder.width, llm.width, mix=encoder.depth * self.every_layer, **para_settings
-        )
+        para = ParalinguisticAdapter(encoder.width, llm.width, mix=encoder.depth * self.every_layer, **para_settings)
         ling = LinguisticAdapter(encoder.width, llm.width, **self.settings["linguistic"])
         para.start_like(llm.embedding_std())
         ling.start_like(llm.embedding_std())
@@ -172,9 +170,7 @@ class DualSLM(nn.Module):
         valid = [self.ling.lengths(int(length)) for length in frames.lengths_B]
         return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
 
-    def _pieces(
-        self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pieces(self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for segment in prompt.segments:
             if isinstance(segment, Text):
                 ids_T = torch.tensor(segment.ids, dtype=torch.long, device=self.llm.device)
@@ -205,9 +201,7 @@ class DualSLM(nn.Module):
 
     # ------------------------------------------------------------------ answering
 
-    def reply(
-        self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
-    ) -> str:
+    def reply(self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY) -> str:
         """What the LLM answers to a recording or a talk.
 
         Args:
@@ -226,9 +220,7 @@ class DualSLM(nn.Module):
         prompts = [render(talk, self.llm.tokenizer, view) for talk in talks]
         return self.answer(prompts, how=how)
 
-    def answer(
-        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY
-    ) -> list[str]:
+    def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
         """Replies to rendered prompts, for example with cached frames."""
         with torch.no_grad():
             read = self.llm.prefill(self.embed(prompts, hear))
@@ -266,9 +258,7 @@ class DualSLM(nn.Module):
         return Conversation(system).user(said if isinstance(said, Speech) else Speech(said))
 
     def _text(self, ids: Sequence[int]) -> str:
-        text = self.llm.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self.llm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
     # ------------------------------------------------------------------ keeping
@@ -363,7 +353,8 @@ class DualSLM(nn.Module):
             llm_print=checkpoint.fingerprint(self.llm),
             recipe=self.recipe,
             metrics=self.metrics,
-            **self.settings,
+            paralinguistic=self.settings["paralinguistic"],
+            linguistic=self.settings["linguistic"],
         )
         return checkpoint.write(folder, replace(stated, **card), self.adapters)
 

@@ -1,9 +1,14 @@
-"""Conversation × View × chat template → token ids and slots (paper eq. 3, Fig. 2).
+"""Conversation, View and chat template → token ids and slots (paper eq. 3, Fig. 2).
 
-The only place where text becomes tokens. The tokenizer's own chat template is rendered once with a placeholder
-for every spoken part and every target; the string is cut at the placeholders and each piece is tokenised on its
-own, so that ids never depend on what stands on the other side of a cut. A spoken part becomes its P slot and its
-L slot, in that order, or their text, or nothing, as the view says.
+The only place where text becomes tokens. The tokenizer's own chat template is rendered once with a
+placeholder for every spoken part and every target; the string is cut at the placeholders and each piece is
+tokenised on its own, so that ids never depend on what stands on the other side of a cut. A spoken part
+becomes its P slot and its L slot, in that order, or their text, or nothing, as the view says.
+
+Conventions: the parts of a turn, and turns of one speaker in a row, are joined by a newline; a system text
+that the template has no place for opens the first user turn, followed by an empty line; an LLM without a chat
+template gets `PLAIN`. Captions, transcripts and targets are stripped, and a special token spelt out in them
+stays plain text. In other text it is a special token, as transformers has it.
 
 No torch here: the model fills the slots.
 """
@@ -11,9 +16,13 @@ No torch here: the model fills the slots.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from jinja2 import TemplateError
 
 from dualslm.conversation import CHANNELS, Channel, Conversation, Speech, Turn, View
 from dualslm.errors import DualSLMError
@@ -22,15 +31,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Supervise: TypeAlias = Literal["none", "last", "all"]
+Ids: TypeAlias = tuple[int, ...]
 BOTH: frozenset[Channel] = frozenset(CHANNELS)
 NORMAL = View()
-JOIN = "\n"  # between the parts of a turn, and between turns of one speaker in a row
-PLAIN = (  # for a base LLM without a chat template
-    "{{ bos_token or '' }}{% for m in messages %}{{ m['content'] if m['role'] == 'system' else "
-    "m['role'].capitalize() + ': ' + m['content'] }}{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+JOIN = "\n"
+OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around a placeholder
+ANCHOR = "\n"
+PLAIN = (  # "User: …", newline, "Assistant:"; a reply ends with eos
+    "{{ bos }}{% for m in messages %}"
+    "{{ m['role'].capitalize() + ': ' if m['role'] != 'system' }}{{ m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Text:
         loss: whether the LLM is to produce them.
     """
 
-    ids: tuple[int, ...]
+    ids: Ids
     loss: bool = False
 
 
@@ -63,14 +75,21 @@ class Slot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model sees: segments in order, and the recordings that the slots refer to."""
+    """What the model sees: segments in order, and the recordings that the slots refer to, each once."""
 
     segments: tuple[Text | Slot, ...]
     clips: tuple[Speech, ...]
 
 
-def styled(caption: str) -> str:
-    """A caption as it stands before the transcript: what the P slot stands in for."""
+def styled(caption: str, transcript: str) -> str:
+    """The styled transcript: what `View("text", "text")` reads.
+
+    The P slot stands in for the bracketed caption with the space after it, the L slot for the transcript.
+    """
+    return _bracketed(caption) + transcript.strip()
+
+
+def _bracketed(caption: str) -> str:
     return f"[{caption.strip()}] "
 
 
@@ -86,160 +105,168 @@ def render(
 ) -> Prompt:
     """Renders a talk for the LLM.
 
+    What is trained is what is generated: without its loss segments, a prompt with `supervise="last"` is the
+    prompt of the talk before that answer.
+
     Args:
         conversation: ends with a user turn to be answered, or, when supervised, with the assistant's answer.
         tokenizer: of the LLM, whose chat template is used.
         view: the sources of spoken turns.
-        history: the sources of all spoken parts but those of the last user turn; `view` when None.
+        history: the sources of every spoken turn but the user's last one; `view` when None.
         learns: channels whose embeddings carry gradient.
-        supervise: "last" puts loss on the last assistant turn, "all" on every one, with its end of turn.
+        supervise: "last" puts loss on the last assistant turn and its end-of-turn token, "all" on every one.
         cut_off: the last target was cut off, so it is not taught to end there.
 
     Raises:
         DualSLMError: nothing to answer, turns that the template refuses, or a source that a clip lacks.
     """
-    writer = _Writer(tokenizer, view, history or view, learns)
     turns = _merged(conversation.turns)
     _check_end(turns, supervise)
-    targets = {len(turns) - 1} if supervise == "last" else set()
-    if supervise == "all":
-        targets = {index for index, turn in enumerate(turns) if turn.role == "assistant"}
-    asked = max(index for index, turn in enumerate(turns) if turn.role == "user")
-    contents = [writer.content(turn, index in targets, index == asked) for index, turn in enumerate(turns)]
-    messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
-    answered = messages[:-1] if supervise != "none" else messages
-    text = _template(tokenizer, conversation.system, answered, generation=True)
-    if supervise != "none":
-        text += messages[-1]["content"]
-    return writer.write(text, cut_off=cut_off)
+    heard = max((i for i, turn in enumerate(turns) if turn.role == "user" and turn.speeches), default=-1)
+    targets = {i for i, turn in enumerate(turns) if turn.role == "assistant" and supervise != "none"}
+    targets = {len(turns) - 1} if supervise == "last" else targets
+    writer = _Writer(tokenizer, learns, _strings(conversation))
+    messages = []
+    for index, turn in enumerate(turns):
+        sources = view if index == heard else history or view
+        content = writer.target(turn) if index in targets else writer.content(turn, sources)
+        messages.append({"role": turn.role, "content": content})
+    if supervise == "none":
+        return writer.write(_rendered(tokenizer, conversation.system, messages), ends=False)
+    text = _rendered(tokenizer, conversation.system, messages[:-1])
+    return writer.write(text + _habits(tokenizer).lead + messages[-1]["content"], ends=not cut_off)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens at which a reply stops: the one that ends it in the chat template, and eos.
+
+    Raises:
+        DualSLMError: the tokenizer has neither.
+    """
+    eos = tokenizer.eos_token_id
+    return frozenset({_habits(tokenizer).end} | ({int(eos)} if eos is not None else set()))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of every special and every added token."""
+    return frozenset({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
+
+
+# ---------------------------------------------------------------------- segments
 
 
 class _Writer:
     """Gives spoken parts and targets their placeholders, and turns the rendered text into segments."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, view: View, history: View, learns: frozenset[Channel]
-    ) -> None:
-        self.tokenizer, self.view, self.history, self.learns = tokenizer, view, history, learns
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, learns: frozenset[Channel], strings: Sequence[str]) -> None:
+        self.tokenizer, self.learns = tokenizer, learns
+        self.habits = _habits(tokenizer)
+        # a number that makes a placeholder nobody has typed
+        self.key = next(f"{OPEN}{n}:" for n in count() if not any(f"{OPEN}{n}:" in text for text in strings))
         self.held: list[tuple[Speech, View] | str] = []
+        self.segments: list[Text | Slot] = []
         self.clips: list[Speech] = []
 
-    def content(self, turn: Turn, target: bool, last: bool) -> str:
-        """A turn's content with placeholders."""
-        if target:
-            return self._hold(JOIN.join(_words(part) for part in turn.parts))
-        view = self.view if last else self.history
-        return JOIN.join(part if isinstance(part, str) else self._hold((part, view)) for part in turn.parts)
+    def content(self, turn: Turn, view: View) -> str:
+        """A turn's content, with placeholders for its spoken parts; without any source they leave nothing."""
+        silent = view == View("none", "none") and not all(isinstance(part, Speech) for part in turn.parts)
+        parts = [part for part in turn.parts if isinstance(part, str) or not silent]
+        return JOIN.join(part if isinstance(part, str) else self._hold((part, view)) for part in parts)
+
+    def target(self, turn: Turn) -> str:
+        """The placeholder of a turn whose words are to be learnt."""
+        words = [
+            part if isinstance(part, str) else _known(part.transcript, "transcript", "to be learnt as a reply")
+            for part in turn.parts
+        ]
+        return self._hold(JOIN.join(words).strip())
 
     def _hold(self, item: tuple[Speech, View] | str) -> str:
         self.held.append(item)
-        return f"\ue000{len(self.held) - 1}\ue001"
+        return f"{self.key}{len(self.held) - 1}{CLOSE}"
 
-    def write(self, text: str, *, cut_off: bool) -> Prompt:
-        """Cuts the rendered text at the placeholders and tokenises each piece on its own."""
-        segments: list[Text | Slot] = []
-        pieces = MARK.split(text)
-        ends = end_of_turn(self.tokenizer)
-        after_target = False
-        for index, piece in enumerate(pieces):
-            if index % 2 == 0:
-                segments += self._plain(piece, ends if after_target else None)
-                continue
-            item = self.held[int(piece)]
-            after_target = isinstance(item, str)
-            segments += [self._text(item, loss=True)] if isinstance(item, str) else self._spoken(*item)
-        if after_target and pieces[-1] == "" and not cut_off:
-            segments.append(Text((ends,), loss=True))
-        return Prompt(tuple(s for s in segments if isinstance(s, Slot) or s.ids), tuple(self.clips))
+    def write(self, text: str, *, ends: bool) -> Prompt:
+        """Cuts the text at the placeholders and tokenises each piece; `ends`: the last target ends."""
+        pieces = re.split(f"{self.key}(\\d+){CLOSE}", text)
+        if pieces[1::2] != [str(index) for index in range(len(self.held))]:
+            raise DualSLMError(
+                "the LLM's chat template drops, repeats or moves turns",
+                got=f"{len(pieces) // 2} of {len(self.held)} spoken or learnt turns",
+                do="set tokenizer.chat_template to one that renders every turn once, in order",
+            )
+        learnt = False
+        for item, before in zip(self.held, pieces[::2], strict=False):
+            lead = self.habits.lead if isinstance(item, str) and before.endswith(self.habits.lead) else ""
+            self._plain(before.removesuffix(lead), after_target=learnt)
+            learnt = isinstance(item, str)
+            if isinstance(item, str):
+                self._add(lead * bool(item) + item, quoted=True, loss=True)
+            else:
+                self._spoken(*item)
+        self._plain(pieces[-1], after_target=learnt)
+        if ends:
+            self.segments.append(Text((self.habits.end,), loss=True))
+        return Prompt(tuple(self.segments), tuple(self.clips))
 
-    def _plain(self, piece: str, ends: int | None) -> list[Text | Slot]:
-        ids = self._text(piece).ids
-        if ends is not None and ids[:1] == (ends,):
-            return [Text(ids[:1], loss=True), Text(ids[1:])]
-        return [Text(ids)]
+    def _plain(self, piece: str, *, after_target: bool) -> None:
+        """Text of the template; the end-of-turn token that follows a target is to be learnt."""
+        ids, end = self._encode(piece), self.habits.end
+        place = ids.index(end) if after_target and end in ids else -1
+        if place < 0 or self.tokenizer.decode(ids[:place]).strip():
+            self._append(Text(ids))
+            return
+        for text in (Text(ids[:place]), Text(ids[place : place + 1], loss=True), Text(ids[place + 1 :])):
+            self._append(text)
 
-    def _text(self, text: str, loss: bool = False) -> Text:
-        return Text(tuple(self.tokenizer.encode(text, add_special_tokens=False)), loss)
-
-    def _spoken(self, speech: Speech, view: View) -> Iterator[Text | Slot]:
+    def _spoken(self, speech: Speech, view: View) -> None:
         """P before L (paper eq. 3)."""
-        tone = speech.tone or speech
-        if view.para == "text":
-            yield self._text(styled(_known(tone.caption, "caption", 'view "text" for P')))
+        tone = speech
+        while tone.tone is not None:
+            tone = tone.tone
         if view.para == "speech":
-            yield self._slot("para", tone)
-        if view.ling == "text":
-            yield self._text(_known(speech.transcript, "transcript", 'view "text" for L').strip())
+            self._slot("para", tone)
+        elif view.para == "text":
+            self._add(_bracketed(_known(tone.caption, "caption", 'view "text" of P')), quoted=True)
         if view.ling == "speech":
-            yield self._slot("ling", speech)
+            self._slot("ling", speech)
+        elif view.ling == "text":
+            self._add(_known(speech.transcript, "transcript", 'view "text" of L').strip(), quoted=True)
 
-    def _slot(self, channel: Channel, speech: Speech) -> Slot:
-        _known(speech.audio, "recording", 'view "speech"')
+    def _slot(self, channel: Channel, speech: Speech) -> None:
+        _known(speech.audio, "audio", f'view "speech" of {channel[0].upper()}')
         place = next((i for i, clip in enumerate(self.clips) if clip is speech), len(self.clips))
         if place == len(self.clips):
             self.clips.append(speech)
-        return Slot(channel, place, frozen=channel not in self.learns)
+        self.segments.append(Slot(channel, place, frozen=channel not in self.learns))
+
+    def _add(self, text: str, *, quoted: bool = False, loss: bool = False) -> None:
+        self._append(Text(self._encode(text, quoted=quoted), loss))
+
+    def _append(self, text: Text) -> None:
+        if text.ids:
+            self.segments.append(text)
+
+    def _encode(self, text: str, *, quoted: bool = False) -> Ids:
+        """The ids of a piece as it continues what stands before it."""
+        anchor = self.habits.anchor if self.segments else ()
+        ids = _ids(self.tokenizer, ANCHOR * bool(anchor) + text, quoted=quoted) if text else ()
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+        return _ids(self.tokenizer, text, quoted=quoted) if text else ()
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a reply: the special token after an assistant's words in the template, else eos."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ue0000\ue001"}]
-    after = MARK.split(_apply(tokenizer, probe, generation=False))[-1]
-    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
-    if ids and ids[0] in _specials(tokenizer):
-        return int(ids[0])
-    if tokenizer.eos_token_id is None:
-        raise DualSLMError(
-            "nothing tells this LLM's tokenizer where a reply ends",
-            got="no eos token and no special token after a reply",
-            do="set tokenizer.eos_token or give it a chat template",
-        )
-    return int(tokenizer.eos_token_id)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, quoted: bool = False) -> Ids:
+    """Token ids of a text on its own; `quoted`: special tokens spelt out in it are plain text."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=quoted))
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens at which a reply stops: the template's end of turn, and eos."""
-    eos = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    return frozenset((end_of_turn(tokenizer), *eos))
+def _known(value: Any, field: str, need: str) -> Any:
+    if value is None:
+        raise DualSLMError(f"a Speech has no {field}", got=need, do=f"give Speech({field}=...) or another view")
+    return value
 
 
-def _specials(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
-
-
-def _template(
-    tokenizer: PreTrainedTokenizerBase, system: str | None, messages: list[dict[str, str]], *, generation: bool
-) -> str:
-    """Renders the chat template; a system text that it has no place for opens the first user turn."""
-    if system is None:
-        return _apply(tokenizer, messages, generation)
-    try:
-        text = _apply(tokenizer, [{"role": "system", "content": system}, *messages], generation)
-        if system.strip() in text:
-            return text
-    except _template_errors():
-        pass
-    first, *rest = messages
-    return _apply(tokenizer, [{**first, "content": system + JOIN * 2 + first["content"]}, *rest], generation)
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation: bool) -> str:
-    own = getattr(tokenizer, "chat_template", None)
-    rendered: Any = tokenizer.apply_chat_template(
-        messages,
-        chat_template=None if own else PLAIN,
-        tokenize=False,
-        add_generation_prompt=generation,
-        enable_thinking=False,
-    )
-    return str(rendered)
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    from jinja2 import TemplateError
-
-    return (TemplateError,)
+# ---------------------------------------------------------------------- the talk
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
@@ -253,20 +280,112 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _check_end(turns: Sequence[Turn], supervise: Supervise) -> None:
-    wanted = "user" if supervise == "none" else "assistant"
-    if not turns or turns[-1].role != wanted or turns[0].role != "user":
+    wanted = ["user"] if supervise == "none" else ["user", "assistant"]
+    if [turn.role for turn in turns[-len(wanted) :]] != wanted:
         raise DualSLMError(
-            f"a talk begins with a user turn and ends with the {wanted}'s",
-            got=" ".join(turn.role for turn in turns) or "no turn",
-            do=f"add the {wanted} turn" + " before asking for a reply" * (supervise == "none"),
+            "a talk to be answered ends with a user turn"
+            if supervise == "none"
+            else "a talk to learn from ends with a user turn and the assistant's answer",
+            got=" ".join(turn.role for turn in turns) or "no turns",
+            do="add it: " + "".join(f".{role}(...)" for role in wanted),
         )
 
 
-def _words(part: str | Speech) -> str:
-    return part if isinstance(part, str) else _known(part.transcript, "transcript", "a target").strip()
+def _strings(conversation: Conversation) -> list[str]:
+    parts = [part for turn in conversation.turns for part in turn.parts if isinstance(part, str)]
+    return [conversation.system or "", *parts]
 
 
-def _known(value: Any, what: str, why: str) -> Any:
-    if value is None:
-        raise DualSLMError(f"a Speech has no {what}", got=f"{why}", do=f"give Speech({what}=...) or another view")
-    return value
+# ---------------------------------------------------------------------- the template
+
+
+@dataclass(frozen=True)
+class _Habits:
+    """What a tokenizer and its chat template do, found by trying.
+
+    Attributes:
+        system: the template has a place for a system text.
+        lead: white space between the generation prompt and a reply, which the LLM has to produce.
+        end: the token after a reply, else eos.
+        anchor: ids of `ANCHOR` where the tokenizer puts a space before every text, as SentencePiece models
+            do: a piece then borrows the anchor, lest it begin with a space of its own. Empty elsewhere.
+    """
+
+    system: bool
+    lead: str
+    end: int
+    anchor: Ids
+
+
+def _habits(tokenizer: PreTrainedTokenizerBase) -> _Habits:
+    return _tried(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=8)
+def _tried(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -> _Habits:
+    """The template and eos are named for the cache: they can be set anew on the same tokenizer."""
+    system, user, reply = ({"role": role, "content": OPEN + role} for role in ("system", "user", "assistant"))
+    asked = _apply(tokenizer, [user], generation=True)
+    before, _, after = _apply(tokenizer, [user, reply], generation=False).partition(reply["content"])
+    lead = before.removeprefix(asked) if before.startswith(asked) else ""
+    try:
+        takes_system = system["content"] in _apply(tokenizer, [system, user], generation=True)
+    except DualSLMError:
+        takes_system = False
+    one = list(_ids(tokenizer, "a"))
+    spaced = tokenizer.decode(one + one) != tokenizer.decode(one) * 2
+    return _Habits(
+        system=takes_system,
+        lead="",
+        end=_end(tokenizer, after.lstrip(), eos),
+        anchor=_ids(tokenizer, ANCHOR) if spaced else (),
+    )
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, after: str, eos: int | None) -> int:
+    ids = _ids(tokenizer, after) if after else ()
+    if ids and ids[0] in special_ids(tokenizer):
+        return ids[0]
+    if eos is None:
+        raise DualSLMError(
+            "nothing tells where a reply of this LLM ends",
+            got="no eos token, and no special token after a reply in the chat template",
+            do="set tokenizer.eos_token",
+        )
+    return int(eos)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None, messages: list[dict[str, str]]) -> str:
+    """The template's text up to the reply."""
+    if system is not None and _habits(tokenizer).system:
+        messages = [{"role": "system", "content": system}, *messages]
+    elif system:
+        first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+        opened = {"role": "user", "content": system + JOIN * 2 + messages[first]["content"]}
+        messages = [*messages[:first], opened, *messages[first + 1 :]]
+    return _apply(tokenizer, messages, generation=True)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation: bool) -> str:
+    try:
+        rendered: Any = tokenizer.apply_chat_template(
+            messages,
+            chat_template=None if tokenizer.chat_template else PLAIN,
+            tokenize=False,
+            add_generation_prompt=generation,
+            enable_thinking=False,
+            bos="" if tokenizer.chat_template else _own_bos(tokenizer),
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise DualSLMError(
+            "the LLM's chat template refuses this talk",
+            got=str(error),
+            do="let user and assistant alternate, beginning with the user, or set tokenizer.chat_template",
+        ) from error
+    return str(rendered)
+
+
+def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The bos token of a tokenizer that puts it before a text of its own accord."""
+    adds = tokenizer.bos_token_id is not None and tokenizer.encode("a")[0] == tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if adds else ""

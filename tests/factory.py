@@ -66,7 +66,11 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = template
     return fast

@@ -24,9 +24,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("kind", "rate", "tolerance"), EVERY)
-def test_every_format_and_rate_sounds_the_same(
-    tmp_path: Path, kind: str, rate: int, tolerance: float
-) -> None:
+def test_every_format_and_rate_sounds_the_same(tmp_path: Path, kind: str, rate: int, tolerance: float) -> None:
     path = tmp_path / "a.audio"
     soundfile.write(path, tone(rate=rate), rate, format=kind)
     heard = load(path)

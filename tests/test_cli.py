@@ -90,9 +90,7 @@ def test_version_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(("make", "word"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("verb", ["ask", "show"])
-def test_bad_recordings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, make: Maker, word: str
-) -> None:
+def test_bad_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, make: Maker, word: str) -> None:
     assert cli.main([verb, str(make(tmp_path / "a.audio"))]) == 2
     assert word in one_line(capsys)
 
@@ -146,9 +144,7 @@ def test_files_are_asked_apart_or_as_one_talk(
 
 
 @pytest.mark.parametrize("arguments", [["--json", "ask"], ["ask", "--json"]])
-def test_replies_as_json(
-    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
+def test_replies_as_json(parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main([*arguments, clip, clip]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [{"said": clip, "view": "speech,speech", "reply": "turn 1"}] * 2
@@ -171,9 +167,7 @@ def test_standard_input(parrot: Parrot, clip: str, monkeypatch: pytest.MonkeyPat
     assert len(parrot.heard) == 1
 
 
-def test_a_terminal_is_no_recording(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_terminal_is_no_recording(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     assert cli.main(["ask", "-"]) == 2
     assert "a terminal" in one_line(capsys)

@@ -54,9 +54,7 @@ def test_every_layer_ends_with_the_output(encoder: SpeechEncoder) -> None:
     torch.testing.assert_close(frames.last_BTD, encoder.encode([noise(9_000)]).last_BTD, atol=1e-5, rtol=0)
 
 
-def test_long_audio_is_windows_joined_and_says_so(
-    encoder: SpeechEncoder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_audio_is_windows_joined_and_says_so(encoder: SpeechEncoder, caplog: pytest.LogCaptureFixture) -> None:
     wave = noise(2 * encoder.window_samples + 5_000)
     with caplog.at_level(logging.WARNING, logger="dualslm"):
         whole = encoder.encode([wave])

@@ -38,9 +38,7 @@ def tones(count: int = 4) -> maker.Clips:
     """Clips of one second: a tone for each, so that nothing here needs the synthesiser."""
     rng = np.random.default_rng(0)
     time_N = np.arange(16_000) / 16_000
-    waves = [
-        (8000 * np.sign(np.sin(2 * np.pi * (100 + 60 * i) * time_N))).astype(np.int16) for i in range(count)
-    ]
+    waves = [(8000 * np.sign(np.sin(2 * np.pi * (100 + 60 * i) * time_N))).astype(np.int16) for i in range(count)]
     return maker.Clips(
         jobs=[Job("yes no", Style(), voices("female")[0], i) for i in range(count)],
         pcm=torch.from_numpy(np.concatenate(waves)),
@@ -134,9 +132,7 @@ def test_masks_blank_a_part() -> None:
 
 def test_greedy_reading_merges_repeats_and_drops_blanks_and_padding() -> None:
     best = torch.tensor([[0, 1, 1, 0, 1, 2, 2, 3]])
-    assert read_out(torch.nn.functional.one_hot(best, 4), torch.tensor([7]), VOCABULARY) == [
-        ["yes", "yes", "no"]
-    ]
+    assert read_out(torch.nn.functional.one_hot(best, 4), torch.tensor([7]), VOCABULARY) == [["yes", "yes", "no"]]
 
 
 def test_pooling_ignores_padding_and_a_probe_finds_a_straight_line() -> None:

@@ -74,9 +74,7 @@ def test_words_are_plain_and_paths_are_nobodys(root: Path) -> None:
 def test_torch_free_modules_import_no_torch(root: Path) -> None:
     present = [name for name in TORCH_FREE if list((root / "dualslm").glob(f"{name}*"))]
     code = "\n".join(f"import dualslm.{name}" for name in present)
-    subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; assert 'torch' not in sys.modules"], check=True
-    )
+    subprocess.run([sys.executable, "-c", f"{code}\nimport sys; assert 'torch' not in sys.modules"], check=True)
 
 
 def test_every_export_exists() -> None:

@@ -162,9 +162,7 @@ def test_attributes_are_linearly_readable_in_voices_never_heard() -> None:
         return pool(log_mel(waves_BN, extractor).transpose(1, 2), (lengths_B + 159) // 160)
 
     train, test = some_jobs(400, seed=3), some_jobs(100, held_out=True, seed=4)
-    found = probe_accuracies(
-        features(train), [job.style for job in train], features(test), [job.style for job in test]
-    )
+    found = probe_accuracies(features(train), [job.style for job in train], features(test), [job.style for job in test])
     # Measured with 1500 and 300 clips: 100, 100, 72, 100, 99 %. Tempo needs more than a mean over time.
     assert min(found[name] for name in ("gender", "energy")) >= 0.97
     assert min(found[name] for name in ("pitch", "emotion")) >= 0.9

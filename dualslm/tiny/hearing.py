@@ -32,9 +32,7 @@ from dualslm.tiny.style import ATTRIBUTES
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 STEPS_PER_OCTAVE = 12
-PITCH_CLASSES = 2 + int(
-    STEPS_PER_OCTAVE * torch.tensor(HIGHEST_HZ / LOWEST_HZ).log2()
-)  # and unvoiced, class 0
+PITCH_CLASSES = 2 + int(STEPS_PER_OCTAVE * torch.tensor(HIGHEST_HZ / LOWEST_HZ).log2())  # and unvoiced, class 0
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {"words": 1.0, "letters": 0.3, "spectrum": 1.0, "pitch": 0.3, "energy": 0.3, "style": 0.2}
 )
@@ -108,9 +106,7 @@ class Learner(nn.Module):
         self.spectrum = nn.Linear(width, 2 * config.num_mel_bins)
         self.pitch = nn.Linear(width, PITCH_CLASSES)
         self.energy = nn.Linear(width, 1)
-        self.style = nn.ModuleDict(
-            {name: nn.Linear(2 * width, len(values)) for name, values in ATTRIBUTES.items()}
-        )
+        self.style = nn.ModuleDict({name: nn.Linear(2 * width, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, mel_BMF: Tensor) -> Heard:
         """Listens to log-mels of full windows."""

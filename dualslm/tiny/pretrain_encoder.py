@@ -201,9 +201,7 @@ def _train(
             _replace(checkpoint, lambda path, state=state: torch.save(state, path))
 
 
-def _step(
-    learner: Learner, clips: Clips, extractor: WhisperFeatureExtractor, batch: int
-) -> dict[str, Tensor]:
+def _step(learner: Learner, clips: Clips, extractor: WhisperFeatureExtractor, batch: int) -> dict[str, Tensor]:
     device = clips.pcm.device
     rows_B = torch.randint(len(clips.jobs), (batch,), device=device)
     waves_BN, lengths_B = clips.waves(rows_B), clips.lengths_B[rows_B]
@@ -226,9 +224,7 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
-def _restore(
-    learner: Learner, optimiser: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]
-) -> int:
+def _restore(learner: Learner, optimiser: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
     state = torch.load(checkpoint, map_location=next(learner.parameters()).device, weights_only=True)
     if state["made"] != made:
         raise DualSLMError(
@@ -267,9 +263,7 @@ def _examine(
         probes = probe_accuracies(
             pooled_BD, _styles(clips.jobs[:known]), torch.cat([pool(*h) for h in heard]), _styles(test.jobs)
         )
-        found[f"probes_{name}_voices"] = {
-            attribute: round(100 * value, 1) for attribute, value in probes.items()
-        }
+        found[f"probes_{name}_voices"] = {attribute: round(100 * value, 1) for attribute, value in probes.items()}
     return found
 
 

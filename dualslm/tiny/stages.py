@@ -26,7 +26,6 @@ from dualslm.tiny import world
 from dualslm.tiny.recordings import Recordings, Take
 
 
-
 @dataclass(frozen=True)
 class Lesson:
     """One training example.
@@ -102,9 +101,7 @@ def train_stage(
         The mean loss of each kind over the last tenth of the stage.
     """
     lessons = Lessons(stage, recordings.takes, talks, model.llm.tokenizer, seed)
-    loader = DataLoader(
-        lessons, batch_size=stage.batch, num_workers=workers, collate_fn=list, persistent_workers=False
-    )
+    loader = DataLoader(lessons, batch_size=stage.batch, num_workers=workers, collate_fn=list, persistent_workers=False)
     torch.manual_seed(seed)
     rates = {"para": optimiser.paralinguistic_lr * stage.lr, "ling": stage.lr}
     groups = [{"params": list(model.adapters[name].parameters()), "lr": rate} for name, rate in rates.items()]
@@ -128,9 +125,7 @@ def train_stage(
     return {kind: _recent(values) for kind, values in sorted(losses.items())}
 
 
-def write_targets(
-    model: DualSLM, talks: Sequence[Conversation], path: Path, batch: int = 256
-) -> list[Conversation]:
+def write_targets(model: DualSLM, talks: Sequence[Conversation], path: Path, batch: int = 256) -> list[Conversation]:
     """The frozen LLM's own replies to styled transcripts: what a conversation is trained towards (§III-B).
 
     They are kept in `path`, one JSON line each, with the LLM's fingerprint; a second call reads them.
@@ -152,9 +147,7 @@ def _linear(stage: Stage) -> Callable[[int], float]:
     return lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
 
 
-def _note(
-    losses: dict[str, list[float]], batch: Sequence[Lesson], nll_B: torch.Tensor, tokens_B: torch.Tensor
-) -> None:
+def _note(losses: dict[str, list[float]], batch: Sequence[Lesson], nll_B: torch.Tensor, tokens_B: torch.Tensor) -> None:
     per_token = (nll_B.detach() / tokens_B).tolist()
     for kind in {lesson.kind for lesson in batch}:
         own = [value for lesson, value in zip(batch, per_token, strict=True) if lesson.kind == kind]

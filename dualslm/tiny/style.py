@@ -50,9 +50,7 @@ class Style:
     def __post_init__(self) -> None:
         for name, value in self.labels().items():
             if value not in ATTRIBUTES[name]:
-                raise DualSLMError(
-                    f"unknown {name}", got=value, do=f"use one of {', '.join(ATTRIBUTES[name])}"
-                )
+                raise DualSLMError(f"unknown {name}", got=value, do=f"use one of {', '.join(ATTRIBUTES[name])}")
 
     def labels(self) -> dict[str, str]:
         """The attributes as a dictionary, in the order of `ATTRIBUTES`."""

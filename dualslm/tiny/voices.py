@@ -244,9 +244,7 @@ class _Espeak:
         self.variant.parent.mkdir(parents=True)
         self.lock = threading.Lock()
 
-    def speak(
-        self, text: str, *, variant: str, accent: str, words_per_minute: int, seed: int
-    ) -> NDArray[np.int16]:
+    def speak(self, text: str, *, variant: str, accent: str, words_per_minute: int, seed: int) -> NDArray[np.int16]:
         """16-bit samples (N,) at 22.05 kHz.
 
         The library is loaded anew for each utterance (0.2 ms): its static buffers outlive `espeak_Terminate`,
@@ -269,9 +267,7 @@ class _Espeak:
                 _unload(espeak)
         return np.concatenate(pieces)
 
-    def _speak(
-        self, espeak: Any, collect: Any, text: bytes, accent: str, words_per_minute: int, seed: int
-    ) -> None:
+    def _speak(self, espeak: Any, collect: Any, text: bytes, accent: str, words_per_minute: int, seed: int) -> None:
         synchronous, utf8 = 2, 1
         rate = espeak.espeak_Initialize(synchronous, 0, self.folder.name.encode(), 0)
         assert rate == ESPEAK_RATE, rate

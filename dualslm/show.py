@@ -1,0 +1,108 @@
+"""A rendered prompt to look at: text, P and L slots with their lengths, what is learnt (paper Fig. 2).
+
+`describe` gives it as data, `text_of` as a plain string, `show` in colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rich.text import Text as Line
+
+from dualslm.prompt import Prompt, Slot, special_ids
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+SlotLength: TypeAlias = Callable[[Slot], int]
+
+LETTER = {"para": "P", "ling": "L"}
+STYLE = {"para": "bold magenta", "ling": "bold cyan", "special": "yellow", "text": "", "loss": "bold green"}
+
+
+def describe(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_lengths: SlotLength) -> list[dict[str, Any]]:
+    """The segments in order, ready for JSON.
+
+    Args:
+        prompt: rendered by `dualslm.prompt.render`.
+        tokenizer: of the LLM.
+        slot_lengths: how many embeddings a slot becomes.
+
+    Returns:
+        Per text its `ids`, `text` and whether it carries `loss`; per slot its `channel`, `clip`, `frozen`;
+        for both the `kind` ("text" or "slot") and the `length` in tokens.
+    """
+    rows: list[dict[str, Any]] = []
+    for segment in prompt.segments:
+        if isinstance(segment, Slot):
+            row = {"kind": "slot", "channel": segment.channel, "clip": segment.clip, "frozen": segment.frozen}
+            rows.append(row | {"length": slot_lengths(segment)})
+        else:
+            ids, text = list(segment.ids), _decode(tokenizer, segment.ids)
+            rows.append({"kind": "text", "text": text, "ids": ids, "loss": segment.loss, "length": len(ids)})
+    return rows
+
+
+def text_of(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt as a string, with ▮P0 or ▮L0 for the slots of clip 0."""
+    return "".join(
+        f"▮{LETTER[segment.channel]}{segment.clip}" if isinstance(segment, Slot) else _decode(tokenizer, segment.ids)
+        for segment in prompt.segments
+    )
+
+
+def show(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_lengths: SlotLength, console: Console) -> None:
+    """Prints the prompt in colour, and a legend with the count of each kind of token."""
+    rows = describe(prompt, tokenizer, slot_lengths)
+    line = Line()
+    for row in rows:
+        if row["kind"] == "slot":
+            line.append(_mark(row, many_clips=len(prompt.clips) > 1), _style(row))
+        else:
+            _append(line, row, tokenizer)
+    console.print(line, soft_wrap=True)
+    console.print(_legend(rows))
+
+
+def _append(line: Line, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Text, with its special tokens told apart."""
+    special = special_ids(tokenizer)
+    for is_special, ids in groupby(row["ids"], special.__contains__):
+        style = STYLE["loss" if row["loss"] else "special" if is_special else "text"]
+        line.append(_decode(tokenizer, list(ids)), style)
+
+
+def _mark(row: dict[str, Any], *, many_clips: bool) -> str:
+    clip = f"#{row['clip']}" if many_clips else ""
+    frozen = " frozen" if row["frozen"] else ""
+    return f"▮{LETTER[row['channel']]}{clip}×{row['length']}{frozen}"  # noqa: RUF001 - a count
+
+
+def _style(row: dict[str, Any]) -> str:
+    return STYLE[row["channel"]] + (" dim" if row["frozen"] else "")
+
+
+def _legend(rows: Sequence[dict[str, Any]]) -> Line:
+    """Only what is there: how it is marked, and how many tokens."""
+    entries = [
+        ("text", "text", [row for row in rows if row["kind"] == "text" and not row["loss"]]),
+        ("▮P how it is said", "para", [row for row in rows if row.get("channel") == "para"]),
+        ("▮L what is said", "ling", [row for row in rows if row.get("channel") == "ling"]),
+        ("learnt", "loss", [row for row in rows if row.get("loss")]),
+    ]
+    parts = [Line(f"{name} {sum(row['length'] for row in own)}", STYLE[style]) for name, style, own in entries if own]
+    total = Line(f"{sum(row['length'] for row in rows)} tokens: ", "dim")
+    return Line.assemble("\n", total, Line(" · ").join(parts))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of ids as they continue a text: some tokenizers drop a space at the very beginning."""
+    before = tokenizer.encode("\n", add_special_tokens=False)
+    whole, start = (
+        tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for some in ([*before, *ids], before)
+    )
+    return str(whole).removeprefix(str(start))

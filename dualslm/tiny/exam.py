@@ -1,0 +1,110 @@
+"""The figures of the tiny world: what comes through each channel, and how well it answers (Tables I, III and IV
+in miniature).
+
+Everything is asked in words and answered by the frozen LLM. Leak cells stand beside: what a channel should not
+know.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from dualslm.conversation import Conversation, View
+from dualslm.llm import Decoding
+from dualslm.metrics import Figure, share, word_error_rate
+from dualslm.model import DualSLM
+from dualslm.prompt import render
+from dualslm.tiny import world
+from dualslm.tiny.recordings import Recordings
+from dualslm.tiny.style import ATTRIBUTES
+
+P, L, BOTH = View("speech", "none"), View("none", "speech"), View()
+CASCADE_P, CASCADE_L = View("speech", "text"), View("text", "speech")
+LONGEST = Decoding(max_new_tokens=48)
+SLOTS = ("tone", "content", "memory")
+Figures = dict[str, dict[str, object]]
+Say = Callable[[str], None]
+
+
+def examine(model: DualSLM, sets: dict[str, Recordings], *, batch: int = 100, say: Say = print) -> Figures:
+    """All figures on each set of recordings.
+
+    Args:
+        model: with trained adapters.
+        sets: by name, for example "seen" and "unseen" voices.
+        batch: prompts answered side by side.
+        say: gets a line for each figure.
+
+    Returns:
+        Figures by a key such as "seen/wer/none,speech": value, low, high (percent) and n.
+    """
+    found: Figures = {}
+    for name, recordings in sets.items():
+        desk = _Desk(model, recordings, batch)
+        for key, figure in {**desk.words(), **desk.attributes(), **desk.replies()}.items():
+            found[f"{name}/{key}"] = asdict(figure)
+            say(f"{name}/{key:<40} {figure}")
+    return found
+
+
+class _Desk:
+    """Examines one set of recordings."""
+
+    def __init__(self, model: DualSLM, recordings: Recordings, batch: int) -> None:
+        self.model, self.recordings, self.batch = model, recordings, batch
+
+    def words(self) -> dict[str, Figure]:
+        """Word error rates by view."""
+        right = [take.utterance.text for take in self.recordings.takes]
+        talks = [
+            _question(world.transcription(take.speech, random.Random(f"exam/{index}")))
+            for index, take in enumerate(self.recordings.takes)
+        ]
+        views = (L, BOTH, CASCADE_L)
+        return {f"wer/{view}": word_error_rate(right, self._answers(talks, view)) for view in views}
+
+    def attributes(self) -> dict[str, Figure]:
+        """Accuracy of each attribute by view; an answer that names no choice, or two, is wrong."""
+        found = {}
+        for attribute in ATTRIBUTES:
+            talks = [
+                _question(world.questions(take.speech, random.Random(f"exam/{index}"), (attribute,)))
+                for index, take in enumerate(self.recordings.takes)
+            ]
+            truth = [take.speech.labels[attribute] for take in self.recordings.takes]
+            for view in (P, BOTH, L):
+                heard = [world.chosen(answer, attribute) for answer in self._answers(talks, view)]
+                found[f"{attribute}/{view}"] = share([a == b for a, b in zip(heard, truth, strict=True)])
+            most = max(truth.count(value) for value in set(truth))
+            found[f"{attribute}/majority"] = share([True] * most + [False] * (len(truth) - most))
+        return found
+
+    def replies(self) -> dict[str, Figure]:
+        """Which parts of the reply are those that a good listener gives, by view."""
+        drawn = [
+            world.sample_talk(random.Random(f"exam/{index}"), take.speech, take.utterance, take.style)
+            for index, take in enumerate(self.recordings.takes)
+        ]
+        found = {}
+        for view in (BOTH, L, P, CASCADE_P, CASCADE_L):
+            answers = self._answers([talk.conversation for talk in drawn], view)
+            marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
+            for slot in SLOTS:
+                found[f"reply {slot}/{view}"] = share([mark[slot] for mark in marks])
+            found[f"reply/{view}"] = share([all(mark.values()) for mark in marks])
+        return found
+
+    def _answers(self, talks: Sequence[Conversation], view: View) -> list[str]:
+        prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]
+        answers: list[str] = []
+        for start in range(0, len(prompts), self.batch):
+            some = prompts[start : start + self.batch]
+            answers += self.model.answer(some, hear=self.recordings.hear, how=LONGEST)
+        return answers
+
+
+def _question(talk: Conversation) -> Conversation:
+    """The talk without its answer."""
+    return Conversation(talk.system, talk.turns[:-1])
