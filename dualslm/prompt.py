@@ -336,7 +336,7 @@ def _tried(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -
     spaced = tokenizer.decode(one + one) != tokenizer.decode(one) * 2
     return _Habits(
         system=takes_system,
-        lead="",
+        lead=lead if lead.isspace() else "",
         end=_end(tokenizer, after.lstrip(), eos),
         anchor=_ids(tokenizer, ANCHOR) if spaced else (),
     )

@@ -63,7 +63,7 @@ FULL = Size(
     tested=500,
 )
 QUICK = Size(
-    llm={"examples": 300, "steps": 10, "tokens_per_step": 1024},
+    llm={"examples": 300, "steps": 10, "tokens_per_step": 1024, "tested": 4},
     encoder={"utterances": 60, "steps": 4, "batch": 4},
     recordings=48,
     tested=12,
@@ -169,7 +169,7 @@ def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
     drawn = [
         world.sample_talk(random.Random(f"talk/{index}"), take.speech, take.utterance, take.style).conversation
         for index, take in enumerate(recordings.takes)
-        if take.utterance.family.kind == "event"
+        if take.utterance.kind == "event"
     ]
     talks = write_targets(model, drawn, out / "targets.jsonl")
     workers = min(4, processes) if device == "cuda" else 0

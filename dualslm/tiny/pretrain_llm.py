@@ -88,6 +88,7 @@ def pretrain(
     seed: int,
     device: str,
     processes: int,
+    tested: int = 500,
     resume: bool = True,
 ) -> dict[str, Any]:
     """Writes the examples, trains the LLM, tests it and writes it to a folder.
@@ -100,6 +101,7 @@ def pretrain(
         seed: of everything.
         device: "cpu", "cuda", ...
         processes: that write examples.
+        tested: held-out sentences of the closing exam.
         resume: go on from a checkpoint in `out`, if there is one.
 
     Returns:
@@ -116,7 +118,7 @@ def pretrain(
     model.to(torch.bfloat16).save_pretrained(out)  # shipped in half precision, and tested so
     from dualslm.tiny.exam_llm import evaluate
 
-    card = {**made, "parameters": sum(p.numel() for p in model.parameters()), **evaluate(out, device=device)}
+    card = {**made, "parameters": sum(p.numel() for p in model.parameters()), **evaluate(out, n=tested, device=device)}
     with replacing(out / "card.json") as partial_file:
         partial_file.write_text(json.dumps(card, indent=2) + "\n")
     return card
