@@ -57,8 +57,8 @@ class Size:
 
 
 FULL = Size(
-    llm={"examples": 300_000, "steps": 15_000, "tokens_per_step": 16_384},
-    encoder={"utterances": 32_000, "steps": 9_000, "batch": 96},
+    llm={"examples": 300_000, "steps": 8_000, "tokens_per_step": 24_576},
+    encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
     recordings=24_000,
     tested=500,
 )
@@ -167,9 +167,10 @@ def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
     model = _fresh(out, recipe, device)
     recordings = _record(model, "train", size.recordings, processes)
     drawn = [
-        world.sample_talk(random.Random(f"talk/{index}"), take.speech, take.utterance, take.style).conversation
-        for index, take in enumerate(recordings.takes)
-        if take.utterance.kind == "event"
+        world.sample_talk(
+            random.Random(f"talk/{index}"), take.speech, take.utterance, take.style, recordings.earlier
+        ).conversation
+        for index, take in enumerate(recordings.by_kind["event"])
     ]
     talks = write_targets(model, drawn, out / "targets.jsonl")
     workers = min(4, processes) if device == "cuda" else 0

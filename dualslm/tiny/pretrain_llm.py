@@ -31,12 +31,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from dualslm.checkpoint import replacing
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.prompt import Text, render
 from dualslm.tiny import tokenizer as words_to_ids
 from dualslm.tiny import world
-from dualslm.tiny.style import sample_style
+from dualslm.tiny.exam_llm import evaluate
+from dualslm.tiny.style import Style, sample_style
 
 PEAK_LR, WARM_UP, CLIP = 1.5e-3, 0.03, 1.0
 SHARES = {"transcribe": 0.35, "ask": 0.3, "listen": 0.35}
@@ -116,8 +117,6 @@ def pretrain(
     model = Qwen2ForCausalLM(llm_config(tokenizer)).to(device)
     _train(model, pool, out / "checkpoint.pt", made, device, resume)
     model.to(torch.bfloat16).save_pretrained(out)  # shipped in half precision, and tested so
-    from dualslm.tiny.exam_llm import evaluate
-
     card = {**made, "parameters": sum(p.numel() for p in model.parameters()), **evaluate(out, n=tested, device=device)}
     with replacing(out / "card.json") as partial_file:
         partial_file.write_text(json.dumps(card, indent=2) + "\n")
@@ -137,12 +136,9 @@ def example(rng: random.Random) -> tuple[Conversation, View]:
     return _listen(rng)
 
 
-def _speech(rng: random.Random, utterance: world.Utterance, *, full_caption: bool = False) -> Speech:
+def _speech(rng: random.Random, utterance: world.Utterance) -> Speech:
     style = sample_style(rng)
-    text = world.caption(style, rng)
-    while full_caption and not world.mentions(text, "emotion"):
-        text = world.caption(style, rng)
-    return Speech(transcript=utterance.text, caption=text, labels=style.labels())
+    return Speech(transcript=utterance.text, caption=world.caption(style, rng), labels=style.labels())
 
 
 def _transcribe(rng: random.Random) -> tuple[Conversation, View]:
@@ -170,14 +166,25 @@ def _listen(rng: random.Random) -> tuple[Conversation, View]:
     said = world.sample_utterance(rng, held_out=False, kinds=("event",))
     style = sample_style(rng)
     view = View(rng.choice(("text",) * 4 + ("none",)), rng.choice(("text",) * 7 + ("none",)))
-    text = world.caption(style, rng)
-    while not world.mentions(text, "emotion"):
-        text = world.caption(style, rng)
-    speech = Speech(transcript=stumble(said.text, rng), caption=text)
-    talk = world.sample_talk(rng, speech, said, style)
+    speech = Speech(transcript=stumble(said.text, rng), caption=_with_emotion(style, rng))
+    earlier = _perhaps_spoken if view.ling == "text" else world.typed
+    talk = world.sample_talk(rng, speech, said, style, earlier)
     emotion = style.emotion if view.para == "text" else None
     reply = world.reply_to(said if view.ling == "text" else None, emotion, talk.memory)
     return talk.conversation.assistant(reply.text), view
+
+
+def _perhaps_spoken(rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
+    """Something said earlier, typed or as a styled transcript."""
+    said, text = world.typed(rng, kind)
+    spoken = Speech(transcript=stumble(said.text, rng), caption=world.caption(sample_style(rng), rng))
+    return said, rng.choice((text, spoken))
+
+
+def _with_emotion(style: Style, rng: random.Random) -> str:
+    """A caption that does not leave out the emotion."""
+    text = world.caption(style, rng)
+    return text if world.mentions(text, "emotion") else _with_emotion(style, rng)
 
 
 def stumble(text: str, rng: random.Random) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dualslm.conversation import Speech
+from dualslm.conversation import Part, Speech
 from dualslm.encoder import Frames, SpeechEncoder
 from dualslm.tiny import voices, world
 from dualslm.tiny.style import Style, sample_style
@@ -50,6 +51,22 @@ class Recordings:
 
     takes: list[Take]
     frames: dict[str, Tensor]
+
+    def earlier(self, rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
+        """A fact or small talk for the history of a talk: half of them recorded, half typed."""
+        recorded = self.by_kind.get(kind, [])
+        if not recorded or rng.random() < 0.5:
+            return world.typed(rng, kind)
+        take = rng.choice(recorded)
+        return take.utterance, take.speech
+
+    @cached_property
+    def by_kind(self) -> dict[world.Kind, list[Take]]:
+        """The takes by what they are: events, facts, small talk, soups."""
+        found: dict[world.Kind, list[Take]] = {}
+        for take in self.takes:
+            found.setdefault(take.utterance.kind, []).append(take)
+        return found
 
     def hear(self, clips: Sequence[Speech]) -> Frames:
         """The frames of takes, in place of `DualSLM.hear`."""
@@ -104,7 +121,7 @@ def _plan(
         speech = Speech(
             f"{name}/{index}",
             transcript=utterance.text,
-            caption=world.caption(style, rng),
+            caption=world.caption(style, rng, drop=0.0),
             labels=style.labels(),
         )
         takes.append(Take(speech, utterance, style))

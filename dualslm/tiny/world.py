@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias
 
-from dualslm.conversation import Conversation, Speech
+from dualslm.conversation import Conversation, Part, Speech
 from dualslm.tiny.events import EVENTS, FACTS, SMALL_TALK, Family, slots_of
 from dualslm.tiny.lexicon import SLOTS
 from dualslm.tiny.style import ATTRIBUTES, Style
@@ -136,18 +136,18 @@ VALUE_WORDS: Mapping[str, Mapping[str, Sequence[str]]] = {
 SEPARATORS = (", ", ", ", "; ", " and ", " / ")
 
 
-def caption(style: Style, rng: random.Random | None = None) -> str:
+def caption(style: Style, rng: random.Random | None = None, *, drop: float = 0.15) -> str:
     """How something is said, in words; without `rng` the full, plain form.
 
-    With `rng` the order, the phrasing and the separators vary and attributes are left out at random (never
-    all): an LLM that has read such captions can later read them from soft prompts, where nothing has an order.
+    With `rng` the order, the phrasing and the separators vary and attributes are left out at random, each with
+    the chance `drop` (never all): an LLM that has read such captions can later read them from soft prompts, where nothing has an order.
     """
     labels = style.labels()
     if rng is None:
         return ", ".join(VALUE_WORDS[name][value][1] for name, value in labels.items())
     names = list(labels)
     rng.shuffle(names)
-    kept = [name for name in names if rng.random() < 0.85] or names[:1]
+    kept = [name for name in names if rng.random() >= drop] or names[:1]
     return rng.choice(SEPARATORS).join(_phrase(name, labels[name], rng) for name in kept)
 
 
@@ -317,8 +317,18 @@ def _with(text: str, slots: Mapping[str, str]) -> str:
     return filled[0].upper() + filled[1:]
 
 
+def typed(rng: random.Random, kind: Kind) -> tuple[Utterance, Part]:
+    """Something said earlier in a talk, as text."""
+    said = sample_utterance(rng, held_out=False, kinds=(kind,))
+    return said, said.text
+
+
 def sample_talk(
-    rng: random.Random, speech: Speech, utterance: Utterance, style: Style, earlier: Sequence[Speech] = ()
+    rng: random.Random,
+    speech: Speech,
+    utterance: Utterance,
+    style: Style,
+    earlier: Callable[[random.Random, Kind], tuple[Utterance, Part]] = typed,
 ) -> Talk:
     """A talk that ends with a given spoken event: up to three exchanges, among them a fact or none.
 
@@ -327,18 +337,16 @@ def sample_talk(
         speech: the event as it is spoken.
         utterance: what it says.
         style: how it is said.
-        earlier: recordings of facts and small talk may stand in for typed turns (by their transcript).
+        earlier: draws a fact or small talk and the part of a turn that says it.
     """
-    spoken = {one.transcript: one for one in earlier}
     talk = Conversation(rng.choice(LISTEN_PROMPTS))
     memory, before = None, rng.randint(0, 3)
     told = rng.randrange(before) if before and rng.random() < 0.75 else None
     for place in range(before):
-        kind: Kind = "fact" if place == told else "small"
-        said = sample_utterance(rng, held_out=False, kinds=(kind,))
+        said, part = earlier(rng, "fact" if place == told else "small")
         memory = said if place == told else memory
         assert said.family is not None
-        talk.user(spoken.get(said.text, said.text)).assistant(_with(said.family.content, said.slots))
+        talk.user(part).assistant(_with(said.family.content, said.slots))
     return Talk(talk.user(speech), reply_to(utterance, style.emotion, memory), memory)
 
 
