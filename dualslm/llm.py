@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -250,12 +251,10 @@ class _Draw:
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) of any lengths → one tensor (B, T, ...) and its mask (B, T), padded on the left."""
-    longest = max(len(row) for row in rows)
-    padded = [torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows]
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
-    for index, row in enumerate(rows):
-        mask[index, longest - len(row) :] = 1
-    return torch.stack(padded), mask
+    lengths_B = torch.tensor([len(row) for row in rows])
+    place_T = torch.arange(int(lengths_B.max()))
+    mask_BT = (place_T >= len(place_T) - lengths_B[:, None]).long()
+    return pad_sequence(list(rows), batch_first=True, padding_side="left"), mask_BT.to(rows[0].device)
 
 
 def weights_hash(module: nn.Module) -> str:

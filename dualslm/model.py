@@ -136,11 +136,21 @@ class DualSLM(nn.Module):
     def _rows(self, prompts: Sequence[Prompt], hear: Hear | None) -> list[tuple[Tensor, Tensor]]:
         """Each prompt's embeddings (T, D) and the ids to be learnt at its positions (T), -1 where none is."""
         filled = self._fill(prompts, hear or self.hear)
+        texts = self._embed_texts([s for prompt in prompts for s in prompt.segments if isinstance(s, Text)])
         rows = []
         for prompt in prompts:
-            embeds, targets = zip(*self._pieces(prompt, filled), strict=True)
+            embeds, targets = zip(*self._pieces(prompt, filled, texts), strict=True)
             rows.append((torch.cat(embeds), torch.cat(targets)))
         return rows
+
+    def _embed_texts(self, texts: Sequence[Text]) -> Iterator[tuple[Tensor, Tensor]]:
+        """All text of a batch in one look-up: embeddings and targets of each, in order."""
+        ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long)
+        learnt_T = torch.tensor([text.loss for text in texts for _ in text.ids], dtype=torch.bool)
+        targets_T = ids_T.masked_fill(~learnt_T, NO_TARGET).to(self.llm.device)
+        lengths = [len(text.ids) for text in texts]
+        embeds_TD = self.llm.embed(ids_T.to(self.llm.device))
+        return zip(embeds_TD.split(lengths), targets_T.split(lengths), strict=True)
 
     def _fill(self, prompts: Sequence[Prompt], hear: Hear) -> dict[tuple[Channel, int], Tensor]:
         """Runs each adapter once over the distinct recordings that it is asked for."""
@@ -167,14 +177,15 @@ class DualSLM(nn.Module):
         if channel == "para":
             return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))
         out_BLD = self.ling(frames.last_BTD.to(self.llm.device), lengths_B).to(self.llm.dtype)
-        valid = [self.ling.lengths(int(length)) for length in frames.lengths_B]
+        valid = [self.ling.lengths(length) for length in frames.lengths_B.tolist()]
         return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
 
-    def _pieces(self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pieces(
+        self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor], texts: Iterator[tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for segment in prompt.segments:
             if isinstance(segment, Text):
-                ids_T = torch.tensor(segment.ids, dtype=torch.long, device=self.llm.device)
-                yield self.llm.embed(ids_T), ids_T if segment.loss else torch.full_like(ids_T, NO_TARGET)
+                yield next(texts)
             else:
                 value_TD = filled[segment.channel, id(prompt.clips[segment.clip])]
                 no_target_T = torch.full((len(value_TD),), NO_TARGET, device=self.llm.device)

@@ -59,7 +59,7 @@ class Size:
 FULL = Size(
     llm={"examples": 300_000, "steps": 8_000, "tokens_per_step": 24_576},
     encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
-    recordings=24_000,
+    recordings=16_000,
     tested=500,
 )
 QUICK = Size(
@@ -165,7 +165,7 @@ def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
     """Three stages; the state after stage 1, and a run without stage 2 and ERR, are kept for comparison."""
     recipe = _recipe(size)
     model = _fresh(out, recipe, device)
-    recordings = _record(model, "train", size.recordings, processes)
+    recordings = _record(model, "train", size.recordings, processes, keep=out / "frames.safetensors")
     drawn = [
         world.sample_talk(
             random.Random(f"talk/{index}"), take.speech, take.utterance, take.style, recordings.earlier
@@ -207,7 +207,7 @@ def without_err(stage: Stage) -> Stage:
     )
 
 
-def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
+def _record(model: DualSLM, name: str, count: int, processes: int, keep: Path | None = None) -> Recordings:
     """Training or test recordings: "train", "seen" (voices of training) or "unseen" (voices never heard)."""
     held_out = name != "train"
 
@@ -223,6 +223,7 @@ def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings
         augment=0.0 if held_out else 0.3,
         processes=processes,
         every_layer=model.every_layer,
+        keep=keep,
     )
 
 

@@ -12,11 +12,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dualslm.checkpoint import replacing
 from dualslm.conversation import Part, Speech
 from dualslm.encoder import Frames, SpeechEncoder
 from dualslm.tiny import voices, world
@@ -83,6 +86,7 @@ def record(
     augment: float,
     processes: int,
     every_layer: bool = False,
+    keep: Path | None = None,
 ) -> Recordings:
     """Renders and encodes `count` utterances, each in a style and voice of its own.
 
@@ -95,8 +99,11 @@ def record(
         augment: the share that is heard in a room or in noise.
         processes: that render side by side.
         every_layer: keep all layers for a learned mix.
+        keep: a file that keeps the frames; where it is there, nothing is rendered.
     """
     takes, jobs = _plan(name, count, draw, held_out_voices)
+    if keep is not None and keep.exists():
+        return Recordings(takes, load_file(keep))
     frames: dict[str, Tensor] = {}
     batch: list[np.ndarray] = []
     for index, wave in enumerate(voices.render_many(jobs, processes)):
@@ -107,6 +114,9 @@ def record(
                 key = f"{name}/{index + 1 - len(batch) + row}"
                 frames[key] = heard.layers_NBTD[:, row, :length].to(torch.bfloat16)
             batch = []
+    if keep is not None:
+        with replacing(keep) as partial:
+            save_file({key: value.contiguous().cpu() for key, value in frames.items()}, partial)
     return Recordings(takes, frames)
 
 
