@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTERS = WEIGHTS / "adapters"
-CLIPS = Path(__file__).parent / "clips"
+CLIPS = Path(__file__).parent / "wavs"
 
 
 def load(*, device: str | None = "cpu") -> DualSLM:

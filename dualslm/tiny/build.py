@@ -7,6 +7,7 @@ on from its last checkpoint. The LLM and the encoder know nothing of each other 
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ import transformers
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
-from dualslm.tiny import WEIGHTS, exam, world
+from dualslm.tiny import CLIPS, WEIGHTS, clips, exam, world
 from dualslm.tiny import load as load_shipped
 from dualslm.tiny.recordings import Recordings, record
 from dualslm.tiny.stages import train_stage, write_targets
@@ -129,11 +130,8 @@ def _side_by_side(parts: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
 def _pretrain(part: str, out: Path, size: dict[str, int], device: str, processes: int) -> None:
     if (out / "card.json").exists():
         return
-    if part == "llm":
-        from dualslm.tiny.pretrain_llm import pretrain
-    else:
-        from dualslm.tiny.pretrain_encoder import pretrain
-    pretrain(out, **size, seed=0, device=device, processes=processes)
+    module = importlib.import_module(f"dualslm.tiny.pretrain_{part}")
+    module.pretrain(out, **size, seed=0, device=device, processes=processes)
 
 
 # ---------------------------------------------------------------------- the adapters
@@ -289,3 +287,4 @@ def _ship(out: Path) -> None:
         target = WEIGHTS / part
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(out / part, target, ignore=shutil.ignore_patterns("checkpoint*", "pool*", "new"))
+    clips.write(CLIPS)

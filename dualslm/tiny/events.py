@@ -136,7 +136,8 @@ def _read(table: str, kind: Literal["event", "fact", "small"]) -> tuple[Family, 
 def _family(line: str, kind: Literal["event", "fact", "small"]) -> Family:
     said, content, *memory = (part.strip() for part in line.split(" > "))
     name, valence, *phrasings = (part.strip() for part in said.split(" | "))
-    assert valence in ("good", "bad", "plain") and phrasings
+    assert phrasings, line
+    assert valence in ("good", "bad", "plain"), line
     return Family(name, kind, valence, tuple(phrasings), content, memory[0] if memory else None)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,49 @@
+"""The shipped clips: sentences and voices that no part of the embedded model was trained on (ours)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+
+from dualslm.tiny import world
+from dualslm.tiny.style import parse_style
+from dualslm.tiny.voices import RATE, Job, render_many, voices
+
+EXAM = "I have a big French exam next month."
+SAID: dict[str, Sequence[tuple[str, str]]] = {
+    "hear": (
+        ("A thief at the bank took my umbrella.", "male middle fast loud angry"),
+        ("My daughter had a baby this morning.", "female high fast moderate happy"),
+        ("I lost my job at the bakery on Saturday.", "female low slow quiet sad"),
+    ),
+    "tones": (
+        (EXAM, "male middle steady moderate happy"),
+        (EXAM, "male middle steady moderate afraid"),
+        (EXAM, "male middle steady moderate angry"),
+    ),
+    "memory": (
+        ("I have a dog called Molly.", "female middle steady moderate neutral"),
+        ("It was a long day.", "female middle steady moderate neutral"),
+        ("I cannot find my backpack, it must be at the airport.", "female high fast moderate afraid"),
+    ),
+}
+
+
+def write(folder: Path) -> None:
+    """Speaks the clips into a folder: wav files, and clips.json that says what each is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed: dict[str, list[dict[str, object]]] = {}
+    for part, said in SAID.items():
+        for number, (text, words) in enumerate(said):
+            style = parse_style(words.split())
+            assert world.is_held_out(text) or part == "memory", text
+            voice = voices(style.gender, held_out=True)[number if part == "hear" else 0]
+            (samples,) = render_many([Job(text, style, voice, seed=number)], 1, progress=False)
+            file = f"{part}_{number + 1}_{style.emotion}.wav"
+            soundfile.write(folder / file, samples, RATE, subtype="PCM_16")
+            item = {"file": file, "text": text, "voice": voice.name, "style": style.labels()}
+            listed.setdefault(part, []).append(item)
+    (folder / "clips.json").write_text(json.dumps(listed, indent=1) + "\n")
