@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import soundfile
@@ -35,7 +35,7 @@ SAID: dict[str, Sequence[tuple[str, str]]] = {
 def write(folder: Path) -> None:
     """Speaks the clips into a folder: wav files, and clips.json that says what each is."""
     folder.mkdir(parents=True, exist_ok=True)
-    listed: dict[str, list[dict[str, object]]] = {}
+    listed: dict[str, list[Mapping[str, object]]] = {}
     for part, said in SAID.items():
         for number, (text, words) in enumerate(said):
             style = parse_style(words.split())
