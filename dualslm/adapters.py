@@ -19,6 +19,35 @@ from torch.nn import functional as F
 from dualslm.errors import DualSLMError
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer whose output is multiplied by a constant: the spread of the LLM's token embeddings.
+
+    The function is a plain linear layer's; what changes is how it learns. Token embeddings are small (a spread
+    of 0.1 in the tiny LLM, 0.02 in many others). AdamW moves every weight by about the learning rate, so a
+    plain layer soon gives embeddings many times longer than any token's, next to which what attention writes
+    into the residual stream is little. (Measured on the tiny world: 35 times longer after 1,200 steps; exact
+    word embeddings made 40 times longer cost its LLM 13 % word errors, at their own length none.) With the
+    constant, weights are of ordinary size and the learning rate means what it means elsewhere.
+
+    Args:
+        d_in: width of the input.
+        d_out: width of the output.
+        scale: the constant.
+    """
+
+    scale: Tensor
+
+    def __init__(self, d_in: int, d_out: int, scale: float) -> None:
+        super().__init__(d_in, d_out)
+        nn.init.normal_(self.weight, std=d_in**-0.5)
+        nn.init.zeros_(self.bias)
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) → (..., d_out)."""
+        return self.scale * super().forward(x)
+
+
 class ParalinguisticAdapter(nn.Module):
     """Frames → m soft-prompt embeddings that tell how something is said (paper eq. 4).
 
@@ -32,6 +61,7 @@ class ParalinguisticAdapter(nn.Module):
         feedforward: width of the feed-forward block; 4 d_s unless given (assumed).
         mix: 0 reads the encoder's last layer, as the paper does; n reads a learned mix of n layers.
         deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
+        scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
 
     Raises:
         DualSLMError: heads do not divide d_speech.
@@ -49,6 +79,7 @@ class ParalinguisticAdapter(nn.Module):
         feedforward: int | None = None,
         mix: int = 0,
         deviations: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if d_speech % heads:
@@ -65,7 +96,7 @@ class ParalinguisticAdapter(nn.Module):
             )
             for _ in range(layers)
         )
-        self.project = nn.Linear(d_speech * (2 if deviations else 1), d_llm)
+        self.project = ScaledLinear(d_speech * (2 if deviations else 1), d_llm, scale)
 
     def forward(self, layers_NBTS: Tensor, lengths_B: Tensor) -> Tensor:
         """Encoder layers (the last one last) and valid frames → embeddings (B, M, D)."""
@@ -90,10 +121,6 @@ class ParalinguisticAdapter(nn.Module):
         normed_NBTS = F.layer_norm(layers_NBTS.float(), layers_NBTS.shape[-1:])
         return torch.einsum("n,nbts->bts", self.mix.softmax(0), normed_NBTS)
 
-    def start_like(self, embedding_std: float) -> None:
-        """Scales the fresh projection so that what it gives has the spread of token embeddings."""
-        _scale_output(self.project, embedding_std)
-
 
 class LinguisticAdapter(nn.Module):
     """Frames → embeddings at 50/k Hz that stand in for the words (paper eq. 5).
@@ -103,13 +130,14 @@ class LinguisticAdapter(nn.Module):
         d_llm: width of the LLM's input embeddings.
         stack: k, the frames in one embedding (paper §IV-C: 5, so 10 Hz).
         hidden: width between the two linear layers (SLAM-ASR, which the paper follows: 2048).
+        scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
     """
 
-    def __init__(self, d_speech: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
+    def __init__(self, d_speech: int, d_llm: int, *, stack: int = 5, hidden: int = 2048, scale: float = 1.0) -> None:
         super().__init__()
         self.stack = stack
         self.widen = nn.Linear(stack * d_speech, hidden)
-        self.project = nn.Linear(hidden, d_llm)
+        self.project = ScaledLinear(hidden, d_llm, scale)
 
     def lengths(self, frames: int) -> int:
         """Embeddings that so many frames become: the last group may be short."""
@@ -124,10 +152,6 @@ class LinguisticAdapter(nn.Module):
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
         out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))
         return out
-
-    def start_like(self, embedding_std: float) -> None:
-        """Scales the fresh projection so that what it gives has the spread of token embeddings."""
-        _scale_output(self.project, embedding_std)
 
 
 def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:
@@ -151,10 +175,3 @@ def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:
     t_T = torch.arange(frames, device=lengths_B.device)
     inside_BMT = (t_T >= start_BM[..., None]) & (t_T < end_BM[..., None])
     return inside_BMT.float() / (end_BM - start_BM)[..., None]
-
-
-@torch.no_grad()
-def _scale_output(linear: nn.Linear, std: float) -> None:
-    """Inputs of about unit spread give outputs of `std`: a fresh soft prompt must not shout the words down."""
-    nn.init.normal_(linear.weight, std=std / linear.in_features**0.5)
-    nn.init.zeros_(linear.bias)

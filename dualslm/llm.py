@@ -4,13 +4,14 @@ Any Hugging Face causal LM serves, and none of its weights ever changes. Prompts
 left and told apart by length, never by a padding token; a prompt alone runs without a mask, so that text
 without audio gives the base model's logits bit for bit.
 
-Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary.
+Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions whose logits are wanted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -136,30 +137,43 @@ class FrozenLM(nn.Module):
         embeds_BTD: Tensor,
         mask_BT: Tensor | None = None,
         *,
-        keep: Tensor | None = None,
+        keep_BT: Tensor | None = None,
         cache: DynamicCache | None = None,
     ) -> Tensor:
-        """Logits after each position, or after the positions `keep` (indices of T) alone.
+        """Logits (B, T, V) after each position, or (K, V) after the K positions that `keep_BT` marks.
 
         Args:
             embeds_BTD: what comes after the cache.
             mask_BT: 1 for tokens, 0 for left padding, cache included; None when nothing is padded.
-            keep: positions whose logits are wanted: the output head is the dearest part of a step.
+            keep_BT: true where logits are wanted: the output head is the dearest part of a step.
             cache: keys and values of what came before; what is read is added to it.
         """
         positions = None
         if mask_BT is not None:
             positions = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -embeds_BTD.shape[1] :]
-        out = self.model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask_BT,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=0 if keep is None else keep,
-        )
+        with self._head_reads(keep_BT):
+            out = self.model(
+                inputs_embeds=embeds_BTD,
+                attention_mask=mask_BT,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         logits: Tensor = out.logits
-        return logits
+        return logits if keep_BT is None else logits[0]
+
+    @contextmanager
+    def _head_reads(self, keep_BT: Tensor | None) -> Iterator[None]:
+        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row."""
+        if keep_BT is None:
+            yield
+            return
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep_BT][None],))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Tensor], before: Prefilled | None = None) -> Prefilled:
@@ -171,9 +185,10 @@ class FrozenLM(nn.Module):
         cache = DynamicCache(config=self.model.config)
         if before is not None:
             cache, mask_BT = before.cache, torch.cat([before.mask_BT, mask_BT], dim=1)
-        last = torch.tensor([embeds_BTD.shape[1] - 1], device=embeds_BTD.device)
-        logits_B1V = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep=last, cache=cache)
-        return Prefilled(logits_B1V[:, -1], cache, mask_BT)
+        last_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
+        last_BT[:, -1] = True
+        logits_BV = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=last_BT, cache=cache)
+        return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
     def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:

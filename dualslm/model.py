@@ -84,10 +84,10 @@ class DualSLM(nn.Module):
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
         para_settings = dict(self.settings["paralinguistic"])
         self.every_layer = bool(para_settings.pop("mix", False))
-        para = ParalinguisticAdapter(encoder.width, llm.width, mix=encoder.depth * self.every_layer, **para_settings)
-        ling = LinguisticAdapter(encoder.width, llm.width, **self.settings["linguistic"])
-        para.start_like(llm.embedding_std())
-        ling.start_like(llm.embedding_std())
+        widths, scale = (encoder.width, llm.width), llm.embedding_std()
+        mix = encoder.depth * self.every_layer
+        para = ParalinguisticAdapter(*widths, mix=mix, scale=scale, **para_settings)
+        ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
@@ -203,12 +203,11 @@ class DualSLM(nn.Module):
             raise DualSLMError(
                 "nothing to learn in this batch", got="no target token", do='render with supervise="last"'
             )
-        keep_K = wanted_BT.any(0).nonzero()[:, 0]
-        logits_BKV = self.llm(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep=keep_K)
-        wanted_BK, next_BK = wanted_BT[:, keep_K], targets_BT[:, 1:][:, keep_K]
-        nll = F.cross_entropy(logits_BKV[wanted_BK].float(), next_BK[wanted_BK], reduction="none")
-        nll_B = nll.new_zeros(len(prompts)).index_add(0, wanted_BK.nonzero()[:, 0], nll)
-        return Loss(nll_B, wanted_BK.sum(1))
+        keep_BT = F.pad(wanted_BT, (0, 1))
+        logits_KV = self.llm(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=keep_BT)
+        nll_K = F.cross_entropy(logits_KV.float(), targets_BT[:, 1:][wanted_BT], reduction="none")
+        nll_B = nll_K.new_zeros(len(prompts)).index_add(0, wanted_BT.nonzero()[:, 0], nll_K)
+        return Loss(nll_B, wanted_BT.sum(1))
 
     # ------------------------------------------------------------------ answering
 
@@ -297,8 +296,8 @@ class DualSLM(nn.Module):
         """
         where, trunk = _place(device, dtype)
         return cls(
-            SpeechEncoder.from_pretrained(encoder, dtype=trunk, device=where),
-            FrozenLM.from_pretrained(llm, dtype=trunk, device=where),
+            SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
+            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where),
             paralinguistic=paralinguistic,
             linguistic=linguistic,
         )
@@ -378,6 +377,11 @@ class DualSLM(nn.Module):
 def _audio(clip: Speech) -> Any:
     assert clip.audio is not None, "render() refuses a speech source without a recording"
     return clip.audio
+
+
+def _absolute(name: str) -> str:
+    """A folder by its full path, so that a card that names it holds wherever it is read from; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _place(device: str | None, dtype: torch.dtype | None) -> tuple[str, torch.dtype]:

@@ -174,12 +174,51 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the talks and the frames are; paths count from the folder that the command is run in."""
+
+    train: tuple[str, ...] = ()
+    """Manifests to learn from."""
+    validation: tuple[str, ...] = ()
+    """Manifests that choose the best checkpoint."""
+    features: str = "runs/features"
+    """The cache of encoder frames; what is missing in it is made before training."""
+    unreadable: float = 0.05
+    """A larger share of lessons with recordings that cannot be read stops the training."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.unreadable <= 1, "unreadable", self.unreadable, "give a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How the steps are carried out; nothing here changes what is learnt beyond rounding."""
+
+    positions: int = 8192
+    """Padded positions in one forward pass: a batch is gone through in parts of like lengths."""
+    workers: int = 0
+    """Processes that draw batches ahead."""
+    save_every: int = 200
+    """Steps from which a stopped run goes on."""
+    validate_every: int = 500
+    """Steps; the last step of a stage validates too."""
+    validation_batches: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(1, positions=self.positions, save_every=self.save_every, validate_every=self.validate_every)
+        _at_least(1, validation_batches=self.validation_batches)
+        _at_least(0, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One experiment."""
 
     model: ModelRecipe
     stages: tuple[Stage, ...] = field(metadata={"key": "stage"})
     optimiser: Optimiser = Optimiser()
+    data: Data = Data()
+    loop: Loop = Loop()
     seed: int = 0
 
     def __post_init__(self) -> None:

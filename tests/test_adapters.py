@@ -46,11 +46,11 @@ def test_padding_and_company_change_nothing(mix: int, deviations: bool) -> None:
 
 
 def test_linguistic_is_equation_5() -> None:
-    ling = LinguisticAdapter(16, 24, stack=5, hidden=32).eval()
+    ling = LinguisticAdapter(16, 24, stack=5, hidden=32, scale=0.5).eval()
     layers_NBTD, lengths_B = frames(1, [20])
     grouped = layers_NBTD[0].reshape(1, 4, 5 * 16)
     hidden = torch.relu(grouped @ ling.widen.weight.T + ling.widen.bias)
-    expected = hidden @ ling.project.weight.T + ling.project.bias
+    expected = 0.5 * (hidden @ ling.project.weight.T + ling.project.bias)
     torch.testing.assert_close(ling(layers_NBTD[0], lengths_B), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -62,11 +62,25 @@ def test_sizes_of_the_paper() -> None:
 
 
 def test_fresh_embeddings_have_the_spread_of_token_embeddings() -> None:
-    para, ling = ParalinguisticAdapter(64, 512), LinguisticAdapter(64, 512)
     layers_NBTD, lengths_B = frames(1, [200], 64)
-    for part, x in ((para.eval(), layers_NBTD), (ling.eval(), layers_NBTD[0])):
-        part.start_like(0.02)
-        assert 0.002 < float(part(x, lengths_B).std()) < 0.03
+    para, ling = ParalinguisticAdapter(64, 512, scale=0.02).eval(), LinguisticAdapter(64, 512, scale=0.02).eval()
+    for out_BLD in (para(layers_NBTD, lengths_B), ling(layers_NBTD[0], lengths_B)):
+        assert 0.002 < float(out_BLD.std()) < 0.03
+
+
+def test_steps_move_embeddings_by_shares_of_their_own_size() -> None:
+    layers_NBTD, lengths_B = frames(1, [200], 64)
+    moved = {}
+    for scale in (0.02, 1.0):
+        torch.manual_seed(0)
+        ling = LinguisticAdapter(64, 512, scale=scale)
+        adamw = torch.optim.AdamW(ling.parameters(), lr=1e-3)
+        before = ling(layers_NBTD[0], lengths_B).detach()
+        ling(layers_NBTD[0], lengths_B).sum().backward()
+        adamw.step()
+        after = ling(layers_NBTD[0], lengths_B).detach()
+        moved[scale] = float((after - before).norm() / before.norm())
+    assert moved[0.02] == pytest.approx(moved[1.0], rel=1e-3)
 
 
 def test_heads_must_divide_the_width() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 
+from dualslm.checkpoint import CARD, read_weights
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
@@ -34,6 +35,7 @@ from dualslm.tiny.stages import train_stage, write_targets
 
 STEPS = ("llm", "encoder", "adapters", "eval")
 RECIPE = Path("recipes/tiny.toml")
+WITHOUT_ERR = "without-err"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Size:
         stage_batch: instead of the recipe's.
     """
 
-    llm: dict[str, int]
-    encoder: dict[str, int]
+    llm: dict[str, Any]
+    encoder: dict[str, Any]
     recordings: int
     tested: int
     stage_steps: int | None = None
@@ -58,17 +60,25 @@ class Size:
 
 
 FULL = Size(
-    llm={"examples": 300_000, "steps": 8_000, "tokens_per_step": 24_576},
+    llm={
+        "fluent": {"examples": 300_000, "steps": 8_000, "tokens_per_step": 24_576},
+        "stretched": {"examples": 40_000, "steps": 1_500, "tokens_per_step": 4_096},
+    },
     encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
     recordings=16_000,
     tested=500,
 )
 QUICK = Size(
-    llm={"examples": 300, "steps": 10, "tokens_per_step": 1024, "tested": 4},
+    llm={
+        "fluent": {"examples": 100, "steps": 3, "tokens_per_step": 1024},
+        "stretched": {"examples": 100, "steps": 3, "tokens_per_step": 1024},
+        "tested": 2,
+        "talks": 200,
+    },
     encoder={"utterances": 60, "steps": 4, "batch": 4},
-    recordings=48,
-    tested=12,
-    stage_steps=3,
+    recordings=24,
+    tested=4,
+    stage_steps=2,
     stage_batch=4,
 )
 
@@ -127,7 +137,7 @@ def _side_by_side(parts: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
         )
 
 
-def _pretrain(part: str, out: Path, size: dict[str, int], device: str, processes: int) -> None:
+def _pretrain(part: str, out: Path, size: dict[str, Any], device: str, processes: int) -> None:
     if (out / "card.json").exists():
         return
     module = importlib.import_module(f"dualslm.tiny.pretrain_{part}")
@@ -173,21 +183,24 @@ def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
     talks = write_targets(model, drawn, out / "targets.jsonl")
     workers = min(4, processes) if device == "cuda" else 0
 
-    def learn(stage: Stage) -> None:
-        started = time.monotonic()
-        losses = train_stage(
-            model, stage, recordings, talks, optimiser=recipe.optimiser, seed=recipe.seed, workers=workers
-        )
-        print(f"{stage.name}: {losses} in {time.monotonic() - started:.0f} s", flush=True)
+    def learn(stage: Stage, name: str) -> None:
+        """Trains a stage, or loads what an earlier run of it left."""
+        folder = out / f"adapters-{name}"
+        if not (folder / CARD).exists():
+            started = time.monotonic()
+            losses = train_stage(
+                model, stage, recordings, talks, optimiser=recipe.optimiser, seed=recipe.seed, workers=workers
+            )
+            print(f"{name}: {losses} in {time.monotonic() - started:.0f} s", flush=True)
+            _save(model, folder, recipe)
+        model.adapters.load_state_dict(_load_adapters(folder, device))
 
-    joint, *_, respond = recipe.stages
     for stage in recipe.stages:
-        learn(stage)
-        _save(model, out / f"adapters-{stage.name}", recipe)
+        learn(stage, stage.name)
     _save(model, out / "adapters", recipe)
-    model.adapters.load_state_dict(_load_adapters(out / f"adapters-{joint.name}", device))
-    learn(without_err(respond))
-    _save(model, out / "adapters-without-err", recipe)
+    joint, *_, respond = recipe.stages
+    learn(joint, joint.name)
+    learn(without_err(respond), WITHOUT_ERR)
 
 
 def without_err(stage: Stage) -> Stage:
@@ -198,7 +211,6 @@ def without_err(stage: Stage) -> Stage:
 
     return replace(
         stage,
-        name=f"{stage.name}_without_err",
         linguistic=plain(stage.linguistic),
         paralinguistic=plain(stage.paralinguistic),
         dual=plain(stage.dual),
@@ -231,8 +243,6 @@ def _save(model: DualSLM, folder: Path, recipe: Recipe) -> None:
 
 
 def _load_adapters(folder: Path, device: str) -> dict[str, torch.Tensor]:
-    from dualslm.checkpoint import read_weights
-
     return {key: value.to(device) for key, value in read_weights(folder).items()}
 
 
@@ -244,14 +254,17 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     model = DualSLM.from_pretrained(out / "adapters", device=device, dtype=torch.float32)
     sets = {name: _record(model, name, size.tested, processes) for name in ("seen", "unseen")}
     final = copy.deepcopy(model.adapters.state_dict())
+    last = _recipe(size).stages[-1].name
     found = {}
     for folder in sorted(out.glob("adapters-*")):
-        model.adapters.load_state_dict(_load_adapters(folder, device))
-        print(f"--- {folder.name}", flush=True)
-        found[folder.name.removeprefix("adapters-")] = exam.examine(model, {"seen": sets["seen"]})
+        if (name := folder.name.removeprefix("adapters-")) != last:
+            model.adapters.load_state_dict(_load_adapters(folder, device))
+            print(f"--- {name}", flush=True)
+            found[name] = exam.examine(model, {"seen": sets["seen"]})
     model.adapters.load_state_dict(final)
     print("--- final", flush=True)
     found["final"] = exam.examine(model, sets)
+    found[last] = {key: figure for key, figure in found["final"].items() if key.startswith("seen/")}
     _write_result(out / "figures.json", found, device, size.tested)
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 README = Path("README.md")
 RESULT = Path("docs/results/tiny.json")
 ATTRIBUTE_TARGETS = {"emotion": 95, "energy": 92, "tempo": 92, "gender": 95, "pitch": 88}
-P, L, BOTH, NO_ERR = "speech,none", "none,speech", "speech,speech", "respond_without_err"
+P, L, BOTH, NO_ERR = "speech,none", "none,speech", "speech,speech", "without-err"
 Figures = dict[str, dict[str, dict[str, float]]]
 
 

@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from dualslm.conversation import Conversation, View
 from dualslm.model import DualSLM
-from dualslm.prompt import Prompt, render
+from dualslm.prompt import Prompt, Text, render
 from dualslm.recipe import Optimiser, Stage
 from dualslm.tiny import world
 from dualslm.tiny.recordings import Recordings, Take
+
+AT_ONCE = 8  # lessons in one forward pass
+SLOT = 16  # tokens: about what a slot becomes
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Lessons(Dataset[Lesson]):
     ) -> None:
         self.stage, self.takes, self.talks, self.tokenizer, self.seed = stage, takes, talks, tokenizer, seed
         self.kinds = list(stage.kinds.items())
+        # No transcription of random words: until L can be read, they only teach the LLM's answer to be a hedge.
+        self.sentences = [take for take in takes if take.utterance.kind != "soup"] or takes
 
     def __len__(self) -> int:
         assert self.stage.steps is not None
@@ -78,10 +83,9 @@ class Lessons(Dataset[Lesson]):
     def _talk(self, kind: str, rng: random.Random) -> Conversation:
         if kind == "dual":
             return rng.choice(self.talks)
-        take = rng.choice(self.takes)
         if kind == "linguistic":
-            return world.transcription(take.speech, rng)
-        return world.questions(take.speech, rng)
+            return world.transcription(rng.choice(self.sentences).speech, rng)
+        return world.questions(rng.choice(self.takes).speech, rng)
 
 
 def train_stage(
@@ -111,14 +115,14 @@ def train_stage(
     losses: dict[str, list[float]] = defaultdict(list)
     start = time.monotonic()
     for step, batch in enumerate(loader):
-        loss = model([lesson.prompt for lesson in batch], recordings.hear)
         adamw.zero_grad()
-        loss.mean.backward()
+        tokens = sum(_backward(model, recordings, some, losses) for some in _alike(batch))
+        for weight in model.adapters.parameters():
+            if weight.grad is not None:
+                weight.grad /= tokens
         torch.nn.utils.clip_grad_norm_(model.adapters.parameters(), optimiser.clip)
         adamw.step()
         schedule.step()
-        if step % 10 == 0:
-            _note(losses, batch, loss.nll_B, loss.tokens_B)
         if step % 100 == 99 or step + 1 == stage.steps:
             say(_progress(stage, step + 1, time.monotonic() - start, losses))
     model.eval()
@@ -147,20 +151,37 @@ def _linear(stage: Stage) -> Callable[[int], float]:
     return lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
 
 
-def _note(losses: dict[str, list[float]], batch: Sequence[Lesson], nll_B: torch.Tensor, tokens_B: torch.Tensor) -> None:
-    per_token = (nll_B.detach() / tokens_B).tolist()
-    for kind in {lesson.kind for lesson in batch}:
-        own = [value for lesson, value in zip(batch, per_token, strict=True) if lesson.kind == kind]
-        losses[kind].append(sum(own) / len(own))
+def _alike(batch: Sequence[Lesson]) -> Iterator[list[Lesson]]:
+    """The batch in parts of like lengths, so that little is padded."""
+    ordered = sorted(batch, key=_length)
+    for start in range(0, len(ordered), AT_ONCE):
+        yield ordered[start : start + AT_ONCE]
+
+
+def _length(lesson: Lesson) -> int:
+    return sum(len(segment.ids) if isinstance(segment, Text) else SLOT for segment in lesson.prompt.segments)
+
+
+def _backward(model: DualSLM, recordings: Recordings, batch: Sequence[Lesson], losses: dict[str, list[float]]) -> int:
+    """Adds the gradient of the summed loss of some lessons; returns their target tokens."""
+    loss = model([lesson.prompt for lesson in batch], recordings.hear)
+    loss.nll_B.sum().backward()
+    per_token = (loss.nll_B.detach() / loss.tokens_B).tolist()
+    for lesson, value in zip(batch, per_token, strict=True):
+        losses[lesson.kind].append(value)
+    return int(loss.tokens_B.sum())
 
 
 def _recent(values: Sequence[float]) -> float:
-    tail = values[-max(1, len(values) // 10) :]
-    return round(sum(tail) / len(tail), 4)
+    return round(_mean(values[-max(1, len(values) // 10) :]), 4)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _progress(stage: Stage, step: int, seconds: float, losses: dict[str, list[float]]) -> str:
     assert stage.steps is not None
     left = seconds / step * (stage.steps - step)
-    shown = "  ".join(f"{kind} {_recent(values[-10:]):.3f}" for kind, values in sorted(losses.items()))
+    shown = "  ".join(f"{kind} {_mean(values[-500:]):.3f}" for kind, values in sorted(losses.items()))
     return f"{stage.name:<12} {step:>5}/{stage.steps}  {shown}  {seconds / step * 1000:.0f} ms/step  {left:.0f} s left"

@@ -30,8 +30,8 @@ CHATML = (
 TALKS = 20_000
 
 
-def train(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Trains it on talks of the world; the same seed gives the same ids."""
+def train(seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
+    """Trains it on talks of the world; the same seed and number of talks give the same ids."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -46,7 +46,7 @@ def train(seed: int = 0) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_texts(seed), trainer)
+    bpe.train_from_iterator(_texts(seed, talks), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -57,18 +57,18 @@ def train(seed: int = 0) -> PreTrainedTokenizerFast:
     return fast
 
 
-def save(folder: Path, seed: int = 0) -> PreTrainedTokenizerFast:
+def save(folder: Path, seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
     """Trains it once and keeps it in a folder; a second call reads it: ids must never move."""
     if not (folder / "tokenizer.json").exists():
-        train(seed).save_pretrained(folder)
+        train(seed, talks).save_pretrained(folder)
     fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     return fast
 
 
-def _texts(seed: int) -> Iterator[str]:
+def _texts(seed: int, talks: int) -> Iterator[str]:
     rng = random.Random(f"tokenizer/{seed}")
     seen: set[str] = set()
-    for _ in range(TALKS):
+    for _ in range(talks):
         utterance, style = world.sample_utterance(rng, held_out=False, kinds=("event",)), sample_style(rng)
         speech = Speech(transcript=utterance.text, caption=world.caption(style, rng), labels=style.labels())
         talk = world.sample_talk(rng, speech, utterance, style)
@@ -79,4 +79,4 @@ def _texts(seed: int) -> Iterator[str]:
         yield from texts
         seen |= {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
     for word in sorted(seen | set(world.vocabulary())):
-        yield from [word, f" {word}"] * 1000
+        yield from [word, f" {word}"] * (talks // 20)

@@ -1,0 +1,271 @@
+"""Frames of the frozen encoder, kept on disk: it never changes, so each recording is encoded once (ours).
+
+A cache is a folder. `cache.json` names the encoder, the rule and the dtype; another encoder's cache is refused.
+Recordings are written in parts: `part-1-00003.safetensors` holds the frames of some hundred of them,
+and `part-1-00003.json`, written after it, lists them with their hash, and those that could not be read with
+the reason. A part is written under another name and renamed, so a build that was killed goes on where it was,
+and several machines may each build a shard of the same folder.
+
+Dimensions: N encoder layers kept, T frames, D encoder width.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dualslm.audio import FRAMES_PER_SECOND, load
+from dualslm.checkpoint import fingerprint, replacing
+from dualslm.conversation import Speech
+from dualslm.encoder import Frames, SpeechEncoder
+from dualslm.errors import DualSLMError
+
+META = "cache.json"
+PART = 256  # recordings in a part
+AT_ONCE = 16  # recordings in one call of the encoder
+OPEN_PARTS = 64
+SPARE = 1.02  # a safetensors header and the lists take about this much beside the frames
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What decides the numbers in a cache; two caches of one rule hold the same frames.
+
+    Attributes:
+        encoder: fingerprint of its weights.
+        layers: how many are kept, the last one last.
+        width: D.
+        dtype: of the frames on disk.
+        rule: version of the way from a file to frames.
+    """
+
+    encoder: str
+    layers: int
+    width: int
+    dtype: str = "bfloat16"
+    rule: int = 1
+
+    @classmethod
+    def of(cls, encoder: SpeechEncoder, *, every_layer: bool = False) -> Rule:
+        """The rule of an encoder as it is now."""
+        return cls(fingerprint(encoder), encoder.depth if every_layer else 1, encoder.width)
+
+    def bytes(self, seconds: float) -> int:
+        """What so much audio takes on disk."""
+        return round(seconds * FRAMES_PER_SECOND * self.layers * self.width * 2 * SPARE)
+
+
+def duration(path: str | Path) -> float:
+    """Seconds of a recording by its header; 0 where it cannot be read."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError, TypeError):
+        return 0.0
+    return float(info.frames) / float(info.samplerate)
+
+
+def build(
+    encoder: SpeechEncoder,
+    paths: Sequence[str],
+    folder: Path,
+    *,
+    every_layer: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    say: Callable[[str], None] = print,
+) -> Counter[str]:
+    """Encodes recordings into a cache; parts that are there already are kept.
+
+    Args:
+        encoder: the frozen encoder.
+        paths: of the recordings, each once.
+        folder: of the cache; made where it is missing.
+        every_layer: keep all layers, for a learned mix.
+        shard: (i, n): this call does part i of n, counted from 1.
+        say: gets a line now and then.
+
+    Returns:
+        How many recordings were kept ("usable") and how many could not be, by reason.
+
+    Raises:
+        DualSLMError: a cache of another encoder, or no room on the disk; nothing half-written is left.
+    """
+    rule = Rule.of(encoder, every_layer=every_layer)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, rule)
+    own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
+    parts = [own[start : start + PART] for start in range(0, len(own), PART)]
+    todo = [number for number, part in enumerate(parts) if not _is_done(_part(folder, shard[0], number), part)]
+    _check_room(folder, rule, [path for number in todo for path in parts[number]], say)
+    for done, number in enumerate(todo, 1):
+        _write_part(encoder, parts[number], _part(folder, shard[0], number), rule, every_layer)
+        say(f"features: part {done} of {len(todo)}, {len(parts[number])} recordings")
+    listed = [_read_list(_part(folder, shard[0], number)) for number in range(len(parts))]
+    return Counter(row.get("fault", "usable") for rows in listed for row in rows)
+
+
+class FrameCache:
+    """Gives the frames of recordings from a cache, in place of `DualSLM.hear`.
+
+    Args:
+        folder: that `build` filled.
+        rule: that the cache must follow.
+
+    Raises:
+        DualSLMError: no cache there, or one of another encoder or rule.
+    """
+
+    def __init__(self, folder: Path, rule: Rule) -> None:
+        self.folder = folder
+        _check(folder, rule)
+        self.rows: dict[str, tuple[str, int]] = {}
+        self.faults: dict[str, str] = {}
+        for file in sorted(folder.glob("part-*.json")):
+            for row in _read_list(file.with_suffix("")):
+                if "fault" in row:
+                    self.faults[row["audio"]] = row["fault"]
+                else:
+                    self.rows[row["audio"]] = (file.stem, row["frames"])
+        self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
+
+    def frames(self, path: str) -> int:
+        """How many frames a recording has."""
+        return self.rows[path][1]
+
+    def get(self, path: str) -> Tensor:
+        """The frames (N, T, D) of one recording.
+
+        Raises:
+            DualSLMError: it is not in the cache.
+        """
+        if path not in self.rows:
+            got = self.faults.get(path, "no frames of it")
+            raise DualSLMError(f"{path} is not in the cache {self.folder}", got=got, do="run dualslm features again")
+        part = self._open(self.rows[path][0])
+        frames_NTD: Tensor = part.get_tensor(path)  # type: ignore[no-untyped-call]
+        return frames_NTD
+
+    def hear(self, clips: Sequence[Speech]) -> Frames:
+        """The frames of some clips, padded to the longest."""
+        return Frames.stack([self.get(str(clip.audio)) for clip in clips])
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {"folder": self.folder, "rows": self.rows, "faults": self.faults}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Opened files do not travel to another process."""
+        self.__dict__.update(state)
+        self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _part(folder: Path, shard: int, number: int) -> Path:
+    return folder / f"part-{shard}-{number:05d}"
+
+
+def _is_done(part: Path, paths: Sequence[str]) -> bool:
+    """Whether a part is complete and of these very recordings."""
+    return part.with_suffix(".json").exists() and [row["audio"] for row in _read_list(part)] == list(paths)
+
+
+def _read_list(part: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(part.with_suffix(".json").read_text())
+    return rows
+
+
+def _write_part(encoder: SpeechEncoder, paths: Sequence[str], part: Path, rule: Rule, every_layer: bool) -> None:
+    rows, frames = [], {}
+    heard: list[tuple[dict[str, Any], NDArray[np.float32]]] = []
+    for path in paths:
+        row, samples = _listen(path)
+        rows.append(row)
+        if samples is not None:
+            heard.append((row, samples))
+    for start in range(0, len(heard), AT_ONCE):
+        some = heard[start : start + AT_ONCE]
+        out = encoder.encode([samples for _, samples in some], every_layer=every_layer)
+        for index, (row, _) in enumerate(some):
+            row["frames"] = int(out.lengths_B[index])
+            frames_NTD = out.layers_NBTD[:, index, : row["frames"]]
+            frames[row["audio"]] = frames_NTD.to("cpu", getattr(torch, rule.dtype)).contiguous()
+    try:
+        with replacing(part.with_suffix(".safetensors")) as partial:
+            save_file(frames, partial)
+        with replacing(part.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(rows))
+    except Exception as error:
+        raise _disk(error, part.parent) from error
+
+
+def _listen(path: str) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    """The row of a recording, and its samples where it can be read."""
+    try:
+        samples = load(path)
+        return {"audio": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}, samples
+    except DualSLMError as error:
+        return {"audio": path, "fault": str(error).replace(path, "").strip()}, None
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+def _claim(folder: Path, rule: Rule) -> None:
+    if (folder / META).exists():
+        _check(folder, rule)
+        return
+    with replacing(folder / META) as partial:
+        partial.write_text(json.dumps(asdict(rule), indent=1) + "\n")
+
+
+def _check(folder: Path, rule: Rule) -> None:
+    try:
+        found = json.loads((folder / META).read_text())
+    except (OSError, ValueError) as error:
+        raise DualSLMError(
+            f"{folder} is not a cache of frames", got=f"no readable {META}", do="build it with dualslm features"
+        ) from error
+    wanted = asdict(rule)
+    if other := [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]:
+        raise DualSLMError(
+            f"the cache {folder} was made by another encoder or rule",
+            got="; ".join(other),
+            do="give another folder, or delete that one",
+        )
+
+
+def _check_room(folder: Path, rule: Rule, paths: Sequence[str], say: Callable[[str], None]) -> None:
+    seconds = sum(map(duration, paths))
+    wanted, free = rule.bytes(seconds), shutil.disk_usage(folder).free
+    sizes = f"{wanted / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free"
+    say(f"features: {len(paths)} recordings, {seconds / 3600:.2f} h, {sizes}")
+    if wanted > free:
+        raise DualSLMError(
+            f"no room for the cache {folder}",
+            got=f"{free / 1e9:.2f} GB free",
+            do=f"make {wanted / 1e9:.2f} GB free, or give another folder",
+        )
+
+
+def _disk(error: Exception, folder: Path) -> Exception:
+    """A full disk as one line; safetensors tells it in words alone."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    if not full:
+        return error
+    return DualSLMError(f"the disk of {folder} is full", got="no space left", do="make room and run again")

@@ -1,0 +1,75 @@
+"""What the README says is run: its Python, its commands, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from factory import save_encoder, save_llm
+
+from dualslm import cli
+from dualslm.tiny import ADAPTERS, CLIPS
+
+DOCS = ["README.md", "docs/decisions.md", "docs/paper-map.md"]
+
+
+def blocks(root: Path, language: str) -> Iterator[str]:
+    yield from re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+
+
+def commands(root: Path) -> list[list[str]]:
+    """Each line of the shell blocks as words, comments left out."""
+    lines = [line for block in blocks(root, "sh") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader has it: two recordings, and parts by their hub ids."""
+    shutil.copy(CLIPS / "hear_3_sad.wav", tmp_path / "hello.wav")
+    shutil.copy(CLIPS / "tones_1_happy.wav", tmp_path / "laugh.wav")
+    save_encoder(tmp_path / "openai" / "whisper-large-v3")
+    save_llm(tmp_path / "Qwen" / "Qwen2.5-7B-Instruct")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_of_the_readme(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(root, "python")
+    assert "path/or/hub-id" in code
+    exec(compile(code.replace("path/or/hub-id", str(ADAPTERS)), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_commands_of_the_readme(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [words[1:] for words in commands(root) if words[0] == "dualslm"]
+    assert len(asked) >= 5
+    for arguments in asked:
+        if "--say" in arguments:
+            pytest.importorskip("espeakng_loader", reason="--say needs pip install 'dualslm[voices]'")
+        assert cli.main(arguments) == 0, arguments
+        assert capsys.readouterr().out.strip(), arguments
+
+
+def test_make_targets_and_verbs_of_the_readme_exist(root: Path) -> None:
+    makefile = (root / "Makefile").read_text()
+    for words in commands(root):
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
+        elif words[0] == "python":
+            assert words[1:3] == ["-m", "dualslm.tiny"], words
+            assert f'add_parser("{words[3]}"' in (root / "dualslm/tiny/__main__.py").read_text(), words
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
+    text = (root / name).read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    named = re.findall(r"`((?:dualslm|recipes|docs|tests|bench)/[\w./]+\w)`", text)
+    for target in [*links, *named]:
+        here = (root / name).parent / target if target in links else root / target
+        assert here.exists(), f"{name} names {target}"

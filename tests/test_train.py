@@ -1,0 +1,145 @@
+"""Training: exact resume, any number of workers and processes, counted faults, golden losses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from trainkit import make
+
+from dualslm.checkpoint import read_weights
+from dualslm.errors import DualSLMError
+from dualslm.recipe import Recipe, to_toml
+from dualslm.train import Trainer, train
+
+STAGES = ["joint", "disentangle"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return make(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe, out, device="cpu")
+    return out
+
+
+def weights(out: Path) -> list[bytes]:
+    return [(out / stage / "adapters.safetensors").read_bytes() for stage in STAGES]
+
+
+def losses(out: Path) -> list[tuple[str, int, dict[str, float]]]:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [(row["stage"], row["step"], row["loss_by_view"]) for row in rows if "loss" in row]
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize(("stage", "step"), [("joint", 1), ("joint", 5), ("disentangle", 0), ("disentangle", 6)])
+def test_a_stopped_run_ends_with_the_same_bytes(
+    recipe: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
+) -> None:
+    real = Trainer._step
+
+    def killed(self: Trainer, own: object, at: int, *rest: object) -> None:
+        if (getattr(own, "name", ""), at) == (stage, step):
+            raise StoppedError
+        real(self, own, at, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        with pytest.raises(StoppedError):
+            train(recipe, tmp_path / "run", device="cpu")
+    train(recipe, tmp_path / "run", resume=True, device="cpu")
+    assert weights(tmp_path / "run") == weights(whole)
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_a_finished_run_is_left_as_it_is(recipe: Recipe, whole: Path) -> None:
+    before = weights(whole)
+    train(recipe, whole, resume=True, device="cpu")
+    assert weights(whole) == before
+
+
+def test_workers_change_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    many = replace(recipe, loop=replace(recipe.loop, workers=2))
+    train(many, tmp_path / "run", device="cpu")
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_small_parts_of_a_batch_change_nothing_but_rounding(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    one = replace(recipe, loop=replace(recipe.loop, positions=1))
+    calm = replace(one.model, paralinguistic=replace(one.model.paralinguistic, dropout=0.0))
+    states = []
+    for name, some in (("one", one), ("all", replace(one, loop=replace(one.loop, positions=10_000)))):
+        train(replace(some, model=calm), tmp_path / name, device="cpu")
+        states.append(read_weights(tmp_path / name / STAGES[-1]))
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_are_one(recipe: Recipe, tmp_path: Path) -> None:
+    calm = replace(
+        recipe, model=replace(recipe.model, paralinguistic=replace(recipe.model.paralinguistic, dropout=0.0))
+    )
+    alone = replace(calm, stages=tuple(replace(stage, steps=10) for stage in calm.stages))
+    train(alone, tmp_path / "one", device="cpu")
+    (tmp_path / "recipe.toml").write_text(to_toml(alone))
+    code = (
+        "import sys; from pathlib import Path; from dualslm.recipe import load; from dualslm.train import train;"
+        f"train(load('{tmp_path}/recipe.toml'), Path('{tmp_path}/two'), device='cpu')"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "go.py").write_text(code)
+    done = subprocess.run([*launch, str(tmp_path / "go.py")], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for (_, _, one), (_, _, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        assert all(abs(one[key] - two[key]) < 1e-4 for key in one)
+
+
+def test_every_adapter_weight_moves_and_the_llm_stays(recipe: Recipe, whole: Path) -> None:
+    first, last = (read_weights(whole / stage) for stage in STAGES)
+    for key, value in first.items():
+        if value.dim() > 1:
+            assert (value != last[key]).float().mean() > 0.99, key
+
+
+def test_unreadable_recordings_are_counted_and_listed(recipe: Recipe, tmp_path: Path) -> None:
+    hurt = make(tmp_path / "hurt")
+    (tmp_path / "hurt" / "clips" / "train3.wav").write_bytes(b"")
+    train(hurt, tmp_path / "run", device="cpu")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert rows
+    assert {row["talk"].split("-")[0] for row in rows} == {"train3"}
+    assert all("zero bytes" in row["reason"] for row in rows)
+
+
+def test_a_folder_in_use_and_another_recipe_are_refused(recipe: Recipe, whole: Path) -> None:
+    with pytest.raises(DualSLMError, match="holds a run already"):
+        train(recipe, whole, device="cpu")
+    with pytest.raises(DualSLMError, match="another recipe"):
+        train(replace(recipe, seed=2), whole, resume=True, device="cpu")
+
+
+def test_the_run_folder_is_complete(whole: Path) -> None:
+    names = {"recipe.toml", "metrics.jsonl", "curves.png", "state.pt", *STAGES}
+    assert names <= {path.name for path in whole.iterdir()}
+    assert any((whole / "logs").rglob("events*"))
+
+
+def test_golden_losses(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    found = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert found == pytest.approx([5.9, 5.9, 5.9, 5.9], abs=2)
