@@ -1,4 +1,4 @@
-"""The command line: `dualslm ask`, `show`, `demo`, `--version`.
+"""The command line: `dualslm ask`, `show`, `demo`, `train`, `--version`.
 
 Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
 one line on standard error and exit status 2; a traceback is a fault of ours.
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
+    _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -101,6 +102,15 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_speech(parser)
     parser.set_defaults(verb=_show)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
+    parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and the recipe's name)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in the folder was stopped")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    parser.set_defaults(verb=_train)
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +158,20 @@ def _show(args: argparse.Namespace) -> int:
     for utterance in said:
         prompt = render(_new_talk(args).user(utterance.speech), model.llm.tokenizer, view)
         show(prompt, model.llm.tokenizer, partial(model.slot_length, clips=prompt.clips), Console())
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from dualslm.recipe import load
+
+    recipe = load(args.recipe, args.set)
+    _quiet_transformers()
+    from dualslm.train import train
+
+    out = Path(args.out or Path("runs") / Path(args.recipe).stem)
+    print(train(recipe, out, resume=args.resume, device=args.device))
     return 0
 
 
@@ -237,10 +261,7 @@ def _model(args: argparse.Namespace) -> DualSLM:
 
 
 def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _quiet_transformers()
     from dualslm import tiny
     from dualslm.model import DualSLM
 
@@ -250,6 +271,13 @@ def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
         return tiny.load()
     print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
     return DualSLM.from_parts(encoder=encoder, llm=llm)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:

@@ -111,9 +111,19 @@ def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path, capsys: pytest.Captu
         (["ask", "CLIP", "--encoder", "e"], "--llm"),
         (["ask", "CLIP", "--llm", "l"], "--encoder"),
         (["ask", "--say", "hello", "--style", "purple"], "purple"),
+        (["train", "missing.toml"], "missing.toml"),
+        (["train", "recipes/small.toml", "--set", "stage.1.learning_rate=1"], "learning_rate"),
     ],
 )
-def test_mistakes(clip: str, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
+def test_mistakes(
+    clip: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    word: str,
+) -> None:
+    monkeypatch.chdir(root)
     assert cli.main([clip if argument == "CLIP" else argument for argument in arguments]) == 2
     assert word in one_line(capsys)
 

@@ -260,7 +260,7 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
         if (name := folder.name.removeprefix("adapters-")) != last:
             model.adapters.load_state_dict(_load_adapters(folder, device))
             print(f"--- {name}", flush=True)
-            found[name] = exam.examine(model, {"seen": sets["seen"]})
+            found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=("emotion",))
     model.adapters.load_state_dict(final)
     print("--- final", flush=True)
     found["final"] = exam.examine(model, sets)

@@ -28,12 +28,20 @@ Figures = dict[str, dict[str, object]]
 Say = Callable[[str], None]
 
 
-def examine(model: DualSLM, sets: dict[str, Recordings], *, batch: int = 100, say: Say = print) -> Figures:
+def examine(
+    model: DualSLM,
+    sets: dict[str, Recordings],
+    *,
+    asked: Sequence[str] = tuple(ATTRIBUTES),
+    batch: int = 100,
+    say: Say = print,
+) -> Figures:
     """All figures on each set of recordings.
 
     Args:
         model: with trained adapters.
         sets: by name, for example "seen" and "unseen" voices.
+        asked: the attributes that are asked about.
         batch: prompts answered side by side.
         say: gets a line for each figure.
 
@@ -43,7 +51,7 @@ def examine(model: DualSLM, sets: dict[str, Recordings], *, batch: int = 100, sa
     found: Figures = {}
     for name, recordings in sets.items():
         desk = _Desk(model, recordings, batch)
-        for key, figure in {**desk.words(), **desk.attributes(), **desk.replies()}.items():
+        for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies()}.items():
             found[f"{name}/{key}"] = asdict(figure)
             say(f"{name}/{key:<40} {figure}")
     return found
@@ -65,10 +73,10 @@ class _Desk:
         views = (L, BOTH, CASCADE_L)
         return {f"wer/{view}": word_error_rate(right, self._answers(talks, view)) for view in views}
 
-    def attributes(self) -> dict[str, Figure]:
+    def attributes(self, asked: Sequence[str]) -> dict[str, Figure]:
         """Accuracy of each attribute by view; an answer that names no choice, or two, is wrong."""
         found = {}
-        for attribute in ATTRIBUTES:
+        for attribute in asked:
             talks = [
                 _question(world.questions(take.speech, random.Random(f"exam/{index}"), (attribute,)))
                 for index, take in enumerate(self.recordings.takes)

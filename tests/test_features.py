@@ -1,0 +1,146 @@
+"""The cache of frames: equal to live ones, resumable, strict about whose frames they are."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from badaudio import wav
+from factory import save_encoder
+from safetensors.torch import save_file
+
+from dualslm import features
+from dualslm.audio import load
+from dualslm.conversation import Speech
+from dualslm.encoder import SpeechEncoder
+from dualslm.errors import DualSLMError
+from dualslm.features import FrameCache, Rule, build
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpeechEncoder:
+    return SpeechEncoder.from_pretrained(str(save_encoder(tmp_path_factory.mktemp("encoder"))))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    rng = np.random.default_rng(0)
+    lengths = [0.2, 0.9, 0.5, 4.5, 0.31]
+    waves = [(0.1 * rng.standard_normal(round(16_000 * seconds))).astype(np.float32) for seconds in lengths]
+    return [str(wav(tmp_path / f"{number}.wav", samples)) for number, samples in enumerate(waves)]
+
+
+def quiet(_: str) -> None: ...
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_cached_frames_are_the_live_ones(
+    encoder: SpeechEncoder, paths: list[str], tmp_path: Path, every_layer: bool
+) -> None:
+    counts = build(encoder, paths, tmp_path / "cache", every_layer=every_layer, say=quiet)
+    assert counts == {"usable": len(paths)}
+    cache = FrameCache(tmp_path / "cache", Rule.of(encoder, every_layer=every_layer))
+    kept = cache.hear([Speech(path) for path in paths])
+    for row, path in enumerate(paths):
+        live = encoder.encode([load(path)], every_layer=every_layer)
+        length = int(live.lengths_B[0])
+        assert int(kept.lengths_B[row]) == cache.frames(path) == length
+        expected = live.layers_NBTD[:, 0].to(torch.bfloat16)
+        torch.testing.assert_close(kept.layers_NBTD[:, row, :length], expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
+    encoder: SpeechEncoder, paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "PART", 2)
+    build(encoder, paths, tmp_path / "whole", say=quiet)
+    calls: list[int] = []
+
+    def killed(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save_file(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(encoder, paths, tmp_path / "stopped", say=quiet)
+    said: list[str] = []
+    build(encoder, paths, tmp_path / "stopped", say=said.append)
+    assert sum("part" in line for line in said) == 2
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
+def test_shards_hold_everything_once(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    for number in (1, 2):
+        build(encoder, paths, tmp_path / "cache", shard=(number, 2), say=quiet)
+    cache = FrameCache(tmp_path / "cache", Rule.of(encoder))
+    assert sorted(cache.rows) == sorted(paths)
+
+
+def test_what_cannot_be_read_is_listed_with_its_reason(
+    encoder: SpeechEncoder, paths: list[str], tmp_path: Path
+) -> None:
+    Path(paths[1]).write_bytes(b"")
+    counts = build(encoder, paths, tmp_path / "cache", say=quiet)
+    assert counts["usable"] == len(paths) - 1
+    cache = FrameCache(tmp_path / "cache", Rule.of(encoder))
+    assert list(cache.faults) == [paths[1]]
+    with pytest.raises(DualSLMError, match="zero bytes"):
+        cache.get(paths[1])
+
+
+def test_another_encoders_cache_is_refused(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    build(encoder, paths[:1], tmp_path / "cache", say=quiet)
+    other = SpeechEncoder.from_pretrained(str(save_encoder(tmp_path / "other", seed=1)))
+    for use in (
+        lambda: build(other, paths, tmp_path / "cache", say=quiet),
+        lambda: FrameCache(tmp_path / "cache", Rule.of(other)),
+    ):
+        with pytest.raises(DualSLMError, match="another encoder or rule: got encoder"):
+            use()
+    with pytest.raises(DualSLMError, match="not a cache of frames"):
+        FrameCache(tmp_path, Rule.of(encoder))
+
+
+def test_the_size_is_said_before_anything_is_written(
+    encoder: SpeechEncoder, paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100))
+    said: list[str] = []
+    with pytest.raises(DualSLMError, match="no room for the cache"):
+        build(encoder, paths, tmp_path / "cache", say=said.append)
+    assert "5 recordings" in said[0]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cache.json"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    encoder: SpeechEncoder, paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features, "save_file", full)
+    with pytest.raises(DualSLMError, match="is full"):
+        build(encoder, paths, tmp_path / "cache", say=quiet)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cache.json"]
+
+
+def test_the_estimate_is_close(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    build(encoder, paths, tmp_path / "cache", say=quiet)
+    written = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.safetensors"))
+    stated = Rule.of(encoder).bytes(sum(map(features.duration, paths)))
+    assert 0.5 < stated / written < 1.1
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["dtype"] == "bfloat16"
