@@ -176,6 +176,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    _quiet_transformers()
     from dualslm.tiny import demo
 
     demo.main()

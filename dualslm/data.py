@@ -262,7 +262,7 @@ def _kind(line: bytes, path: Path, offset: int) -> TaskKind:
         _talk(row, path.parent)
         str(row["id"])
         return kind
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         number = path.read_bytes()[:offset].count(b"\n") + 1
         raise DualSLMError(f"{path} line {number} is no talk", got=_what(error), do="see docs/manifest.md") from error
 

@@ -235,7 +235,7 @@ def _by(cells: dict[str, list[float]], name: Any) -> dict[str, float]:
     for key, (nll, tokens, _) in sorted(cells.items()):
         sums[name(key)][0] += nll
         sums[name(key)][1] += tokens
-    return {key: round(nll / tokens, 5) for key, (nll, tokens) in sums.items()}
+    return {key: round(nll / tokens, 8) for key, (nll, tokens) in sums.items()}
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:

@@ -74,8 +74,9 @@ def words(model: DualSLM, speeches: Sequence[Speech]) -> list[str]:
 
 def attributes(model: DualSLM, speech: Speech) -> dict[str, str]:
     """What the model hears through P alone: each attribute asked in words."""
-    asked = [world.questions(speech, random.Random(0), (name,)) for name in ATTRIBUTES]
-    answers = model.replies([Conversation(talk.system, talk.turns[:-1]) for talk in asked], view=P)
+    system, rng = world.ASK_PROMPTS[0], random.Random(0)
+    asked = [Conversation(system).user(speech, world.question(name, rng)) for name in ATTRIBUTES]
+    answers = model.replies(asked, view=P)
     return {name: world.chosen(answer, name) or "?" for name, answer in zip(ATTRIBUTES, answers, strict=True)}
 
 

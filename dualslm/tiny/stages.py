@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dualslm.conversation import Conversation, View
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, Text, render
-from dualslm.recipe import Optimiser, Stage
+from dualslm.recipe import Optimiser, Stage, TaskKind
 from dualslm.tiny import world
 from dualslm.tiny.recordings import Recordings, Take
 
@@ -60,8 +60,8 @@ class Lessons(Dataset[Lesson]):
     ) -> None:
         self.stage, self.takes, self.talks, self.tokenizer, self.seed = stage, takes, talks, tokenizer, seed
         self.kinds = list(stage.kinds.items())
-        # No transcription of random words: until L can be read, they only teach the LLM's answer to be a hedge.
         self.sentences = [take for take in takes if take.utterance.kind != "soup"] or takes
+        self.soups = [take for take in takes if take.utterance.kind == "soup"] or takes
 
     def __len__(self) -> int:
         assert self.stage.steps is not None
@@ -80,11 +80,13 @@ class Lessons(Dataset[Lesson]):
         )
         return Lesson(name, view, prompt)
 
-    def _talk(self, kind: str, rng: random.Random) -> Conversation:
+    def _talk(self, kind: TaskKind, rng: random.Random) -> Conversation:
         if kind == "dual":
             return rng.choice(self.talks)
         if kind == "linguistic":
-            return world.transcription(rng.choice(self.sentences).speech, rng)
+            # Random words make every word as frequent as any other, but until L can be read they only teach hedging.
+            pools = (self.sentences,) if "para" in self.stage.kinds[kind].learns else (self.sentences, self.soups)
+            return world.transcription(rng.choice(rng.choice(pools)).speech, rng)
         return world.questions(rng.choice(self.takes).speech, rng)
 
 

@@ -243,12 +243,16 @@ def questions(speech: Speech, rng: random.Random, attributes: Sequence[str] | No
     asked = list(attributes or rng.sample(list(ATTRIBUTES), rng.randint(2, len(ATTRIBUTES))))
     talk = Conversation(rng.choice(ASK_PROMPTS))
     for place, name in enumerate(asked):
-        choices = list(ATTRIBUTES[name])
-        rng.shuffle(choices)
-        text = rng.choice(QUESTIONS[name]).format(choices=", ".join(choices[:-1]) + " or " + choices[-1])
-        talk.user(*([speech] if place == 0 else []), text)
+        talk.user(*([speech] if place == 0 else []), question(name, rng))
         talk.assistant(ANSWERS[name].format(value=speech.labels[name]))
     return talk
+
+
+def question(attribute: str, rng: random.Random) -> str:
+    """A question about an attribute, its choices in any order."""
+    choices = list(ATTRIBUTES[attribute])
+    rng.shuffle(choices)
+    return rng.choice(QUESTIONS[attribute]).format(choices=", ".join(choices[:-1]) + " or " + choices[-1])
 
 
 def chosen(answer: str, attribute: str) -> str | None:
