@@ -213,9 +213,12 @@ def _view(args: argparse.Namespace) -> View:
 
 
 def _new_talk(args: argparse.Namespace) -> Conversation:
+    """An empty talk; the embedded LLM knows no talk without a system text, so it gets the one of a listener."""
     from dualslm.conversation import Conversation
+    from dualslm.tiny.world import LISTEN
 
-    return Conversation(args.system)
+    embedded = args.model is None and args.llm is None
+    return Conversation(LISTEN if embedded and args.system is None else args.system)
 
 
 def _utterances(args: argparse.Namespace) -> list[Utterance]:

@@ -47,7 +47,8 @@ def tables(result: dict[str, object]) -> str:
         f"n = {result['n']} utterances a figure, seed {result['seed']}, 95 % intervals in brackets; "
         "made by `python -m dualslm.tiny eval`.\n\n"
     )
-    return head + _main_table(final) + "\n" + _stage_table(figures)
+    stages = "\n" + _stage_table(figures) if NO_ERR in figures else ""
+    return head + _main_table(final) + stages
 
 
 def _main_table(final: dict[str, dict[str, float]]) -> str:
