@@ -34,12 +34,14 @@ class Tally:
 
     Attributes:
         stage: its name.
+        before: steps of the stages before it.
         lessons: learnt from so far.
         skipped: lessons whose recording could not be read.
         realised: lessons by kind and view.
     """
 
     stage: str
+    before: int = 0
     lessons: int = 0
     skipped: int = 0
     realised: Counter[str] = field(default_factory=Counter)
@@ -80,7 +82,8 @@ class Journal:
                 _keep(path, lambda row: row["stage"] != stage.name or row["step"] <= done)
             self.bar.start()
             self.task = self.bar.add_task(stage.name, total=steps, completed=done)
-        tally = Tally(stage.name)
+        last = {row["stage"]: row["step"] for row in _rows(self.metrics) if row["stage"] != stage.name}
+        tally = Tally(stage.name, before=sum(last.values()))
         for row in _rows(self.metrics):
             if row["stage"] == stage.name and "realised" in row:
                 tally.realised.update(row["realised"])
@@ -88,16 +91,16 @@ class Journal:
                 tally.skipped += row["skipped"]
         return tally
 
-    def step(self, tally: Tally, step: int, lr: float, accelerator: Accelerator) -> None:
-        """After each step; every tenth one is written down."""
+    def step(self, tally: Tally, step: int, lr: float, accelerator: Accelerator, *, due: bool) -> None:
+        """After each step; every tenth one is written down, and one that is `due`: saved, or the last."""
         if self.active:
             self.bar.update(self.task, completed=step)
-        if step % LOG_EVERY:
+        if step % LOG_EVERY and not due:
             return
         row = self._gathered(tally, step, lr)
         if self.active:
             _append(self.metrics, [row])
-            accelerator.log(_flat(row), step=_tracked_step(self.metrics))
+            accelerator.log(_flat(row), step=tally.before + step)
             loss = "  ".join(f"{kind} {value:.3f}" for kind, value in row["loss"].items())
             self.bar.update(self.task, description=f"{tally.stage}  {loss}")
 
@@ -272,7 +275,3 @@ def _keep(path: Path, wanted: Any) -> None:
             kept.append(line + "\n")
     with replacing(path) as partial:
         partial.write_text("".join(kept))
-
-
-def _tracked_step(path: Path) -> int:
-    return LOG_EVERY * sum(1 for row in _rows(path) if "loss" in row)

@@ -99,12 +99,13 @@ class Trainer:
             self._step(stage, step, batch, adamw, tally)
             schedule.step()
             self.at.step = step + 1
-            self.journal.step(tally, self.at.step, float(schedule.get_last_lr()[-1]), self.accelerator)
-            self._refuse_unreadable(tally)
             last = self.at.step == lessons.steps
+            saved = last or self.at.step % self.recipe.loop.save_every == 0
+            self.journal.step(tally, self.at.step, float(schedule.get_last_lr()[-1]), self.accelerator, due=saved)
+            self._refuse_unreadable(tally)
             if last or self.at.step % self.recipe.loop.validate_every == 0:
                 self._validate(stage, tally)
-            if last or self.at.step % self.recipe.loop.save_every == 0:
+            if saved:
                 self._save_state(adamw, schedule)
         self.journal.finish(tally)
         self._load_best(stage)

@@ -39,7 +39,9 @@ def weights(out: Path) -> list[bytes]:
 
 def losses(out: Path) -> list[tuple[str, int, dict[str, float]]]:
     rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [(row["stage"], row["step"], row["loss_by_view"]) for row in rows if "loss" in row]
+    found = [(row["stage"], row["step"], row["loss_by_view"]) for row in rows if "loss" in row]
+    assert len(found) >= 6
+    return found
 
 
 class StoppedError(Exception):
@@ -93,7 +95,7 @@ def test_two_processes_are_one(recipe: Recipe, tmp_path: Path) -> None:
     calm = replace(
         recipe, model=replace(recipe.model, paralinguistic=replace(recipe.model.paralinguistic, dropout=0.0))
     )
-    alone = replace(calm, stages=tuple(replace(stage, steps=10) for stage in calm.stages))
+    alone = replace(calm, stages=tuple(replace(stage, steps=9) for stage in calm.stages))
     train(alone, tmp_path / "one", device="cpu")
     (tmp_path / "recipe.toml").write_text(to_toml(alone))
     code = (
@@ -106,7 +108,7 @@ def test_two_processes_are_one(recipe: Recipe, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for (_, _, one), (_, _, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
-        assert all(abs(one[key] - two[key]) < 1e-4 for key in one)
+        assert all(abs(one[key] - two[key]) < 1e-6 for key in one)
 
 
 def test_every_adapter_weight_moves_and_the_llm_stays(recipe: Recipe, whole: Path) -> None:
@@ -142,4 +144,4 @@ def test_the_run_folder_is_complete(whole: Path) -> None:
 def test_golden_losses(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     found = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    assert found == pytest.approx([5.9, 5.9, 5.9, 5.9], abs=2)
+    assert found == pytest.approx([5.95069, 5.93, 5.91985, 5.91382], abs=2e-3)
