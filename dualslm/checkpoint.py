@@ -119,14 +119,14 @@ def read_card(folder: Path) -> Card:
     return Card(**{**asdict(card), "encoder": _beside(folder, card.encoder), "llm": _beside(folder, card.llm)})
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The adapters' tensors.
+def read_weights(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The adapters' tensors, on a device.
 
     Raises:
         DualSLMError: not a safetensors file, or a truncated one.
     """
     try:
-        return load_file(folder / WEIGHTS)
+        return {key: value.to(device) for key, value in load_file(folder / WEIGHTS).items()}
     except (SafetensorError, OSError) as error:
         raise DualSLMError(
             f"cannot read {folder / WEIGHTS}", got=str(error), do="copy or download the checkpoint again"

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.encoder import Frames
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache
 from dualslm.prompt import Prompt, Text, render
@@ -75,6 +76,10 @@ class Batch:
     lessons: list[Lesson]
     lengths: list[int]
     frames: Mapping[str, Tensor]
+
+    def hear(self, clips: Sequence[Speech]) -> Frames:
+        """The frames of some of its recordings, in place of `DualSLM.hear`."""
+        return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
 
 
 class Talks:

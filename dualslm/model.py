@@ -341,8 +341,7 @@ class DualSLM(nn.Module):
         )
         checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
-        state = {key: value.to(where) for key, value in checkpoint.read_weights(folder).items()}
-        strict_load(model.adapters, state, what=f"the adapters in {folder}")
+        strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
         return model

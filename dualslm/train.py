@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Subset
 from dualslm import features
 from dualslm.checkpoint import read_weights, replacing
 from dualslm.data import Batch, Lesson, Lessons, Talks, recordings
-from dualslm.encoder import Frames
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
@@ -91,7 +90,7 @@ class Trainer:
 
     def _stage(self, stage: Stage) -> None:
         lessons = self.lessons(stage, self.talks, self.recipe.seed)
-        adamw, schedule = _optimiser(self.model, stage, self.recipe.optimiser, lessons.steps)
+        adamw, schedule = optimiser_of(self.model, stage, self.recipe.optimiser, lessons.steps)
         self._load_state(adamw, schedule)
         tally = self.journal.start(stage, lessons.steps, self.at.step)
         self.model.train()
@@ -129,7 +128,7 @@ class Trainer:
         for weight in self.weights:  # an adapter that no lesson teaches has a gradient of zero, not none
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         for part in parts(batch, self.recipe.loop.positions):
-            loss = self.model([lesson.prompt for lesson in part], _hears(batch))
+            loss = self.model([lesson.prompt for lesson in part], batch.hear)
             loss.nll_B.sum().backward()
             tally.add(part, loss)
         targets = sum(lesson.targets for lesson in batch.lessons)
@@ -191,7 +190,7 @@ class Trainer:
         for number in range(min(self.recipe.loop.validation_batches, lessons.steps)):
             batch = lessons[number]
             for part in parts(batch, self.recipe.loop.positions):
-                loss = self.model([lesson.prompt for lesson in part], _hears(batch))
+                loss = self.model([lesson.prompt for lesson in part], batch.hear)
                 sums += torch.tensor([float(loss.nll_B.sum()), float(loss.tokens_B.sum())], dtype=torch.float64)
         self.model.train()
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
@@ -217,8 +216,7 @@ class Trainer:
         schedule.load_state_dict(state["schedule"])
 
     def _load_best(self, stage: Stage) -> None:
-        state = read_weights(self.out / stage.name)
-        self.adapters.load_state_dict({key: value.to(self.accelerator.device) for key, value in state.items()})
+        self.adapters.load_state_dict(read_weights(self.out / stage.name, str(self.accelerator.device)))
 
 
 def parts(batch: Batch, positions: int) -> Iterator[list[Lesson]]:
@@ -233,10 +231,6 @@ def parts(batch: Batch, positions: int) -> Iterator[list[Lesson]]:
         yield part
 
 
-def _hears(batch: Batch) -> Any:
-    return lambda clips: Frames.stack([batch.frames[str(clip.audio)] for clip in clips])
-
-
 def _grad(weight: nn.Parameter) -> Tensor:
     assert weight.grad is not None
     return weight.grad
@@ -246,7 +240,7 @@ def _seed(*parts: object) -> int:
     return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
-def _optimiser(
+def optimiser_of(
     model: DualSLM, stage: Stage, settings: Optimiser, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up, then linear decay to zero (paper §IV-C)."""

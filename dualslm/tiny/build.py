@@ -193,7 +193,7 @@ def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
             )
             print(f"{name}: {losses} in {time.monotonic() - started:.0f} s", flush=True)
             _save(model, folder, recipe)
-        model.adapters.load_state_dict(_load_adapters(folder, device))
+        model.adapters.load_state_dict(read_weights(folder, device))
 
     for stage in recipe.stages:
         learn(stage, stage.name)
@@ -242,10 +242,6 @@ def _save(model: DualSLM, folder: Path, recipe: Recipe) -> None:
     model.save_pretrained(folder, encoder="../encoder", llm="../llm")
 
 
-def _load_adapters(folder: Path, device: str) -> dict[str, torch.Tensor]:
-    return {key: value.to(device) for key, value in read_weights(folder).items()}
-
-
 # ---------------------------------------------------------------------- the figures
 
 
@@ -258,7 +254,7 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     found = {}
     for folder in sorted(out.glob("adapters-*")):
         if (name := folder.name.removeprefix("adapters-")) != last:
-            model.adapters.load_state_dict(_load_adapters(folder, device))
+            model.adapters.load_state_dict(read_weights(folder, device))
             print(f"--- {name}", flush=True)
             found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=("emotion",))
     model.adapters.load_state_dict(final)

@@ -24,6 +24,7 @@ from dualslm.prompt import Prompt, Text, render
 from dualslm.recipe import Optimiser, Stage, TaskKind
 from dualslm.tiny import world
 from dualslm.tiny.recordings import Recordings, Take
+from dualslm.train import optimiser_of
 
 AT_ONCE = 8  # lessons in one forward pass
 SLOT = 16  # tokens: about what a slot becomes
@@ -109,10 +110,8 @@ def train_stage(
     lessons = Lessons(stage, recordings.takes, talks, model.llm.tokenizer, seed)
     loader = DataLoader(lessons, batch_size=stage.batch, num_workers=workers, collate_fn=list, persistent_workers=False)
     torch.manual_seed(seed)
-    rates = {"para": optimiser.paralinguistic_lr * stage.lr, "ling": stage.lr}
-    groups = [{"params": list(model.adapters[name].parameters()), "lr": rate} for name, rate in rates.items()]
-    adamw = torch.optim.AdamW(groups, weight_decay=optimiser.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, _linear(stage))
+    assert stage.steps is not None
+    adamw, schedule = optimiser_of(model, stage, optimiser, stage.steps)
     model.train()
     losses: dict[str, list[float]] = defaultdict(list)
     start = time.monotonic()
@@ -144,13 +143,6 @@ def write_targets(model: DualSLM, talks: Sequence[Conversation], path: Path, bat
         path.write_text("".join(json.dumps({"reply": line}) + "\n" for line in lines))
     replies = [json.loads(line)["reply"] for line in path.read_text().splitlines()]
     return [talk.copy().assistant(reply) for talk, reply in zip(talks, replies, strict=True)]
-
-
-def _linear(stage: Stage) -> Callable[[int], float]:
-    """Warm-up, then linear decay to zero (paper §IV-C)."""
-    assert stage.steps is not None
-    steps, warmup = stage.steps, max(1, stage.warmup)
-    return lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
 
 
 def _alike(batch: Sequence[Lesson]) -> Iterator[list[Lesson]]:
