@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -215,12 +215,19 @@ class Lessons(Dataset[Batch]):
 
 def recordings(talks: Talks) -> list[str]:
     """The paths of all recordings, each once, in order."""
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(str(speech.audio) for speech in _speeches(talks) if speech.audio))
+
+
+def transcripts(talks: Talks) -> Iterator[str]:
+    """The words of all recordings that have any."""
+    return (speech.transcript for speech in _speeches(talks) if speech.transcript)
+
+
+def _speeches(talks: Talks) -> Iterator[Speech]:
     for kind in TASK_KINDS:
         for index in range(talks.count(kind)):
             _, talk = talks.get(kind, index)
-            found |= {str(speech.audio): None for turn in talk.turns for speech in turn.speeches if speech.audio}
-    return list(found)
+            yield from (speech for turn in talk.turns for speech in turn.speeches)
 
 
 # ---------------------------------------------------------------------- draws

@@ -134,6 +134,8 @@ class Stage:
     """The largest learning rate, reached after the warm-up, from which it falls linearly to zero."""
     batch: int
     """Examples per optimiser step, over all processes."""
+    objective: Literal["reply", "align"] = "reply"
+    """What is learnt: the reply, through the LLM, or where the LLM's words are (`align.py`, without the LLM)."""
     warmup: int = 0
     """Optimiser steps."""
     epochs: int | None = None
@@ -151,11 +153,21 @@ class Stage:
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
+        words_only = list(self.kinds) == ["linguistic"] and self.learns == {"ling"}
+        given = " ".join([*self.kinds, *sorted(self.learns)])
+        _require(
+            self.objective == "reply" or words_only, "objective", given, 'align ["ling"] on linguistic tasks alone'
+        )
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:
         """The kinds of task that this stage trains on."""
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
+
+    @property
+    def learns(self) -> set[Channel]:
+        """The channels that any of its kinds teaches."""
+        return {channel for kind in self.kinds.values() for channel in kind.learns}
 
 
 @dataclass(frozen=True, kw_only=True)

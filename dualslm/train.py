@@ -10,8 +10,9 @@ follows from the seed, the stage and the step.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from dualslm import features
+from dualslm.align import alignment_loss, spoken_tokens
 from dualslm.checkpoint import read_weights, replacing
-from dualslm.data import Batch, Lesson, Lessons, Talks, recordings
+from dualslm.data import Batch, Lesson, Lessons, Talks, recordings, transcripts
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
-from dualslm.model import DualSLM
+from dualslm.model import DualSLM, Loss
 from dualslm.progress import Journal, Tally, overview, trackers
 from dualslm.recipe import Optimiser, Recipe, Stage, to_toml
 
@@ -77,6 +79,11 @@ class Trainer:
         self.journal = Journal(self.out, active=self.accelerator.is_main_process)
         self.adapters = self.model.adapters
         self.weights = list(self.adapters.parameters())
+
+    @cached_property
+    def spoken(self) -> Tensor:
+        """The tokens of all transcripts to learn from."""
+        return spoken_tokens(self.model, transcripts(self.talks))
 
     # ------------------------------------------------------------------ the run
 
@@ -128,13 +135,20 @@ class Trainer:
         for weight in self.weights:  # an adapter that no lesson teaches has a gradient of zero, not none
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         for part in parts(batch, self.recipe.loop.positions):
-            loss = self.model([lesson.prompt for lesson in part], batch.hear)
+            loss = self._loss(stage, part, batch)
             loss.nll_B.sum().backward()
             tally.add(part, loss)
         targets = sum(lesson.targets for lesson in batch.lessons)
         self._share_gradients(targets)
         torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimiser.clip)
         adamw.step()
+
+    def _loss(self, stage: Stage, part: Sequence[Lesson], batch: Batch) -> Loss:
+        prompts = [lesson.prompt for lesson in part]
+        if stage.objective == "align":
+            return alignment_loss(self.model, prompts, self.spoken, batch.hear)
+        loss: Loss = self.model(prompts, batch.hear)
+        return loss
 
     def _share_gradients(self, targets: int) -> None:
         """Sums the gradients of all processes and divides them by the number of all target tokens."""
@@ -190,7 +204,7 @@ class Trainer:
         for number in range(min(self.recipe.loop.validation_batches, lessons.steps)):
             batch = lessons[number]
             for part in parts(batch, self.recipe.loop.positions):
-                loss = self.model([lesson.prompt for lesson in part], batch.hear)
+                loss = self._loss(stage, part, batch)
                 sums += torch.tensor([float(loss.nll_B.sum()), float(loss.tokens_B.sum())], dtype=torch.float64)
         self.model.train()
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
@@ -243,10 +257,12 @@ def _seed(*parts: object) -> int:
 def optimiser_of(
     model: DualSLM, stage: Stage, settings: Optimiser, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with warm-up, then linear decay to zero (paper §IV-C)."""
+    """AdamW with warm-up, then linear decay to zero (paper §IV-C); an adapter that nothing teaches is left alone."""
+    rates = {"para": settings.paralinguistic_lr * stage.lr, "ling": stage.lr}
     groups = [
-        {"params": list(model.para.parameters()), "lr": settings.paralinguistic_lr * stage.lr},
-        {"params": list(model.ling.parameters()), "lr": stage.lr},
+        {"params": list(model.adapters[channel].parameters()), "lr": rate}
+        for channel, rate in rates.items()
+        if channel in stage.learns
     ]
     adamw = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     warmup = max(1, stage.warmup)

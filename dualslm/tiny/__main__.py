@@ -1,6 +1,6 @@
 """`python -m dualslm.tiny`: build the embedded default, measure it, ship it, and write it into the README.
 
-build    LLM, encoder, recordings, three stages, figures; goes on where it was stopped
+build    LLM, encoder, talks, stages, figures; goes on where it was stopped
 eval     measures the shipped model anew and writes docs/results/tiny.json
 readme   writes the figures and the demo's output into README.md
 """
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the build")
     build.add_argument("--device", default=None, help="cpu or cuda; the GPU where there is one")
     build.add_argument("--processes", type=int, default=None, help="that speak and write side by side")
-    build.add_argument("--steps", default="llm,encoder,adapters,eval", help="which of its steps")
+    build.add_argument("--steps", default="llm,encoder,talks,adapters,eval", help="which of its steps")
     build.add_argument("--quick", action="store_true", help="every step at toy length, in minutes")
     build.add_argument("--ship", action="store_true", help="put the result in the package")
     build.set_defaults(verb=_build)

@@ -1,4 +1,4 @@
-"""Makes the embedded default anew: LLM, encoder, recordings, three stages, figures (ours).
+"""Makes the embedded default anew: LLM, encoder, talks, stages, figures (ours).
 
 Each step leaves its result in the build folder and is skipped when that is there; a step that was stopped goes
 on from its last checkpoint. The LLM and the encoder know nothing of each other and are trained side by side.
@@ -6,35 +6,35 @@ on from its last checkpoint. The LLM and the encoder know nothing of each other 
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import multiprocessing
 import os
 import platform
-import random
 import shutil
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from dualslm.checkpoint import CARD, read_weights
+from dualslm.checkpoint import read_weights
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
-from dualslm.tiny import CLIPS, WEIGHTS, clips, exam, world
+from dualslm.tiny import CLIPS, WEIGHTS, clips, exam, talks, world
 from dualslm.tiny import load as load_shipped
 from dualslm.tiny.recordings import Recordings, record
-from dualslm.tiny.stages import train_stage, write_targets
+from dualslm.train import train
 
-STEPS = ("llm", "encoder", "adapters", "eval")
+STEPS = ("llm", "encoder", "talks", "adapters", "eval")
+TALKS = ("train", "validation")
 RECIPE = Path("recipes/tiny.toml")
+RUN = "run"
 WITHOUT_ERR = "without-err"
 
 
@@ -45,18 +45,16 @@ class Size:
     Attributes:
         llm: arguments of `pretrain_llm.pretrain`.
         encoder: arguments of `pretrain_encoder.pretrain`.
-        recordings: utterances that the adapters learn from.
+        talks: recordings in each manifest.
         tested: utterances of each test set.
-        stage_steps: instead of the recipe's, for every stage.
-        stage_batch: instead of the recipe's.
+        stages: keys of every stage to set otherwise than the recipe does.
     """
 
     llm: dict[str, Any]
     encoder: dict[str, Any]
-    recordings: int
+    talks: dict[str, int]
     tested: int
-    stage_steps: int | None = None
-    stage_batch: int | None = None
+    stages: dict[str, Any] = field(default_factory=dict)
 
 
 FULL = Size(
@@ -65,7 +63,7 @@ FULL = Size(
         "stretched": {"examples": 40_000, "steps": 1_500, "tokens_per_step": 4_096},
     },
     encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
-    recordings=16_000,
+    talks={"train": 16_000, "validation": 300},
     tested=500,
 )
 QUICK = Size(
@@ -76,10 +74,9 @@ QUICK = Size(
         "talks": 200,
     },
     encoder={"utterances": 60, "steps": 4, "batch": 4},
-    recordings=24,
+    talks={"train": 24, "validation": 12},
     tested=4,
-    stage_steps=2,
-    stage_batch=4,
+    stages={"steps": 2, "batch": 4, "warmup": 1},
 )
 
 
@@ -113,8 +110,10 @@ def run(
     _side_by_side(
         [(part, (out / part, getattr(size, part), where, cores)) for part in ("llm", "encoder") if part in steps]
     )
+    if "talks" in steps:
+        _talks(out, size, where, cores)
     if "adapters" in steps:
-        _adapters(out, size, where, cores)
+        _adapters(out, size, where)
     if "eval" in steps:
         _figures(out, size, where, cores)
     if ship:
@@ -147,99 +146,55 @@ def _pretrain(part: str, out: Path, size: dict[str, Any], device: str, processes
 # ---------------------------------------------------------------------- the adapters
 
 
-def _recipe(size: Size) -> Recipe:
+def _recipe(out: Path, size: Size) -> Recipe:
+    """The tiny recipe on the parts and the talks of this build."""
     recipe = load(RECIPE)
-    if size.stage_steps is None or size.stage_batch is None:
-        return recipe
-    steps, batch = size.stage_steps, size.stage_batch
-    short = tuple(replace(stage, steps=steps, batch=batch, warmup=1) for stage in recipe.stages)
-    return replace(recipe, stages=short)
+    parts = replace(recipe.model, encoder=str(out / "encoder"), llm=str(out / "llm"))
+    lines, checks = ((str(out / "talks" / f"{name}.jsonl"),) for name in TALKS)
+    data = replace(recipe.data, train=lines, validation=checks, features=str(out / "frames"))
+    stages = tuple(replace(stage, **size.stages) for stage in recipe.stages)
+    return replace(recipe, model=parts, data=data, stages=stages)
 
 
-def _fresh(out: Path, recipe: Recipe, device: str) -> DualSLM:
-    """Untrained adapters between the two frozen parts of the build."""
-    torch.manual_seed(recipe.seed)
-    return DualSLM.from_parts(
-        str((out / "encoder").resolve()),
-        str((out / "llm").resolve()),
-        paralinguistic=asdict(recipe.model.paralinguistic),
-        linguistic=asdict(recipe.model.linguistic),
-        dtype=torch.float32,
-        device=device,
-    )
-
-
-def _adapters(out: Path, size: Size, device: str, processes: int) -> None:
-    """Three stages; the state after stage 1, and a run without stage 2 and ERR, are kept for comparison."""
-    recipe = _recipe(size)
-    model = _fresh(out, recipe, device)
-    recordings = _record(model, "train", size.recordings, processes, keep=out / "frames.safetensors")
-    drawn = [
-        world.sample_talk(
-            random.Random(f"talk/{index}"), take.speech, take.utterance, take.style, recordings.earlier
-        ).conversation
-        for index, take in enumerate(recordings.by_kind["event"])
-    ]
-    talks = write_targets(model, drawn, out / "targets.jsonl")
-    workers = min(4, processes) if device == "cuda" else 0
-
-    def learn(stage: Stage, name: str) -> None:
-        """Trains a stage, or loads what an earlier run of it left."""
-        folder = out / f"adapters-{name}"
-        if not (folder / CARD).exists():
-            started = time.monotonic()
-            losses = train_stage(
-                model, stage, recordings, talks, optimiser=recipe.optimiser, seed=recipe.seed, workers=workers
-            )
-            print(f"{name}: {losses} in {time.monotonic() - started:.0f} s", flush=True)
-            _save(model, folder, recipe)
-        model.adapters.load_state_dict(read_weights(folder, device))
-
-    for stage in recipe.stages:
-        learn(stage, stage.name)
-    _save(model, out / "adapters", recipe)
-    joint, *_, respond = recipe.stages
-    learn(joint, joint.name)
-    learn(without_err(respond), WITHOUT_ERR)
-
-
-def without_err(stage: Stage) -> Stage:
-    """The same stage with both channels always heard and both adapters always learning."""
+def without_err(recipe: Recipe) -> Recipe:
+    """The same lessons and steps with both channels always heard and both adapters always learning."""
 
     def plain(kind: Kind | None) -> Kind | None:
         return kind and replace(kind, learns=("para", "ling"), view=ViewDraw())
 
-    return replace(
-        stage,
-        linguistic=plain(stage.linguistic),
-        paralinguistic=plain(stage.paralinguistic),
-        dual=plain(stage.dual),
-    )
+    def heard(stage: Stage) -> Stage:
+        return replace(
+            stage,
+            linguistic=plain(stage.linguistic),
+            paralinguistic=plain(stage.paralinguistic),
+            dual=plain(stage.dual),
+        )
+
+    changed = tuple(stage if stage.objective == "align" else heard(stage) for stage in recipe.stages)
+    return replace(recipe, stages=changed)
 
 
-def _record(model: DualSLM, name: str, count: int, processes: int, keep: Path | None = None) -> Recordings:
-    """Training or test recordings: "train", "seen" (voices of training) or "unseen" (voices never heard)."""
-    held_out = name != "train"
-
-    def draw(rng: random.Random) -> world.Utterance:
-        return world.sample_utterance(rng, held_out=held_out, kinds=("event",) if held_out else None)
-
-    return record(
-        model.encoder,
-        name,
-        count,
-        draw,
-        held_out_voices=name == "unseen",
-        augment=0.0 if held_out else 0.3,
-        processes=processes,
-        every_layer=model.every_layer,
-        keep=keep,
-    )
+def _talks(out: Path, size: Size, device: str, processes: int) -> None:
+    recipe = _recipe(out, size)
+    model = DualSLM.from_parts(recipe.model.encoder, recipe.model.llm, dtype=torch.float32, device=device)
+    talks.write(model, out / "talks", size.talks, processes)
 
 
-def _save(model: DualSLM, folder: Path, recipe: Recipe) -> None:
-    model.recipe = asdict(recipe)
-    model.save_pretrained(folder, encoder="../encoder", llm="../llm")
+def _adapters(out: Path, size: Size, device: str) -> None:
+    """All stages with ERR and without; a run that was stopped goes on."""
+    recipe = _recipe(out, size)
+    for name, experiment in ((RUN, recipe), (WITHOUT_ERR, without_err(recipe))):
+        folder = train(experiment, out / name, resume=True, device=device)
+        if name == RUN:
+            model = DualSLM.from_pretrained(folder, dtype=torch.float32, device=device)
+            model.save_pretrained(out / "adapters", encoder="../encoder", llm="../llm")
+
+
+def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
+    """Test recordings of sentences never heard: "seen" (voices of training) or "unseen" (voices never heard)."""
+    draw = partial(world.sample_utterance, held_out=True, kinds=("event",))
+    unseen, mixed = name == "unseen", model.every_layer
+    return record(model.encoder, name, count, draw, held_out_voices=unseen, processes=processes, every_layer=mixed)
 
 
 # ---------------------------------------------------------------------- the figures
@@ -249,18 +204,18 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     """Examines the adapters after each stage, and those without ERR."""
     model = DualSLM.from_pretrained(out / "adapters", device=device, dtype=torch.float32)
     sets = {name: _record(model, name, size.tested, processes) for name in ("seen", "unseen")}
-    final = copy.deepcopy(model.adapters.state_dict())
-    last = _recipe(size).stages[-1].name
+    names = [stage.name for stage in load(RECIPE).stages]
     found = {}
-    for folder in sorted(out.glob("adapters-*")):
-        if (name := folder.name.removeprefix("adapters-")) != last:
-            model.adapters.load_state_dict(read_weights(folder, device))
-            print(f"--- {name}", flush=True)
-            found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=("emotion",))
-    model.adapters.load_state_dict(final)
+    for name, folder in {
+        **{name: out / RUN / name for name in names},
+        WITHOUT_ERR: out / WITHOUT_ERR / names[-1],
+    }.items():
+        model.adapters.load_state_dict(read_weights(folder, device))
+        print(f"--- {name}", flush=True)
+        found[name] = exam.examine(model, {"seen": sets["seen"]})
+    model.adapters.load_state_dict(read_weights(out / "adapters", device))
     print("--- final", flush=True)
-    found["final"] = exam.examine(model, sets)
-    found[last] = {key: figure for key, figure in found["final"].items() if key.startswith("seen/")}
+    found["final"] = found[names[-1]] | exam.examine(model, {"unseen": sets["unseen"]})
     _write_result(out / "figures.json", found, device, size.tested)
 
 

@@ -9,23 +9,22 @@ Dimensions: N encoder layers, B clips, T frames, D encoder width.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dualslm.checkpoint import replacing
-from dualslm.conversation import Part, Speech
+from dualslm.conversation import Speech
 from dualslm.encoder import Frames, SpeechEncoder
 from dualslm.tiny import voices, world
 from dualslm.tiny.style import Style, sample_style
 
 ENCODED_AT_ONCE = 64
+Samples: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,6 @@ class Recordings:
     takes: list[Take]
     frames: dict[str, Tensor]
 
-    def earlier(self, rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
-        """A fact or small talk for the history of a talk: half of them recorded, half typed."""
-        recorded = self.by_kind.get(kind, [])
-        if not recorded or rng.random() < 0.5:
-            return world.typed(rng, kind)
-        take = rng.choice(recorded)
-        return take.utterance, take.speech
-
-    @cached_property
-    def by_kind(self) -> dict[world.Kind, list[Take]]:
-        """The takes by what they are: events, facts, small talk, soups."""
-        found: dict[world.Kind, list[Take]] = {}
-        for take in self.takes:
-            found.setdefault(take.utterance.kind, []).append(take)
-        return found
-
     def hear(self, clips: Sequence[Speech]) -> Frames:
         """The frames of takes, in place of `DualSLM.hear`."""
         return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
@@ -83,10 +66,8 @@ def record(
     draw: Callable[[random.Random], world.Utterance],
     *,
     held_out_voices: bool,
-    augment: float,
     processes: int,
     every_layer: bool = False,
-    keep: Path | None = None,
 ) -> Recordings:
     """Renders and encodes `count` utterances, each in a style and voice of its own.
 
@@ -96,33 +77,27 @@ def record(
         count: how many.
         draw: gives an utterance.
         held_out_voices: speak in voices that no training hears.
-        augment: the share that is heard in a room or in noise.
         processes: that render side by side.
         every_layer: keep all layers for a learned mix.
-        keep: a file that keeps the frames; where it is there, nothing is rendered.
     """
-    takes, jobs = _plan(name, count, draw, held_out_voices)
-    if keep is not None and keep.exists():
-        return Recordings(takes, load_file(keep))
+    takes, jobs = plan(name, count, draw, held_out_voices=held_out_voices)
     frames: dict[str, Tensor] = {}
-    batch: list[np.ndarray] = []
-    for index, wave in enumerate(voices.render_many(jobs, processes)):
-        batch.append(_in_the_world(wave.astype(np.float32) / 32767, index, name, augment))
+    batch: list[Samples] = []
+    for index, wave in enumerate(waves(jobs, name, 0.0, processes)):
+        batch.append(wave)
         if len(batch) == ENCODED_AT_ONCE or index + 1 == count:
             heard = encoder.encode(batch, every_layer=every_layer)
             for row, length in enumerate(heard.lengths_B.tolist()):
                 key = f"{name}/{index + 1 - len(batch) + row}"
                 frames[key] = heard.layers_NBTD[:, row, :length].to(torch.bfloat16)
             batch = []
-    if keep is not None:
-        with replacing(keep) as partial:
-            save_file({key: value.contiguous().cpu() for key, value in frames.items()}, partial)
     return Recordings(takes, frames)
 
 
-def _plan(
-    name: str, count: int, draw: Callable[[random.Random], world.Utterance], held_out_voices: bool
+def plan(
+    name: str, count: int, draw: Callable[[random.Random], world.Utterance], *, held_out_voices: bool
 ) -> tuple[list[Take], list[voices.Job]]:
+    """What is said, by whom and how: take i, whose audio is named "name/i", and the job that renders it."""
     takes, jobs = [], []
     for index in range(count):
         rng = random.Random(f"{name}/{index}")
@@ -139,7 +114,13 @@ def _plan(
     return takes, jobs
 
 
-def _in_the_world(wave: np.ndarray, index: int, name: str, augment: float) -> np.ndarray:
+def waves(jobs: Sequence[voices.Job], name: str, augmented: float, processes: int) -> Iterator[Samples]:
+    """The rendered jobs in their order; a share of them in a room or in noise."""
+    for index, wave in enumerate(voices.render_many(jobs, processes)):
+        yield _in_the_world((wave / 32767).astype(np.float32), index, name, augmented)
+
+
+def _in_the_world(wave: Samples, index: int, name: str, augment: float) -> Samples:
     rng = random.Random(f"{name}/{index}/augment")
     if rng.random() < augment:
         wave = voices.room(wave, index) if rng.random() < 0.5 else wave
