@@ -40,7 +40,8 @@ def small(*overrides: str) -> Recipe:
 def test_shipped_recipes_survive_a_round_trip(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert recipe.parse(recipe.to_toml(read)) == read
-    assert [stage.name for stage in read.stages] == ["joint", "disentangle", "respond"]
+    before = ["align"] if name == "tiny" else []
+    assert [stage.name for stage in read.stages] == [*before, "joint", "disentangle", "respond"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

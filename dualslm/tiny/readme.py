@@ -74,23 +74,25 @@ def _main_table(final: dict[str, dict[str, float]]) -> str:
 
 def _stage_table(figures: Figures) -> str:
     columns = {
+        "align": "aligned",
         "joint": "after stage 1",
         "disentangle": "after stage 2",
         "respond": "after stage 3",
-        NO_ERR: "1, 3, no ERR",
+        NO_ERR: "the same steps without ERR",
     }
     rows = [
         ("word error rate, P and L", f"seen/wer/{BOTH}"),
         ("word error rate, L alone", f"seen/wer/{L}"),
         ("emotion, P and L", f"seen/emotion/{BOTH}"),
-        ("emotion, P alone", f"seen/emotion/{P}"),
+        *((f"{name}, P alone", f"seen/{name}/{P}") for name in ATTRIBUTE_TARGETS),
         ("emotion, L alone (leak)", f"seen/emotion/{L}"),
+        ("gender, L alone (leak)", f"seen/gender/{L}"),
         ("reply all right, P and L", f"seen/reply/{BOTH}"),
         ("reply all right, caption and L", "seen/reply/text,speech"),
         ("reply all right, P and transcript", "seen/reply/speech,text"),
     ]
     lines = [
-        "What each stage does, and what is lost without stage 2 and its equivalence replacement:\n",
+        "What each stage does, and the same lessons without equivalence replacement (voices heard in training):\n",
         _row("%", *columns.values()),
         "|---|" + "--:|" * len(columns),
     ]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from rich.console import Console
+from rich.progress import track
 
 from dualslm.checkpoint import replacing
 from dualslm.conversation import Conversation, Part, Speech, View
@@ -105,7 +107,8 @@ def _earlier(takes: Sequence[Take], rng: random.Random, kind: world.Kind) -> tup
 def _answered(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     """The rows with the LLM's own replies to the styled transcripts."""
     answered: list[Row] = []
-    for start in range(0, len(rows), ANSWERED_AT_ONCE):
+    starts = range(0, len(rows), ANSWERED_AT_ONCE)
+    for start in track(starts, "answering", console=Console(stderr=True)):
         some = rows[start : start + ANSWERED_AT_ONCE]
         replies = model.replies([talk for _, _, talk in some], view=ORACLE)
         answered += [
