@@ -25,7 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 from dualslm.conversation import Speech
 from dualslm.encoder import Frames
 from dualslm.errors import DualSLMError
-from dualslm.model import DualSLM, Hear, Loss
+from dualslm.fill import Hear
+from dualslm.loss import Loss
+from dualslm.model import DualSLM
 from dualslm.prompt import Prompt
 
 SHARPNESS = 16.0  # nats by which a token in its own direction beats one at a right angle

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 
 from dualslm.errors import DualSLMError
 from dualslm.prompt import stop_ids
@@ -106,6 +108,12 @@ class FrozenLM(nn.Module):
         """The input embedding table (V, D)."""
         table: nn.Embedding = self.model.get_input_embeddings()
         return table
+
+    @cached_property
+    def keeps_every_position(self) -> bool:
+        """Whether its cache keeps all keys and values as they were, so that rows can share a reading."""
+        layers = DynamicCache(config=self.model.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers)
 
     @property
     def dtype(self) -> torch.dtype:

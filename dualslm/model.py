@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualslm import checkpoint
 from dualslm.adapters import LinguisticAdapter, ParalinguisticAdapter
@@ -29,33 +28,15 @@ from dualslm.checkpoint import Card
 from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, FrozenLM, pad_left
-from dualslm.prompt import Prompt, Slot, Text, render
+from dualslm.fill import Hear, rows
+from dualslm.llm import Decoding, FrozenLM
+from dualslm.loss import WORTH, Loss, next_token_loss
+from dualslm.prompt import Prompt, Slot, render
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
-Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
 
-NO_TARGET = -1  # a position whose next token carries no loss
 NORMAL = View()
 GREEDY = Decoding()
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Next-token loss of a batch of prompts.
-
-    Attributes:
-        nll_B: the summed negative log-likelihood of each prompt's target tokens, in nats.
-        tokens_B: how many target tokens each has.
-    """
-
-    nll_B: Tensor
-    tokens_B: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """The loss per target token over the batch."""
-        return self.nll_B.sum() / self.tokens_B.sum()
 
 
 class DualSLM(nn.Module):
@@ -131,47 +112,9 @@ class DualSLM(nn.Module):
             prompts: rendered by `dualslm.prompt.render`.
             hear: gives the frames of recordings, for example from a cache; `self.hear` when None.
         """
-        return [embeds_TD for embeds_TD, _ in self._rows(prompts, hear)]
+        return [row.embeds_TD for row in rows(prompts, self.llm, self.adapt, hear or self.hear)]
 
-    def _rows(self, prompts: Sequence[Prompt], hear: Hear | None) -> list[tuple[Tensor, Tensor]]:
-        """Each prompt's embeddings (T, D) and the ids to be learnt at its positions (T), -1 where none is."""
-        filled = self._fill(prompts, hear or self.hear)
-        texts = self._embed_texts([s for prompt in prompts for s in prompt.segments if isinstance(s, Text)])
-        rows = []
-        for prompt in prompts:
-            embeds, targets = zip(*self._pieces(prompt, filled, texts), strict=True)
-            rows.append((torch.cat(embeds), torch.cat(targets)))
-        return rows
-
-    def _embed_texts(self, texts: Sequence[Text]) -> Iterator[tuple[Tensor, Tensor]]:
-        """All text of a batch in one look-up: embeddings and targets of each, in order."""
-        ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long)
-        learnt_T = torch.tensor([text.loss for text in texts for _ in text.ids], dtype=torch.bool)
-        targets_T = ids_T.masked_fill(~learnt_T, NO_TARGET).to(self.llm.device)
-        lengths = [len(text.ids) for text in texts]
-        embeds_TD = self.llm.embed(ids_T.to(self.llm.device))
-        return zip(embeds_TD.split(lengths), targets_T.split(lengths), strict=True)
-
-    def _fill(self, prompts: Sequence[Prompt], hear: Hear) -> dict[tuple[Channel, int], Tensor]:
-        """Runs each adapter once over the distinct recordings that it is asked for."""
-        wanted: dict[Channel, dict[int, Speech]] = {"para": {}, "ling": {}}
-        for prompt in prompts:
-            for slot in prompt.segments:
-                if isinstance(slot, Slot):
-                    clip = prompt.clips[slot.clip]
-                    wanted[slot.channel][id(clip)] = clip
-        clips = list((wanted["para"] | wanted["ling"]).values())
-        if not clips:
-            return {}
-        frames, row = hear(clips), {id(clip): index for index, clip in enumerate(clips)}
-        filled: dict[tuple[Channel, int], Tensor] = {}
-        for channel, asked in wanted.items():
-            if asked:
-                out = self._adapt(channel, frames.pick([row[key] for key in asked]))
-                filled |= {(channel, key): value for key, value in zip(asked, out, strict=True)}
-        return filled
-
-    def _adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
+    def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
         """One adapter's embeddings of each clip, without padding, in the LLM's dtype and place."""
         lengths_B = frames.lengths_B.to(self.llm.device)
         if channel == "para":
@@ -180,34 +123,11 @@ class DualSLM(nn.Module):
         valid = [self.ling.lengths(length) for length in frames.lengths_B.tolist()]
         return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
 
-    def _pieces(
-        self, prompt: Prompt, filled: Mapping[tuple[Channel, int], Tensor], texts: Iterator[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for segment in prompt.segments:
-            if isinstance(segment, Text):
-                yield next(texts)
-            else:
-                value_TD = filled[segment.channel, id(prompt.clips[segment.clip])]
-                no_target_T = torch.full((len(value_TD),), NO_TARGET, device=self.llm.device)
-                yield value_TD.detach() if segment.frozen else value_TD, no_target_T
-
     # ------------------------------------------------------------------ learning
 
-    def forward(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> Loss:
-        """The next-token loss of the prompts' target tokens (paper §IV-C); logits only where a target is."""
-        embeds, targets = zip(*self._rows(prompts, hear), strict=True)
-        embeds_BTD, mask_BT = pad_left(embeds)
-        targets_BT = pad_left(targets)[0].masked_fill(mask_BT == 0, NO_TARGET)
-        wanted_BT = targets_BT[:, 1:] != NO_TARGET
-        if not bool(wanted_BT.any()):
-            raise DualSLMError(
-                "nothing to learn in this batch", got="no target token", do='render with supervise="last"'
-            )
-        keep_BT = F.pad(wanted_BT, (0, 1))
-        logits_KV = self.llm(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=keep_BT)
-        nll_K = F.cross_entropy(logits_KV.float(), targets_BT[:, 1:][wanted_BT], reduction="none")
-        nll_B = nll_K.new_zeros(len(prompts)).index_add(0, wanted_BT.nonzero()[:, 0], nll_K)
-        return Loss(nll_B, wanted_BT.sum(1))
+    def forward(self, prompts: Sequence[Prompt], hear: Hear | None = None, *, worth: float = WORTH) -> Loss:
+        """The next-token loss of the prompts' target tokens; see `dualslm.loss.next_token_loss`."""
+        return next_token_loss(self.llm, rows(prompts, self.llm, self.adapt, hear or self.hear), worth=worth)
 
     # ------------------------------------------------------------------ answering
 

@@ -21,7 +21,8 @@ from rich.table import Table
 
 from dualslm.checkpoint import replacing
 from dualslm.data import Lesson, Lessons
-from dualslm.model import DualSLM, Loss
+from dualslm.loss import Loss
+from dualslm.model import DualSLM
 from dualslm.recipe import Recipe, Stage
 
 LOG_EVERY = 10  # steps

@@ -29,7 +29,8 @@ from dualslm.data import Batch, Lesson, Lessons, Talks, recordings, transcripts
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
-from dualslm.model import DualSLM, Loss
+from dualslm.loss import Loss
+from dualslm.model import DualSLM
 from dualslm.progress import Journal, Tally, overview, trackers
 from dualslm.recipe import Optimiser, Recipe, Stage, to_toml
 
