@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dualslm.checkpoint import replacing
+from dualslm.conversation import SOURCES
 from dualslm.data import Lesson, Lessons
 from dualslm.loss import Loss
 from dualslm.model import DualSLM
@@ -184,16 +186,21 @@ def _parts_table(model: DualSLM) -> Table:
 
 
 def _stages_table(recipe: Recipe, stages: Sequence[Lessons]) -> Table:
-    columns = ("stage", "steps", "batch", "lr", "kind", "talks", "lessons", "learns", "P from", "L from")
-    table = Table(*columns, title="what it learns from", title_justify="left")
+    columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "learns", "P from", "L from")
+    caption = "any: text, speech or nothing, equally often (equivalence replacement)"
+    table = Table(*columns, title="what it learns from", title_justify="left", caption=caption, box=box.SIMPLE)
     for stage, lessons in zip(recipe.stages, stages, strict=True):
-        head = (stage.name, str(lessons.steps), str(stage.batch), f"{stage.lr:g}")
+        head = f"[bold]{stage.name}[/]\n{lessons.steps} x {stage.batch}\nlr {stage.lr:g}"
         for name, kind in stage.kinds.items():
             drawn = round(lessons.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
-            cells = (name, str(lessons.talks.count(name)), str(drawn), "+".join(kind.learns))
-            table.add_row(*head, *cells, " ".join(kind.view.para), " ".join(kind.view.ling))
-            head = ("", "", "", "")
+            cells = (name, str(drawn), str(lessons.talks.count(name)), " ".join(kind.learns))
+            table.add_row(head, *cells, _sources(kind.view.para), _sources(kind.view.ling))
+            head = ""
     return table
+
+
+def _sources(drawn: Sequence[str]) -> str:
+    return "any" if set(drawn) == set(SOURCES) else " ".join(drawn)
 
 
 def mixture(tally: Tally) -> Table:

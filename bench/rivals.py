@@ -1,0 +1,267 @@
+"""How others train a speech adapter for a frozen LLM: one optimiser step of each, on shapes given as numbers.
+
+`qwen2_audio` and `voxtral` are transformers' own classes with only their projectors trained; `slam` and
+`ultravox` follow the published recipes of SLAM-ASR and of Ultravox on the same encoder and LLM as ours. All
+start from log-mels, as their training loops do, and take the loss as their classes do.
+
+Dimensions: B samples, F mel frames, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    LlamaConfig,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    VoxtralConfig,
+    VoxtralForConditionalGeneration,
+    WhisperConfig,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+AUDIO_TOKEN = 3  # an id of the random vocabulary that stands for audio in a prompt
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an encoder and an LLM.
+
+    Attributes:
+        d_speech, speech_layers, speech_heads, speech_ffn, mels: of the Whisper encoder.
+        d_llm, layers, heads, kv_heads, ffn, vocabulary: of the Qwen2 LLM.
+    """
+
+    d_speech: int
+    speech_layers: int
+    speech_heads: int
+    speech_ffn: int
+    mels: int
+    d_llm: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+
+    def whisper(self) -> WhisperConfig:
+        """The encoder's configuration: a window of 30 s."""
+        return WhisperConfig(
+            num_mel_bins=self.mels,
+            d_model=self.d_speech,
+            encoder_layers=self.speech_layers,
+            encoder_attention_heads=self.speech_heads,
+            encoder_ffn_dim=self.speech_ffn,
+            decoder_layers=1,
+            decoder_attention_heads=self.speech_heads,
+            decoder_ffn_dim=self.speech_ffn,
+            vocab_size=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+
+    def qwen(self) -> Qwen2Config:
+        """The LLM's configuration."""
+        return Qwen2Config(**self._llm(), tie_word_embeddings=False)
+
+    def llama(self) -> LlamaConfig:
+        """The same sizes as a Llama."""
+        return LlamaConfig(**self._llm(), tie_word_embeddings=False)
+
+    def _llm(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.d_llm,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.d_llm // self.heads,
+            "max_position_embeddings": 4096,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+
+    def audio(self) -> dict[str, Any]:
+        """The encoder's sizes as the audio configurations of transformers name them."""
+        return {
+            "num_mel_bins": self.mels,
+            "encoder_layers": self.speech_layers,
+            "encoder_attention_heads": self.speech_heads,
+            "encoder_ffn_dim": self.speech_ffn,
+            "d_model": self.d_speech,
+        }
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch: every sample has these lengths.
+
+    Attributes:
+        name: of the workload.
+        samples: in the batch.
+        context: tokens before the speech.
+        seconds: of speech.
+        reply: target tokens.
+        branches: samples that share one context.
+    """
+
+    name: str
+    samples: int
+    context: int
+    seconds: float
+    reply: int
+    branches: int
+
+
+Step = Callable[[], Tensor]
+
+
+def qwen2_audio(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
+    """Qwen2-Audio: 30 s through the encoder, 25 tokens a second, logits everywhere."""
+    config = Qwen2AudioConfig(
+        audio_config={**shape.audio(), "model_type": "qwen2_audio_encoder", "max_source_positions": 1500},
+        text_config={**shape.qwen().to_dict(), "model_type": "qwen2"},
+        audio_token_index=AUDIO_TOKEN,
+    )
+    with torch.device(device):
+        model = _frozen(Qwen2AudioForConditionalGeneration(config), dtype, trained="multi_modal_projector")
+    frames = round(100 * work.seconds)
+    ids_BT, labels_BT = _prompt(shape, work, round(25 * work.seconds), device)
+    mask_BF = (torch.arange(3000, device=device) < frames).long().expand(work.samples, -1)
+    mel_BMF = _mel(shape, work, 3000, device, dtype)
+
+    def step() -> Tensor:
+        out = model(
+            input_ids=ids_BT,
+            input_features=mel_BMF,
+            feature_attention_mask=mask_BF,
+            attention_mask=torch.ones_like(ids_BT),
+            labels=labels_BT,
+        )
+        return _learn(out.loss, model)
+
+    return step
+
+
+def voxtral(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
+    """Voxtral: 30 s through the encoder, always 375 tokens, logits everywhere."""
+    config = VoxtralConfig(
+        audio_config={
+            "num_mel_bins": shape.mels,
+            "num_hidden_layers": shape.speech_layers,
+            "num_attention_heads": shape.speech_heads,
+            "intermediate_size": shape.speech_ffn,
+            "hidden_size": shape.d_speech,
+            "head_dim": shape.d_speech // shape.speech_heads,
+            "max_source_positions": 1500,
+            "model_type": "voxtral_encoder",
+        },
+        text_config={**shape.llama().to_dict(), "model_type": "llama"},
+        audio_token_id=AUDIO_TOKEN,
+    )
+    with torch.device(device):
+        model = _frozen(VoxtralForConditionalGeneration(config), dtype, trained="multi_modal_projector")
+    tokens = 1500 * shape.d_speech // config.audio_config.intermediate_size
+    ids_BT, labels_BT = _prompt(shape, work, tokens, device)
+    mel_BMF = _mel(shape, work, 3000, device, dtype)
+
+    def step() -> Tensor:
+        out = model(input_ids=ids_BT, input_features=mel_BMF, attention_mask=torch.ones_like(ids_BT), labels=labels_BT)
+        return _learn(out.loss, model)
+
+    return step
+
+
+def slam(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
+    """SLAM-ASR: 30 s through the encoder, every 5 frames one of 300 embeddings, logits everywhere."""
+    return _stacked(shape, work, device, dtype, frames=1500, stack=5)
+
+
+def ultravox(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
+    """Ultravox: the live encoder on unpadded mel, 8 frames to an embedding (6.25 a second), logits everywhere."""
+    return _stacked(shape, work, device, dtype, frames=round(50 * work.seconds), stack=8)
+
+
+def _stacked(shape: Shape, work: Work, device: str, dtype: torch.dtype, *, frames: int, stack: int) -> Step:
+    with torch.device(device):
+        encoder = _frozen(WhisperEncoder(shape.whisper()), dtype)
+        llm = _frozen(Qwen2ForCausalLM(shape.qwen()), dtype)
+        adapter = nn.Sequential(nn.Linear(stack * shape.d_speech, 2048), nn.ReLU(), nn.Linear(2048, shape.d_llm))
+    tokens = frames // stack
+    ids_BT, labels_BT = _prompt(shape, work, tokens, device)
+    mel_BMF = _mel(shape, work, 2 * frames, device, dtype)
+    adamw = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            heard_BFS = _whisper(encoder, mel_BMF)
+        grouped_BLS = heard_BFS[:, : tokens * stack].unflatten(1, (tokens, stack)).flatten(2)
+        embeds_BTD = llm.get_input_embeddings()(ids_BT)
+        place = work.context
+        speech_BLD = adapter(grouped_BLS.float()).to(dtype)
+        filled_BTD = torch.cat([embeds_BTD[:, :place], speech_BLD, embeds_BTD[:, place + tokens :]], 1)
+        logits_BTV = llm(inputs_embeds=filled_BTD, attention_mask=torch.ones_like(ids_BT)).logits
+        loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
+        adamw.zero_grad()
+        loss.backward()
+        adamw.step()
+        return loss.detach()
+
+    return step
+
+
+def _whisper(encoder: WhisperEncoder, mel_BMF: Tensor) -> Tensor:
+    """The encoder on a mel of any length; transformers' own insists on 30 s."""
+    x_BDF = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BMF))))
+    x_BFD = x_BDF.transpose(1, 2) + encoder.embed_positions.weight[: x_BDF.shape[2]]
+    for layer in encoder.layers:
+        out = layer(x_BFD, None)
+        x_BFD = out[0] if isinstance(out, tuple) else out
+    result: Tensor = encoder.layer_norm(x_BFD)
+    return result
+
+
+def _prompt(shape: Shape, work: Work, speech: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random ids with a stretch of audio tokens, and labels on the reply alone."""
+    torch.manual_seed(0)
+    length = work.context + speech + work.reply
+    ids_BT = torch.randint(4, shape.vocabulary, (work.samples, length), device=device)
+    ids_BT[:, work.context : work.context + speech] = AUDIO_TOKEN
+    labels_BT = ids_BT.clone()
+    labels_BT[:, : work.context + speech] = -100
+    return ids_BT, labels_BT
+
+
+def _mel(shape: Shape, work: Work, frames: int, device: str, dtype: torch.dtype) -> Tensor:
+    return torch.randn(work.samples, shape.mels, frames, device=device, dtype=dtype)
+
+
+def _frozen(model: nn.Module, dtype: torch.dtype, *, trained: str = "") -> Any:
+    """Everything frozen but the parts of that name."""
+    model = model.to(dtype)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(bool(trained) and trained in name)
+    return model.eval()
+
+
+def _learn(loss: Tensor, model: nn.Module) -> Tensor:
+    """Backward and one step of AdamW on what is trained; the optimiser lives with the model."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if not hasattr(model, "adamw"):
+        model.adamw = torch.optim.AdamW(trained, lr=1e-4)
+    model.adamw.zero_grad()
+    loss.backward()
+    model.adamw.step()
+    return loss.detach()
