@@ -30,8 +30,10 @@ from dualslm.loss import Loss
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt
 
-SHARPNESS = 16.0  # nats by which a token in its own direction beats one at a right angle
-STRAY = 0.3  # weight of the squared distance from the nearest token, as far as it is the right one
+SHARPNESS = 24.0  # nats by which a token in its own direction beats one at a right angle
+BLANK = 0.45  # the likeness at which a token is as good as none
+SOFT = 0.25  # what an embedding without any length is divided by, in squared lengths of a token
+STRAY = 1.0  # weight of the squared distance from the nearest class, as far as that is certain
 
 
 def spoken_tokens(model: DualSLM, transcripts: Iterable[str]) -> Tensor:
@@ -84,18 +86,18 @@ def _places(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
 def _closeness(model: DualSLM, frames: Frames, classes_V: Tensor) -> tuple[Tensor, Tensor]:
     """How near each embedding is in direction to each class, as logits (B, L, V), and how far it strays (B).
 
-    Class 0 is the blank. Each embedding is drawn to its nearest class as far as that class is certain, so that
-    its length becomes a token's too.
+    Class 0 is the blank: an embedding of nothing, near to no token. Each embedding is drawn to its nearest class
+    as far as that class is certain, so that its length becomes a token's too.
     """
-    device, tokenizer = model.llm.device, model.llm.tokenizer
-    blank = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids_V = torch.cat([torch.tensor([blank]), classes_V]).to(device)
-    unit = model.ling.project.scale
-    tokens_VD = model.llm.embed(ids_V).detach().float() / unit
+    device, unit = model.llm.device, model.ling.project.scale
+    tokens_VD = model.llm.embed(classes_V.to(device)).detach().float() / unit
     heard_BLD = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device)) / unit
-    logits_BLV = SHARPNESS * F.normalize(heard_BLD, dim=-1) @ F.normalize(tokens_VD, dim=-1).T
+    length_BL1 = (heard_BLD.square().mean(-1, keepdim=True) + SOFT).sqrt() * tokens_VD.shape[1] ** 0.5
+    likeness_BLV = heard_BLD / length_BL1 @ F.normalize(tokens_VD, dim=-1).T
+    logits_BLV = SHARPNESS * F.pad(likeness_BLV, (1, 0), value=BLANK)
     best = logits_BLV.detach().softmax(-1).max(-1)
-    stray_BL = (heard_BLD - tokens_VD[best.indices]).square().mean(-1) * best.values
+    nearest_BLD = F.pad(tokens_VD, (0, 0, 1, 0))[best.indices]
+    stray_BL = (heard_BLD - nearest_BLD).square().mean(-1) * best.values
     groups_B = -(-frames.lengths_B // model.ling.stack)
     inside_BL = torch.arange(stray_BL.shape[1]) < groups_B[:, None]
     return logits_BLV, STRAY * (stray_BL * inside_BL.to(device)).sum(1)

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
+    _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -111,6 +112,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     parser.set_defaults(verb=_train)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/paper-qwen.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
+    parser.add_argument("--card", metavar="NAME", help="hours on this one, for example H100; all that are known")
+    parser.set_defaults(verb=_plan)
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +180,25 @@ def _train(args: argparse.Namespace) -> int:
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
     print(train(recipe, out, resume=args.resume, device=args.device))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dualslm import plan
+    from dualslm.recipe import load
+
+    recipe = load(args.recipe, args.set)
+    found = plan.estimate(recipe)
+    times = dict(plan.hours(found, args.card))
+    if args.json:
+        from dataclasses import asdict
+
+        print(json.dumps({**asdict(found), "flops": found.flops, "hours": times}))
+        return 0
+    for table in plan.tables(recipe, found, times):
+        Console().print(table)
     return 0
 
 
