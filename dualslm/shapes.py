@@ -150,12 +150,13 @@ def _config(name: str, part: str) -> dict[str, Any]:
         DualSLMError: neither is there.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     folder = Path(name) / "config.json"
-    cached = None if folder.exists() else try_to_load_from_cache(name, "config.json")
     try:
+        cached = None if folder.exists() else try_to_load_from_cache(name, "config.json")
         found: dict[str, Any] = json.loads((Path(cached) if isinstance(cached, str) else folder).read_text())
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         raise DualSLMError(
             f"the sizes of the {part} {name!r} are not known here",
             got="no config.json in a folder or in the hub's cache",
