@@ -114,8 +114,9 @@ def estimate(recipe: Recipe) -> Estimate:
         DualSLMError: a model whose sizes are not known here, or a manifest that is no manifest.
     """
     encoder, llm = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    assumed = not recipe.data.train or not all(Path(path).exists() for path in recipe.data.train)
-    talks, lengths, seconds = _assumed() if assumed else _counted(recipe.data.train)
+    paths = dict.fromkeys([*recipe.data.train, *(path for stage in recipe.stages for path in stage.also)])
+    assumed = not paths or not all(Path(path).exists() for path in paths)
+    talks, lengths, seconds = _assumed() if assumed else _counted(list(paths))
     steps = {stage.name: _steps(stage, talks) for stage in recipe.stages}
     flops = {}
     for stage in recipe.stages:

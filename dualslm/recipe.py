@@ -141,6 +141,8 @@ class Stage:
     epochs: int | None = None
     steps: int | None = None
     """Optimiser steps."""
+    also: tuple[str, ...] = ()
+    """Manifests that this stage alone learns from, beside those under [data]."""
     linguistic: Kind | None = None
     paralinguistic: Kind | None = None
     dual: Kind | None = None

@@ -10,9 +10,9 @@ follows from the seed, the stage and the step.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Trainer:
         recipe: of the run.
         model: whose adapters learn.
         out: the run folder.
-        talks: to learn from.
+        talks: to learn from, by stage.
         checks: talks that choose the best checkpoint; none keeps the last one.
         cache: frames of all recordings.
         accelerator: device and processes.
@@ -70,7 +70,7 @@ class Trainer:
     recipe: Recipe
     model: DualSLM
     out: Path
-    talks: Talks
+    talks: Mapping[str, Talks]
     checks: Talks | None
     cache: FrameCache
     accelerator: Accelerator
@@ -84,7 +84,7 @@ class Trainer:
     @cached_property
     def spoken(self) -> Tensor:
         """The tokens of all transcripts to learn from."""
-        return spoken_tokens(self.model, transcripts(self.talks))
+        return spoken_tokens(self.model, (text for talks in self.talks.values() for text in transcripts(talks)))
 
     # ------------------------------------------------------------------ the run
 
@@ -97,7 +97,7 @@ class Trainer:
         assert weights_hash(self.model.llm) == before, "a frozen weight moved"
 
     def _stage(self, stage: Stage) -> None:
-        lessons = self.lessons(stage, self.talks, self.recipe.seed)
+        lessons = self.lessons(stage, self.talks[stage.name], self.recipe.seed)
         adamw, schedule = optimiser_of(self.model, stage, self.recipe.optimiser, lessons.steps)
         self._load_state(adamw, schedule)
         tally = self.journal.start(stage, lessons.steps, self.at.step)
@@ -300,7 +300,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     trainer = prepare(recipe, out, accelerator)
     trainer.at = _position(out / STATE)
     if accelerator.is_main_process:
-        stages = [trainer.lessons(stage, trainer.talks, recipe.seed) for stage in recipe.stages]
+        stages = [trainer.lessons(stage, trainer.talks[stage.name], recipe.seed) for stage in recipe.stages]
         for table in overview(recipe, trainer.model, stages):
             Console(stderr=True).print(table)
     trainer.run()
@@ -320,11 +320,14 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         linguistic=asdict(recipe.model.linguistic),
         device=str(accelerator.device),
     )
-    talks = Talks(recipe.data.train)
+    read = lru_cache(None)(Talks)
+    talks = {stage.name: read((*recipe.data.train, *stage.also)) for stage in recipe.stages}
     checks = Talks(recipe.data.validation) if recipe.data.validation else None
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
-        paths = [path for some in (talks, checks) if some is not None for path in recordings(some)]
+        paths = [
+            path for some in dict.fromkeys([*talks.values(), checks]) if some is not None for path in recordings(some)
+        ]
         features.build(model.encoder, paths, folder, every_layer=model.every_layer)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))

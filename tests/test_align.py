@@ -35,7 +35,7 @@ def lessons(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[D
     from accelerate import Accelerator
 
     trainer = prepare(recipe, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
-    return trainer.model, trainer.lessons(recipe.stages[0], trainer.talks, 0), trainer.spoken
+    return trainer.model, trainer.lessons(recipe.stages[0], trainer.talks["align"], 0), trainer.spoken
 
 
 def test_punctuation_is_no_class(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:

@@ -152,7 +152,10 @@ def _recipe(out: Path, size: Size) -> Recipe:
     parts = replace(recipe.model, encoder=str(out / "encoder"), llm=str(out / "llm"))
     lines, checks = ((str(out / "talks" / f"{name}.jsonl"),) for name in TALKS)
     data = replace(recipe.data, train=lines, validation=checks, features=str(out / "frames"))
-    stages = tuple(replace(stage, **size.stages) for stage in recipe.stages)
+    stages = tuple(
+        replace(stage, **size.stages, also=tuple(str(out / "talks" / Path(path).name) for path in stage.also))
+        for stage in recipe.stages
+    )
     return replace(recipe, model=parts, data=data, stages=stages)
 
 

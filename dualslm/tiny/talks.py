@@ -1,8 +1,10 @@
 """Recordings and talks of the tiny world on disk: what `dualslm train recipes/tiny.toml` learns from (ours).
 
-A folder of FLAC clips and two manifests, `train.jsonl` and `validation.jsonl` (docs/manifest.md). Of each
-recording there is a transcription and a round of questions, and, where it is something that one answers, a
-talk whose last turn it is, with the frozen LLM's own reply to the styled transcript (paper §III-B).
+A folder of FLAC clips and manifests (docs/manifest.md). Of each recording there is a round of questions and a
+transcription, and, where it is something that one answers, a talk whose last turn it is, with the frozen LLM's
+own reply to the styled transcript (paper §III-B). Transcriptions of random words have a manifest of their own,
+`train-soups.jsonl`: they make every word as frequent as any other, but a small LLM that cannot guess the next
+word gives L poor guidance.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Row = tuple[str, TaskKind, Conversation]
 
 
 def write(model: DualSLM, folder: Path, sizes: dict[str, int], processes: int) -> None:
-    """Speaks and writes the manifests of "train" and "validation"; a manifest that is there is kept.
+    """Speaks and writes the manifests, for example of "train" and "validation"; one that is there is kept.
 
     Args:
         model: whose LLM answers; its adapters are not used.
@@ -47,9 +49,11 @@ def write(model: DualSLM, folder: Path, sizes: dict[str, int], processes: int) -
         manifest = folder / f"{name}.jsonl"
         if not manifest.exists():
             takes = _speak(folder, name, count, processes)
-            rows = [*_simple(takes), *_answered(model, _conversations(takes))]
-            with replacing(manifest) as partial_file:
-                partial_file.write_text("".join(_line(row, folder) for row in rows))
+            sentences = [take for take in takes if take.utterance.kind != "soup"]
+            soups = [take for take in takes if take.utterance.kind == "soup"]
+            _write(folder / f"{name}-soups.jsonl", _transcriptions(soups))
+            talks = _answered(model, _conversations(takes))
+            _write(manifest, [*_transcriptions(sentences), *_questions(takes), *talks])
 
 
 def _speak(folder: Path, name: str, count: int, processes: int) -> list[Take]:
@@ -68,15 +72,22 @@ def _file(speech: Speech) -> str:
     return f"clips/{speech.audio.replace('/', '-')}.flac"
 
 
-def _simple(takes: Sequence[Take]) -> list[Row]:
-    """A transcription and questions about each."""
-    rows: list[Row] = []
-    for take in takes:
-        name = str(take.speech.audio)
-        rng = random.Random(f"simple/{name}")
-        rows.append((f"{name}/words", "linguistic", world.transcription(take.speech, rng)))
-        rows.append((f"{name}/voice", "paralinguistic", world.questions(take.speech, rng)))
-    return rows
+def _transcriptions(takes: Sequence[Take]) -> list[Row]:
+    return [
+        (f"{take.speech.audio!s}/words", "linguistic", world.transcription(take.speech, _rng("words", take)))
+        for take in takes
+    ]
+
+
+def _questions(takes: Sequence[Take]) -> list[Row]:
+    return [
+        (f"{take.speech.audio!s}/voice", "paralinguistic", world.questions(take.speech, _rng("voice", take)))
+        for take in takes
+    ]
+
+
+def _rng(task: str, take: Take) -> random.Random:
+    return random.Random(f"{task}/{take.speech.audio!s}")
 
 
 def _conversations(takes: Sequence[Take]) -> list[Row]:
@@ -84,15 +95,14 @@ def _conversations(takes: Sequence[Take]) -> list[Row]:
     earlier = partial(_earlier, takes)
     rows: list[Row] = []
     for take in takes:
-        name = str(take.speech.audio)
-        rng = random.Random(f"talk/{name}")
+        rng = _rng("talk", take)
         if take.utterance.kind == "event":
             talk = world.sample_talk(rng, take.speech, take.utterance, take.style, earlier).conversation
         elif take.utterance.kind != "soup":
             talk = Conversation(rng.choice(world.LISTEN_PROMPTS)).user(take.speech)
         else:
             continue
-        rows.append((f"{name}/talk", "dual", talk))
+        rows.append((f"{take.speech.audio!s}/talk", "dual", talk))
     return rows
 
 
@@ -117,7 +127,12 @@ def _answered(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     return answered
 
 
-def _line(row: Row, folder: Path) -> str:
+def _write(manifest: Path, rows: Sequence[Row]) -> None:
+    with replacing(manifest) as partial_file:
+        partial_file.write_text("".join(map(_line, rows)))
+
+
+def _line(row: Row) -> str:
     name, kind, talk = row
     turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in talk.turns]
     return json.dumps({"id": name, "kind": kind, "system": talk.system, "turns": turns}) + "\n"
