@@ -109,14 +109,16 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, rule)
     own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
-    parts = [own[start : start + PART] for start in range(0, len(own), PART)]
-    todo = [number for number, part in enumerate(parts) if not _is_done(_part(folder, shard[0], number), part)]
-    _check_room(folder, rule, [path for number in todo for path in parts[number]], say)
-    for done, number in enumerate(todo, 1):
-        _write_part(encoder, parts[number], _part(folder, shard[0], number), rule, every_layer)
-        say(f"features: part {done} of {len(todo)}, {len(parts[number])} recordings")
-    listed = [_read_list(_part(folder, shard[0], number)) for number in range(len(parts))]
-    return Counter(row.get("fault", "usable") for rows in listed for row in rows)
+    known = _listed(folder)
+    todo = [path for path in own if "frames" not in known.get(path, {})]  # what could not be read is tried again
+    parts = [todo[start : start + PART] for start in range(0, len(todo), PART)]
+    _check_room(folder, rule, todo, say)
+    first = _free_number(folder, shard[0])
+    for number, part in enumerate(parts):
+        _write_part(encoder, part, _part(folder, shard[0], first + number), rule, every_layer)
+        say(f"features: part {number + 1} of {len(parts)}, {len(part)} recordings")
+    known = _listed(folder)
+    return Counter(known[path].get("fault", "usable") for path in own)
 
 
 class FrameCache:
@@ -135,12 +137,11 @@ class FrameCache:
         _check(folder, rule)
         self.rows: dict[str, tuple[str, int]] = {}
         self.faults: dict[str, str] = {}
-        for file in sorted(folder.glob("part-*.json")):
-            for row in _read_list(file.with_suffix("")):
-                if "fault" in row:
-                    self.faults[row["audio"]] = row["fault"]
-                else:
-                    self.rows[row["audio"]] = (file.stem, row["frames"])
+        for path, row in _listed(folder).items():
+            if "fault" in row:
+                self.faults[path] = row["fault"]
+            else:
+                self.rows[path] = (row["part"], row["frames"])
         self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
 
     def frames(self, path: str) -> int:
@@ -180,9 +181,19 @@ def _part(folder: Path, shard: int, number: int) -> Path:
     return folder / f"part-{shard}-{number:05d}"
 
 
-def _is_done(part: Path, paths: Sequence[str]) -> bool:
-    """Whether a part is complete and of these very recordings."""
-    return part.with_suffix(".json").exists() and [row["audio"] for row in _read_list(part)] == list(paths)
+def _free_number(folder: Path, shard: int) -> int:
+    """The number of a shard's next part: no part is ever written over."""
+    return 1 + max((int(file.stem.rsplit("-", 1)[1]) for file in folder.glob(f"part-{shard}-*.json")), default=-1)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of all parts by recording, each with the name of its part; a later one that can be read wins."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("part-*.json")):
+        for row in _read_list(file.with_suffix("")):
+            if "frames" in row or row["audio"] not in found:
+                found[row["audio"]] = {**row, "part": file.stem}
+    return found
 
 
 def _read_list(part: Path) -> list[dict[str, Any]]:

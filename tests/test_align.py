@@ -11,7 +11,7 @@ import pytest
 import torch
 from trainkit import make
 
-from dualslm.align import SHARPNESS, STRAY, alignment_loss, spoken_tokens
+from dualslm.align import BLANK, SHARPNESS, SOFT, STRAY, alignment_loss, spoken_tokens
 from dualslm.data import Lessons
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
@@ -71,19 +71,20 @@ def test_the_loss_is_that_of_all_paths(lessons: tuple[DualSLM, Lessons, torch.Te
     frames = batch.hear([clip])
     frames = replace(frames, layers_NBTD=frames.layers_NBTD[:, :, :20], lengths_B=frames.lengths_B.clamp(max=20))
     found = alignment_loss(model, [replace(prompt, clips=(short,))], classes, lambda _: frames)
-    blank = model.llm.tokenizer.pad_token_id
-    tokens = model.llm.embed(torch.tensor([blank, *classes.tolist()])).float() / model.ling.project.scale
-    heard = model.ling(frames.last_BTD, frames.lengths_B)[0] / model.ling.project.scale
-    cosine = torch.nn.functional.cosine_similarity(heard[:, None], tokens[None], dim=-1)
-    probs = (SHARPNESS * cosine).softmax(-1).detach()
+    tokens = model.llm.embed(classes).float() / model.ling.project.scale
+    heard = model.ling(frames.last_BTD, frames.lengths_B)[0].detach() / model.ling.project.scale
+    softened = heard / (heard.square().sum(-1, keepdim=True) + SOFT * heard.shape[1]).sqrt()
+    likeness = softened @ torch.nn.functional.normalize(tokens, dim=-1).T
+    probs = (SHARPNESS * torch.cat([torch.full((len(heard), 1), BLANK), likeness], 1)).softmax(-1)
+    places = torch.cat([torch.zeros(1, tokens.shape[1]), tokens])
     total = 0.0
-    for path in product(range(len(tokens)), repeat=len(heard)):
+    for path in product(range(len(places)), repeat=len(heard)):
         said = [one for one, before in zip(path, (None, *path[:-1]), strict=True) if one and one != before]
         if said == wanted:
             total += math.prod(float(probs[place, one]) for place, one in enumerate(path))
     best = probs.max(-1)
-    stray = ((heard.detach() - tokens[best.indices]).square().mean(-1) * best.values).sum()
-    assert float(found.nll_B) == pytest.approx(-math.log(total) + STRAY * float(stray), rel=1e-4)
+    stray = ((heard - places[best.indices]).square().mean(-1) * best.values).sum()
+    assert float(found.nll_B.detach()) == pytest.approx(-math.log(total) + STRAY * float(stray), rel=1e-4)
 
 
 def test_it_teaches_words_to_l_alone(recipe: Recipe, tmp_path: Path) -> None:
