@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from factory import save_encoder, save_llm
+from trainkit import make
 
 from dualslm import cli
+from dualslm.recipe import to_toml
 from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = ["README.md", "docs/decisions.md", "docs/paper-map.md"]
@@ -28,12 +30,15 @@ def commands(root: Path) -> list[list[str]]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the README's reader has it: two recordings, and parts by their hub ids."""
     shutil.copy(CLIPS / "hear_3_sad.wav", tmp_path / "hello.wav")
     shutil.copy(CLIPS / "tones_1_happy.wav", tmp_path / "laugh.wav")
     save_encoder(tmp_path / "openai" / "whisper-large-v3")
     save_llm(tmp_path / "Qwen" / "Qwen2.5-7B-Instruct")
+    shutil.copytree(root / "recipes", tmp_path / "recipes")
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "recipes" / "tiny.toml").write_text(to_toml(make(tmp_path / "kit")))  # the tests' own miniature
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

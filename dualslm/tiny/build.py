@@ -36,6 +36,7 @@ TALKS = ("train", "validation")
 RECIPE = Path("recipes/tiny.toml")
 RUN = "run"
 WITHOUT_ERR = "without-err"
+COMPARED = ("emotion", "energy")  # attributes that every stage is asked about
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,10 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     }.items():
         model.adapters.load_state_dict(read_weights(folder, device))
         print(f"--- {name}", flush=True)
-        found[name] = exam.examine(model, {"seen": sets["seen"]})
+        found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=COMPARED)
     model.adapters.load_state_dict(read_weights(out / "adapters", device))
     print("--- final", flush=True)
-    found["final"] = found[names[-1]] | exam.examine(model, {"unseen": sets["unseen"]})
+    found["final"] = exam.examine(model, sets)
     _write_result(out / "figures.json", found, device, size.tested)
 
 
