@@ -48,6 +48,7 @@ class Size:
         encoder: arguments of `pretrain_encoder.pretrain`.
         talks: recordings in each manifest.
         tested: utterances of each test set.
+        longest: tokens of an answer in a test.
         stages: keys of every stage to set otherwise than the recipe does.
     """
 
@@ -55,6 +56,7 @@ class Size:
     encoder: dict[str, Any]
     talks: dict[str, int]
     tested: int
+    longest: int = 48
     stages: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +79,7 @@ QUICK = Size(
     encoder={"utterances": 60, "steps": 4, "batch": 4},
     talks={"train": 24, "validation": 12},
     tested=4,
+    longest=4,
     stages={"steps": 2, "batch": 4, "warmup": 1},
 )
 
@@ -216,10 +219,10 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     }.items():
         model.adapters.load_state_dict(read_weights(folder, device))
         print(f"--- {name}", flush=True)
-        found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=COMPARED)
+        found[name] = exam.examine(model, {"seen": sets["seen"]}, asked=COMPARED, longest=size.longest)
     model.adapters.load_state_dict(read_weights(out / "adapters", device))
     print("--- final", flush=True)
-    found["final"] = exam.examine(model, sets)
+    found["final"] = exam.examine(model, sets, longest=size.longest)
     _write_result(out / "figures.json", found, device, size.tested)
 
 

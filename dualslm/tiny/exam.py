@@ -22,7 +22,6 @@ from dualslm.tiny.style import ATTRIBUTES
 
 P, L, BOTH = View("speech", "none"), View("none", "speech"), View()
 CASCADE_P, CASCADE_L = View("speech", "text"), View("text", "speech")
-LONGEST = Decoding(max_new_tokens=48)
 SLOTS = ("tone", "content", "memory")
 Figures = dict[str, dict[str, object]]
 Say = Callable[[str], None]
@@ -34,6 +33,7 @@ def examine(
     *,
     asked: Sequence[str] = tuple(ATTRIBUTES),
     batch: int = 100,
+    longest: int = 48,
     say: Say = print,
 ) -> Figures:
     """All figures on each set of recordings.
@@ -43,6 +43,7 @@ def examine(
         sets: by name, for example "seen" and "unseen" voices.
         asked: the attributes that are asked about.
         batch: prompts answered side by side.
+        longest: tokens of an answer.
         say: gets a line for each figure.
 
     Returns:
@@ -50,7 +51,7 @@ def examine(
     """
     found: Figures = {}
     for name, recordings in sets.items():
-        desk = _Desk(model, recordings, batch)
+        desk = _Desk(model, recordings, batch, Decoding(max_new_tokens=longest))
         for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies()}.items():
             found[f"{name}/{key}"] = asdict(figure)
             say(f"{name}/{key:<40} {figure}")
@@ -60,8 +61,8 @@ def examine(
 class _Desk:
     """Examines one set of recordings."""
 
-    def __init__(self, model: DualSLM, recordings: Recordings, batch: int) -> None:
-        self.model, self.recordings, self.batch = model, recordings, batch
+    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, how: Decoding) -> None:
+        self.model, self.recordings, self.batch, self.how = model, recordings, batch, how
 
     def words(self) -> dict[str, Figure]:
         """Word error rates by view."""
@@ -109,7 +110,7 @@ class _Desk:
         answers: list[str] = []
         for start in range(0, len(prompts), self.batch):
             some = prompts[start : start + self.batch]
-            answers += self.model.answer(some, hear=self.recordings.hear, how=LONGEST)
+            answers += self.model.answer(some, hear=self.recordings.hear, how=self.how)
         return answers
 
 
