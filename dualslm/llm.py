@@ -31,7 +31,9 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from dualslm.errors import DualSLMError
+from dualslm.layers import quantised
 from dualslm.prompt import stop_ids
+from dualslm.recipe import Quantise
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class FrozenLM(nn.Module):
         tokenizer: its tokenizer, whose chat template is used.
         name: the hub id or folder it came from.
         revision: the hub revision it came from.
+        identity: its fingerprint where its weights can no longer tell: quantised ("", unknown) or sharded.
     """
 
     def __init__(
@@ -91,11 +94,12 @@ class FrozenLM(nn.Module):
         *,
         name: str = "",
         revision: str | None = None,
+        identity: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.identity = name, revision, identity
         self.stops = stop_ids(tokenizer) | _configured_stops(model)
 
     @property
@@ -223,15 +227,17 @@ class FrozenLM(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        quantise: Quantise | None = None,
     ) -> FrozenLM:
-        """Loads any causal LM with its tokenizer, from the hub or a folder.
+        """Loads any causal LM with its tokenizer, from the hub or a folder, its layers in fewer bits if asked.
 
         Raises:
             DualSLMError: nothing there, not a causal LM, or weights that do not match it key for key.
         """
+        bits = quantised(quantise, device, dtype) if quantise else {}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, output_loading_info=True, use_safetensors=True
+                name, revision=revision, dtype=dtype, output_loading_info=True, use_safetensors=True, **bits
             )
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except (OSError, ValueError, RuntimeError) as error:
@@ -248,6 +254,8 @@ class FrozenLM(nn.Module):
                 got="; ".join(sorted(faults)[:3]) or str(info["mismatched_keys"])[:100],
                 do="use a complete checkpoint of a causal LM",
             )
+        if quantise:
+            return cls(model, tokenizer, name=name, revision=revision, identity="")
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 
 
@@ -281,11 +289,12 @@ def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of every weight and buffer of a module: equal before and after, or something moved."""
+    """SHA-256 of every weight and buffer of a module (of its own shards): equal before and after, or one moved."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        local = value.to_local() if hasattr(value, "to_local") else value
+        digest.update(local.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
 from dualslm.fill import NO_TARGET, Row
+from dualslm.layers import kept
 from dualslm.llm import FrozenLM, pad_left
 
+NEVER = 1.0  # a prefix spares less than all work
 WORTH = 0.25  # share of the positions' work that a shared prefix must spare before it is used; see bench/train_step.py
 
 
@@ -103,7 +105,7 @@ def _after_prefix(
     targets_BT = targets_BT.masked_fill(after_BT == 0, NO_TARGET)
     wanted_BT = targets_BT[:, 1:] != NO_TARGET
     mask_BT = torch.cat([before_BT, after_BT], 1)
-    logits_KV = llm(embeds_BTD, mask_BT, keep_BT=F.pad(wanted_BT, (0, 1)), cache=read.cache)
+    logits_KV = llm(embeds_BTD, mask_BT, keep_BT=F.pad(wanted_BT, (0, 1)), cache=kept(read.cache))
     return _loss(logits_KV, targets_BT[:, 1:], wanted_BT)
 
 

@@ -32,6 +32,7 @@ from dualslm.fill import Hear, rows
 from dualslm.llm import Decoding, FrozenLM
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
+from dualslm.recipe import Quantise
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
@@ -201,6 +202,7 @@ class DualSLM(nn.Module):
         *,
         paralinguistic: Mapping[str, Any] | None = None,
         linguistic: Mapping[str, Any] | None = None,
+        quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
     ) -> DualSLM:
@@ -211,13 +213,14 @@ class DualSLM(nn.Module):
             llm: hub id or folder of a causal LM.
             paralinguistic: arguments of `ParalinguisticAdapter`.
             linguistic: arguments of `LinguisticAdapter`.
+            quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
         """
         where, trunk = _place(device, dtype)
         return cls(
             SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
-            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where),
+            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantise=quantise),
             paralinguistic=paralinguistic,
             linguistic=linguistic,
         )
@@ -230,6 +233,7 @@ class DualSLM(nn.Module):
         revision: str | None = None,
         encoder: str | None = None,
         llm: str | None = None,
+        quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
     ) -> DualSLM:
@@ -240,6 +244,7 @@ class DualSLM(nn.Module):
             revision: of the adapters on the hub.
             encoder: another place of the same encoder, for example a local copy.
             llm: another place of the same LLM.
+            quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
 
@@ -257,7 +262,11 @@ class DualSLM(nn.Module):
         )
         checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
         mind = FrozenLM.from_pretrained(
-            llm or card.llm, revision=None if llm else card.llm_revision, dtype=trunk, device=where
+            llm or card.llm,
+            revision=None if llm else card.llm_revision,
+            dtype=trunk,
+            device=where,
+            quantise=quantise,
         )
         checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)

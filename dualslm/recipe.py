@@ -25,6 +25,7 @@ from dualslm.conversation import CHANNELS, Channel, Source, View
 from dualslm.errors import DualSLMError
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
+Quantise: TypeAlias = Literal["int8", "nf4"]
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 NAMES: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 Table = TypeVar("Table")
@@ -87,6 +88,8 @@ class ModelRecipe:
 
     encoder: str
     llm: str
+    quantise: Quantise | None = None
+    """Load the LLM's layers in fewer bits: "int8", or "nf4" (4 bits) for a small card."""
     paralinguistic: Paralinguistic = Paralinguistic()
     linguistic: Linguistic = Linguistic()
 
@@ -212,6 +215,12 @@ class Loop:
     """Padded positions in one forward pass: a batch is gone through in parts of like lengths."""
     workers: int = 0
     """Processes that draw batches ahead."""
+    checkpointing: bool = False
+    """The LLM's layers compute their activations twice instead of keeping them: less memory, a third more work."""
+    compile: bool = False
+    """Compile the LLM's layers: the first step is slow."""
+    shard: bool = False
+    """Spread the LLM's layers over all processes (FSDP) instead of a whole LLM in each."""
     save_every: int = 200
     """Steps from which a stopped run goes on."""
     validate_every: int = 500

@@ -22,14 +22,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from dualslm import features
+from dualslm import features, layers
 from dualslm.align import alignment_loss, spoken_tokens
-from dualslm.checkpoint import read_weights, replacing
+from dualslm.checkpoint import fingerprint, read_weights, replacing
 from dualslm.data import Batch, Lesson, Lessons, Talks, recordings, transcripts
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
-from dualslm.loss import Loss
+from dualslm.loss import NEVER, WORTH, Loss
 from dualslm.model import DualSLM
 from dualslm.progress import Journal, Tally, overview, trackers
 from dualslm.recipe import Optimiser, Recipe, Stage, to_toml
@@ -135,10 +135,11 @@ class Trainer:
         adamw.zero_grad(set_to_none=False)
         for weight in self.weights:  # an adapter that no lesson teaches has a gradient of zero, not none
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        for part in parts(batch, self.recipe.loop.positions):
+        for part, counts in self._parts(batch):
             loss = self._loss(stage, part, batch)
-            loss.nll_B.sum().backward()
-            tally.add(part, loss)
+            (loss.nll_B.sum() * counts).backward()
+            if counts:
+                tally.add(part, loss)
         targets = sum(lesson.targets for lesson in batch.lessons)
         self._share_gradients(targets)
         torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimiser.clip)
@@ -148,8 +149,19 @@ class Trainer:
         prompts = [lesson.prompt for lesson in part]
         if stage.objective == "align":
             return alignment_loss(self.model, prompts, self.spoken, batch.hear)
-        loss: Loss = self.model(prompts, batch.hear)
+        worth = NEVER if self.recipe.loop.shard else WORTH
+        loss: Loss = self.model(prompts, batch.hear, worth=worth)
         return loss
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[list[Lesson], bool]]:
+        """The parts of a batch and whether each counts: all processes of a sharded LLM call it equally often."""
+        own = list(parts(batch, self.recipe.loop.positions))
+        yield from ((part, True) for part in own)
+        if self.recipe.loop.shard:
+            if not own:
+                raise DualSLMError("a process has no readable recording in a batch", got="none", do="enlarge the batch")
+            most = self.accelerator.gather(torch.tensor([len(own)], device=self.accelerator.device)).max()
+            yield from [(own[0], False)] * (int(most) - len(own))
 
     def _share_gradients(self, targets: int) -> None:
         """Sums the gradients of all processes and divides them by the number of all target tokens."""
@@ -204,9 +216,10 @@ class Trainer:
         self.model.eval()
         for number in range(min(self.recipe.loop.validation_batches, lessons.steps)):
             batch = lessons[number]
-            for part in parts(batch, self.recipe.loop.positions):
+            for part, counts in self._parts(batch):
                 loss = self._loss(stage, part, batch)
-                sums += torch.tensor([float(loss.nll_B.sum()), float(loss.tokens_B.sum())], dtype=torch.float64)
+                both = [float(loss.nll_B.sum()), float(loss.tokens_B.sum())]
+                sums += counts * torch.tensor(both, dtype=torch.float64)
         self.model.train()
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
         return float(sums[0] / sums[1])
@@ -318,8 +331,10 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         recipe.model.llm,
         paralinguistic=asdict(recipe.model.paralinguistic),
         linguistic=asdict(recipe.model.linguistic),
+        quantise=recipe.model.quantise,
         device=str(accelerator.device),
     )
+    _carry_out(model, recipe)
     read = lru_cache(None)(Talks)
     talks = {stage.name: read((*recipe.data.train, *stage.also)) for stage in recipe.stages}
     checks = Talks(recipe.data.validation) if recipe.data.validation else None
@@ -332,6 +347,17 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)
+
+
+def _carry_out(model: DualSLM, recipe: Recipe) -> None:
+    """Shards, checkpoints and compiles the LLM's layers as the recipe says."""
+    if recipe.loop.shard:
+        model.llm.identity = fingerprint(model.llm)
+        layers.sharded(model.llm.model)
+    if recipe.loop.checkpointing:
+        layers.checkpointed(model.llm.model)
+    if recipe.loop.compile:
+        layers.compiled(model.llm.model)
 
 
 def _claim(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -14,6 +14,7 @@ from trainkit import make
 
 from dualslm.checkpoint import read_weights
 from dualslm.errors import DualSLMError
+from dualslm.model import DualSLM
 from dualslm.recipe import Recipe, to_toml
 from dualslm.train import Trainer, train
 
@@ -103,24 +104,64 @@ def test_small_parts_of_a_batch_change_nothing_but_rounding(recipe: Recipe, whol
         torch.testing.assert_close(value, states[1][key], atol=1e-4, rtol=1e-3)
 
 
-def test_two_processes_are_one(recipe: Recipe, tmp_path: Path) -> None:
-    calm = replace(
-        recipe, model=replace(recipe.model, paralinguistic=replace(recipe.model.paralinguistic, dropout=0.0))
-    )
-    alone = replace(calm, stages=tuple(replace(stage, steps=9) for stage in calm.stages))
-    train(alone, tmp_path / "one", device="cpu")
-    (tmp_path / "recipe.toml").write_text(to_toml(alone))
+@pytest.fixture(scope="module")
+def calm(recipe: Recipe) -> Recipe:
+    """Without dropout, whose draws depend on the process."""
+    still = replace(recipe.model, paralinguistic=replace(recipe.model.paralinguistic, dropout=0.0))
+    return replace(recipe, model=still, stages=tuple(replace(stage, steps=9) for stage in recipe.stages))
+
+
+@pytest.fixture(scope="module")
+def alone(calm: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, layers as they are."""
+    out = tmp_path_factory.mktemp("alone") / "one"
+    train(calm, out, device="cpu")
+    return out
+
+
+@pytest.mark.parametrize("loop", [{}, {"shard": True, "checkpointing": True}], ids=["whole", "sharded"])
+def test_two_processes_are_one(calm: Recipe, alone: Path, tmp_path: Path, loop: dict[str, bool]) -> None:
+    (tmp_path / "recipe.toml").write_text(to_toml(replace(calm, loop=replace(calm.loop, **loop))))
     code = (
-        "import sys; from pathlib import Path; from dualslm.recipe import load; from dualslm.train import train;"
-        f"train(load('{tmp_path}/recipe.toml'), Path('{tmp_path}/two'), device='cpu')"
+        "from pathlib import Path; from dualslm.recipe import load; from dualslm import train as loop\n"
+        "parts = []; real = loop.prepare\n"
+        "loop.prepare = lambda *args: parts.append(real(*args)) or parts[0]\n"
+        f"loop.train(load('{tmp_path}/recipe.toml'), Path('{tmp_path}/two'), device='cpu')\n"
+        "print(sum(hasattr(weight, 'to_local') for weight in parts[0].model.llm.parameters()), 'shards')"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (tmp_path / "go.py").write_text(code)
     done = subprocess.run([*launch, str(tmp_path / "go.py")], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    for (_, _, one), (_, _, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert one.keys() == two.keys()
-        assert all(abs(one[key] - two[key]) < 1e-6 for key in one)
+    assert ("\n0 shards" in done.stdout) == (not loop)
+    same_losses(alone, tmp_path / "two", within=1e-6)
+
+
+def same_losses(one: Path, two: Path, *, within: float) -> None:
+    for (_, _, first), (_, _, second) in zip(losses(one), losses(two), strict=True):
+        assert first.keys() == second.keys()
+        assert all(abs(first[key] - second[key]) < within for key in first)
+
+
+@pytest.mark.parametrize("way", ["checkpointing", "compile"])
+def test_how_layers_are_carried_out_changes_nothing_but_rounding(
+    calm: Recipe, alone: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: plain(self, backend="eager", **how))
+    train(replace(calm, loop=replace(calm.loop, **{way: True})), tmp_path / "run", device="cpu")
+    same_losses(alone, tmp_path / "run", within=1e-5)
+
+
+def test_adapters_learn_through_a_quantised_llm(calm: Recipe, alone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'dualslm[quantised]'")
+    small = replace(calm, model=replace(calm.model, quantise="int8"))
+    last = train(small, tmp_path / "run", device="cpu")
+    for (_, _, first), (_, _, second) in zip(losses(alone), losses(tmp_path / "run"), strict=True):
+        assert all(abs(first[key] - second[key]) < 0.3 for key in first)
+    DualSLM.from_pretrained(last, device="cpu")
+    with pytest.raises(AssertionError):
+        same_losses(alone, tmp_path / "run", within=1e-6)
 
 
 def test_every_adapter_weight_moves_and_the_llm_stays(recipe: Recipe, whole: Path) -> None:

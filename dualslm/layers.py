@@ -1,0 +1,104 @@
+"""How the frozen LLM's layers are carried out: quantised, checkpointed, compiled, or sharded over processes.
+
+Each is one line of a recipe, and none changes what is learnt beyond rounding (tested); only quantising changes
+the LLM itself. All act on the decoder layers alone: embedding table, norms and output head stay as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BitsAndBytesConfig, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dualslm.errors import DualSLMError
+from dualslm.recipe import Quantise
+
+
+def quantised(kind: Quantise, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` needs to load an LLM's layers in fewer bits: "int8" (LLM.int8) or "nf4" (QLoRA's).
+
+    Gradients pass through the quantised layers to the adapters.
+
+    Raises:
+        DualSLMError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise DualSLMError(
+            "cannot quantise the LLM", got="no bitsandbytes", do="pip install 'dualslm[quantised]', or leave it whole"
+        )
+    if kind == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of any causal LM of transformers.
+
+    Raises:
+        DualSLMError: it marks none.
+    """
+    found: list[nn.Module] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not found:
+        raise DualSLMError(
+            "this LLM's layers cannot be told apart",
+            got=type(model).__name__,
+            do="leave checkpoint, compile, shard out",
+        )
+    return found
+
+
+def checkpointed(model: nn.Module) -> None:
+    """Lets each layer forget its activations and compute them again for the gradient: less memory, more work.
+
+    A layer is called again with the cache it was given, so the cache must not grow: see `Kept`.
+    """
+    for layer in decoder_layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compiled(model: nn.Module) -> None:
+    """Compiles each layer; all are alike, so the first step alone is slow."""
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True)
+
+
+def sharded(model: nn.Module) -> None:
+    """Spreads the layers' weights over all processes (FSDP): each is gathered when it is needed.
+
+    Every process must then call the model equally often.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    layers = decoder_layers(model)
+    for layer in layers:
+        fully_shard(layer)
+    inner = {weight for layer in layers for weight in layer.parameters()}
+    fully_shard(model, ignored_params=set(model.parameters()) - inner)
+
+
+class Kept(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of what was read before, which a layer sees and leaves as they are."""
+
+    def __init__(self, read: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(read.keys, read.values)
+        self.keys, self.values = read.keys, read.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What was read, then what is new."""
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def kept(cache: DynamicCache) -> DynamicCache:
+    """The cache as something that is only looked at."""
+    cache.layers = [Kept(layer) for layer in cache.layers]
+    return cache
