@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -173,15 +172,17 @@ def check_print(module: nn.Module, expected: str, *, part: str, name: str) -> No
 
 
 class replacing:
-    """Gives a temporary path; on success it is synced and renamed, so no reader ever sees half a file."""
+    """Gives a temporary path; on success it is synced and renamed, so no reader ever sees half a file.
+
+    What a killed writer left is written over by the next; a file has one writer at a time.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.partial = path, path.with_name(f".{path.name}.partial")
 
     def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.partial = Path(name)
+        self.partial.unlink(missing_ok=True)
+        self.partial.touch()
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -331,7 +331,7 @@ def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str)
 def _value(kind: Any, raw: object, where: str) -> Any:
     """A TOML value → a value of the type `kind`."""
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # X | None: TOML has no null, so a key that stands there is an X
+    if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that stands there is an X
         return _value(inner[0], raw, where)
     if origin is tuple:
         if not isinstance(raw, list):

@@ -325,6 +325,9 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes fresh adapters, and encodes what is not in the cache yet."""
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
+    read = lru_cache(None)(Talks)
+    talks = {stage.name: read((*recipe.data.train, *stage.also)) for stage in recipe.stages}
+    checks = Talks(recipe.data.validation) if recipe.data.validation else None
     torch.manual_seed(recipe.seed)
     model = DualSLM.from_parts(
         recipe.model.encoder,
@@ -335,9 +338,6 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         device=str(accelerator.device),
     )
     _carry_out(model, recipe)
-    read = lru_cache(None)(Talks)
-    talks = {stage.name: read((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    checks = Talks(recipe.data.validation) if recipe.data.validation else None
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
         paths = [

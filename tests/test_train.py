@@ -13,10 +13,14 @@ import torch
 from trainkit import make
 
 from dualslm.checkpoint import read_weights
+from dualslm.data import Batch, Lessons, Talks
+from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
+from dualslm.features import FrameCache, Rule
+from dualslm.llm import weights_hash
 from dualslm.model import DualSLM
-from dualslm.recipe import Recipe, to_toml
-from dualslm.train import Trainer, train
+from dualslm.recipe import Recipe, Stage, to_toml
+from dualslm.train import Trainer, optimiser_of, train
 
 STAGES = ["joint", "disentangle"]
 
@@ -169,6 +173,26 @@ def test_every_adapter_weight_moves_and_the_llm_stays(recipe: Recipe, whole: Pat
     for key, value in first.items():
         if value.dim() > 1:
             assert (value != last[key]).float().mean() > 0.99, key
+
+
+def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Recipe, alone: Path) -> None:
+    parts = calm.model
+    model = DualSLM.from_parts(parts.encoder, parts.llm, dtype=torch.bfloat16, device="cpu").train()
+    stage = replace(calm.stages[0], lr=5e-6, warmup=0)
+    adamw, _ = optimiser_of(model, stage, calm.optimiser, steps=1)
+    before = {key: value.clone() for key, value in model.adapters.state_dict().items()}
+    frozen = weights_hash(model.llm), weights_hash(model.encoder)
+    batch = lesson_batch(calm, model, stage)
+    model([lesson.prompt for lesson in batch.lessons], batch.hear).nll_B.sum().backward()
+    adamw.step()
+    moved = [(value != before[key]).flatten() for key, value in model.adapters.state_dict().items()]
+    assert torch.cat(moved).float().mean() > 0.99
+    assert (weights_hash(model.llm), weights_hash(model.encoder)) == frozen
+
+
+def lesson_batch(recipe: Recipe, model: DualSLM, stage: Stage) -> Batch:
+    cache = FrameCache(Path(recipe.data.features), Rule.of(SpeechEncoder.from_pretrained(recipe.model.encoder)))
+    return Lessons(stage, Talks(recipe.data.train), cache, model.llm.tokenizer, seed=0)[0]
 
 
 def test_unreadable_recordings_are_counted_and_listed(recipe: Recipe, tmp_path: Path) -> None:
