@@ -76,12 +76,12 @@ def same(folder: Path) -> bool:
 def kill(folder: Path, run: str, processes: int, after_s: float, in_writing: bool) -> str:
     """Starts or resumes the run and kills it with all its children; says in what moment."""
     child = start(folder, run, processes)
-    began, kind, before = time.monotonic(), "running", unfinished(folder / run)
+    began, kind, since = time.monotonic(), "running", time.time()
     while time.monotonic() - began < (LONGEST_S if in_writing else after_s):
         if child.poll() is not None:
             kind = "finished"
             break
-        if in_writing and time.monotonic() - began > after_s / 2 and unfinished(folder / run) - before:
+        if in_writing and time.monotonic() - began > after_s / 2 and writing(folder / run, since):
             kind = "writing"
             break
         time.sleep(0.0005 if in_writing else 0.01)
@@ -90,9 +90,12 @@ def kill(folder: Path, run: str, processes: int, after_s: float, in_writing: boo
     return kind
 
 
-def unfinished(run: Path) -> set[Path]:
-    """Files that are being written, or were when a run was killed: they get their names when they are complete."""
-    return set(run.rglob(".*"))
+def writing(run: Path, since: float) -> bool:
+    """Whether a file is being written: it gets its name when it is complete. Older ones are a killed run's."""
+    try:
+        return any(path.stat().st_mtime > since for path in run.rglob(".*"))
+    except FileNotFoundError:
+        return False
 
 
 def finish(folder: Path, run: str, processes: int) -> None:

@@ -26,7 +26,7 @@ from dualslm.checkpoint import read_weights
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
-from dualslm.tiny import CLIPS, WEIGHTS, clips, exam, talks, world
+from dualslm.tiny import CLIPS, WEIGHTS, clips, exam, readme, talks, world
 from dualslm.tiny import load as load_shipped
 from dualslm.tiny.recordings import Recordings, record
 from dualslm.train import train
@@ -224,6 +224,7 @@ def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     print("--- final", flush=True)
     found["final"] = exam.examine(model, sets, longest=size.longest)
     _write_result(out / "figures.json", found, device, size.tested)
+    print(readme.tables(json.loads((out / "figures.json").read_text())))
 
 
 def measure_shipped(out: Path, *, count: int, device: str | None, processes: int | None) -> None:

@@ -35,7 +35,7 @@ def put(text: str, name: str, content: str) -> str:
     """Replaces what stands between a pair of markers."""
     pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
     replaced, count = re.subn(pattern, lambda found: found[1] + content + found[2], text, flags=re.DOTALL)
-    assert count == 1, f"README.md has no {name} markers"
+    assert count == 1, f"no {name} markers"
     return replaced
 
 

@@ -1,0 +1,54 @@
+"""Writes the measured tables of docs/benchmarks.md from the result files; nothing there is typed.
+
+    python bench/pages.py [--check]
+
+With `--check` it only compares and returns 1 where the page is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dualslm.tiny.readme import put
+
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
+
+
+def main() -> int:
+    """Writes or compares."""
+    text = PAGE.read_text()
+    fresh = put(text, "train_step", train_step(json.loads((RESULTS / "train_step.json").read_text())))
+    if "--check" in sys.argv:
+        return int(fresh != text)
+    PAGE.write_text(fresh)
+    return 0
+
+
+def train_step(result: dict[str, Any]) -> str:
+    """One table a workload: how many times as long as ours each step takes, and what the FLOPs predict."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"size {result['size']}, {result['samples']} samples a step, median of {result['rounds']} rounds.\n"
+    ]
+    for work in dict.fromkeys(row["work"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["work"] == work]
+        said += [f"{work}:\n", _row("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB")]
+        said += ["|---|" + "--:|" * 6]
+        for row in own:
+            took, counted = row["seconds"] / own[0]["seconds"], row["tflop"] / own[0]["tflop"]
+            numbers = (f"{row['seconds']:.3f}", f"{took:.2f}", f"{row['tflop']:.3f}", f"{counted:.2f}")
+            said.append(_row(row["step"], *numbers, f"{took / counted:.0%}", f"{row['memory_gb']:.2f}"))
+        said.append("")
+    return "\n".join(said)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
