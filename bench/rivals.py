@@ -38,6 +38,7 @@ class Shape:
     Attributes:
         d_speech, speech_layers, speech_heads, speech_ffn, mels: of the Whisper encoder.
         d_llm, layers, heads, kv_heads, ffn, vocabulary: of the Qwen2 LLM.
+        hidden: between the two linear layers of an adapter of stacked frames.
     """
 
     d_speech: int
@@ -51,6 +52,7 @@ class Shape:
     kv_heads: int
     ffn: int
     vocabulary: int
+    hidden: int
 
     def whisper(self) -> WhisperConfig:
         """The encoder's configuration: a window of 30 s."""
@@ -198,7 +200,9 @@ def _stacked(shape: Shape, work: Work, device: str, dtype: torch.dtype, *, frame
     with torch.device(device):
         encoder = _frozen(WhisperEncoder(shape.whisper()), dtype)
         llm = _frozen(Qwen2ForCausalLM(shape.qwen()), dtype)
-        adapter = nn.Sequential(nn.Linear(stack * shape.d_speech, 2048), nn.ReLU(), nn.Linear(2048, shape.d_llm))
+        adapter = nn.Sequential(
+            nn.Linear(stack * shape.d_speech, shape.hidden), nn.ReLU(), nn.Linear(shape.hidden, shape.d_llm)
+        )
     tokens = frames // stack
     ids_BT, labels_BT = _prompt(shape, work, tokens, device)
     mel_BMF = _mel(shape, work, 2 * frames, device, dtype)

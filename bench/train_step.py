@@ -45,11 +45,10 @@ from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, Slot, Text
 
 SHAPES = {
-    "small": Shape(64, 2, 2, 128, 80, 64, 2, 2, 1, 128, 512),
-    "cpu": Shape(192, 6, 3, 768, 128, 512, 12, 8, 2, 2688, 9360),
-    "full": Shape(1280, 32, 20, 5120, 128, 3584, 28, 28, 4, 18944, 152064),
+    "small": Shape(64, 2, 2, 128, 80, 64, 2, 2, 1, 128, 512, 64),
+    "cpu": Shape(192, 6, 3, 768, 128, 512, 12, 8, 2, 2688, 9360, 128),
+    "full": Shape(1280, 32, 20, 5120, 128, 3584, 28, 28, 4, 18944, 152064, 2048),
 }
-HIDDEN = {"small": 64, "cpu": 128, "full": 2048}
 CALM = 2.0  # a prefix is never worth it
 RIVALS: dict[str, Callable[[Shape, Work, str, torch.dtype], Step]] = {
     "Qwen2-Audio (transformers)": qwen2_audio,
@@ -67,14 +66,14 @@ def works(samples: int) -> list[Work]:
     ]
 
 
-def ours(shape: Shape, hidden: int, work: Work, device: str, dtype: torch.dtype) -> dict[str, Step]:
+def ours(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> dict[str, Step]:
     """Our step, and the same with each short cut left out."""
     with torch.device(device):
         whisper = WhisperEncoder(shape.whisper()).to(dtype)
         llm = Qwen2ForCausalLM(shape.qwen()).to(dtype)
     ears = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
     mind = FrozenLM(llm, tokenizer())
-    model = DualSLM(ears, mind, linguistic={"hidden": hidden}).train()
+    model = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).train()
     adamw = torch.optim.AdamW(model.adapters.parameters(), lr=1e-4)
     frames, live = _frames(shape, work, device), model.hear
 
@@ -143,7 +142,7 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
     found = []
     for work in works(samples):
         makers: dict[str, Callable[[], dict[str, Step]]] = {
-            "ours": lambda work=work: ours(SHAPES[size], HIDDEN[size], work, device, dtype)
+            "ours": lambda work=work: ours(SHAPES[size], work, device, dtype)
         }
         for name, make in RIVALS.items():
             makers[name] = lambda name=name, make=make, work=work: {name: make(SHAPES[size], work, device, dtype)}

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
+    _add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
@@ -112,6 +113,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     parser.set_defaults(verb=_train)
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
+    parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.features=...")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    parser.set_defaults(verb=_features)
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +190,25 @@ def _train(args: argparse.Namespace) -> int:
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
     print(train(recipe, out, resume=args.resume, device=args.device))
     return 0
+
+
+def _features(args: argparse.Namespace) -> int:
+    from dualslm.recipe import load
+
+    recipe, shard = load(args.recipe, args.set), _shard(args.shard)
+    _quiet_transformers()
+    from dualslm.train import encode
+
+    counts = encode(recipe, shard=shard, device=args.device)
+    print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise DualSLMError("this is no shard", got=repr(text), do="give for example --shard 2/8")
+    return int(number), int(count)
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -80,6 +81,10 @@ def duration(path: str | Path) -> float:
     return float(info.frames) / float(info.samplerate)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def build(
     encoder: SpeechEncoder,
     paths: Sequence[str],
@@ -87,7 +92,7 @@ def build(
     *,
     every_layer: bool = False,
     shard: tuple[int, int] = (1, 1),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _say,
 ) -> Counter[str]:
     """Encodes recordings into a cache; parts that are there already are kept.
 

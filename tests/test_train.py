@@ -13,6 +13,7 @@ import torch
 from trainkit import make
 
 from dualslm.checkpoint import read_weights
+from dualslm.cli import main
 from dualslm.data import Batch, Lessons, Talks
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
@@ -20,7 +21,8 @@ from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
 from dualslm.model import DualSLM
 from dualslm.recipe import Recipe, Stage, to_toml
-from dualslm.train import Trainer, optimiser_of, train
+from dualslm.train import train
+from dualslm.trainer import Trainer, optimiser_of
 
 STAGES = ["joint", "disentangle"]
 
@@ -222,3 +224,25 @@ def test_golden_losses(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     found = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert found == pytest.approx([5.95069, 5.93, 5.91985, 5.91382], abs=2e-3)
+
+
+def test_frames_made_in_shards_are_those_that_training_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make(tmp_path)
+    (tmp_path / "recipe.toml").write_text(to_toml(made))
+    for shard in ("1/2", "2/2"):
+        assert main(["--json", "features", str(tmp_path / "recipe.toml"), "--shard", shard, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines() == ['{"usable": 8}'] * 2
+    before = {file.name: file.read_bytes() for file in Path(made.data.features).iterdir()}
+    train(made, tmp_path / "run", device="cpu")
+    assert {file.name: file.read_bytes() for file in Path(made.data.features).iterdir()} == before
+    assert main(["features", str(tmp_path / "recipe.toml"), "--shard", "3/2"]) == 2
+    assert "this is no shard" in capsys.readouterr().err
+
+
+def test_a_missing_manifest_leaves_no_run(calm: Recipe, tmp_path: Path) -> None:
+    lost = replace(calm, data=replace(calm.data, train=(str(tmp_path / "none.jsonl"),)))
+    with pytest.raises(DualSLMError, match="cannot read"):
+        train(lost, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
