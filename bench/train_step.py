@@ -2,9 +2,10 @@
 
     python bench/train_step.py [--size cpu|small|full] [--rounds 5] [--out docs/results/train_step.json]
 
-`cpu` keeps the shares of work that encoder, LLM body and output head have at Whisper-large-v3 and Qwen2.5-7B
+No step has dropout but the one that says so: others train without, and on a CPU it keeps attention from the fused
+kernel. `cpu` keeps the shares of work that encoder, LLM body and output head have at Whisper-large-v3 and Qwen2.5-7B
 (`full`); `small` only shows that everything runs. Prints seconds, ratios, the FLOPs that PyTorch counts, the
-ratio that they predict and the share of it that is reached, and the most memory a step takes.
+ratio that they predict and the share of it that is reached, and the memory of a step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,13 +25,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from factory import tokenizer
 from rich.console import Console
 from rich.table import Table
 from rivals import Shape, Step, Work, qwen2_audio, slam, ultravox, voxtral
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -73,8 +73,9 @@ def ours(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> dict[str,
         llm = Qwen2ForCausalLM(shape.qwen()).to(dtype)
     ears = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
     mind = FrozenLM(llm, tokenizer())
-    model = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).train()
-    adamw = torch.optim.AdamW(model.adapters.parameters(), lr=1e-4)
+    model = DualSLM(ears, mind, paralinguistic={"dropout": 0.0}, linguistic={"hidden": shape.hidden}).train()
+    dropping = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).train()
+    adamw = torch.optim.AdamW([*model.adapters.parameters(), *dropping.adapters.parameters()], lr=1e-4)
     frames, live = _frames(shape, work, device), model.hear
 
     def step(loss: Callable[[list[Prompt]], Loss], branches: int) -> Step:
@@ -98,6 +99,7 @@ def ours(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> dict[str,
         "- the gradient-free prefix": step(lambda some: model(some, cached, worth=CALM), work.branches),
         "- logits at targets alone": step(lambda some: _all_logits(model, some, cached), work.branches),
         "- the cache of frames": step(lambda some: model(some, live), work.branches),
+        "+ dropout in P": step(lambda some: dropping(some, cached), work.branches),
     }
 
 
@@ -154,7 +156,7 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
                 for name, step in steps.items():
                     times[name].append(_seconds(step, device))
             for name, step in steps.items():
-                with _peak(device) as memory:
+                with _memory(device) as memory:
                     step()
                 row = {"work": work.name, "step": name, "seconds": statistics.median(times[name])}
                 found.append({**row, "tflop": counts[name] / 1e12, "memory_gb": memory[0] / 1e9})
@@ -165,8 +167,8 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
 
 
 def _count(step: Step) -> int:
-    """FLOPs by PyTorch's counter; it warms the step up as well."""
-    with FlopCounterMode(display=False) as counter:
+    """FLOPs by PyTorch's counter, which sees attention only as plain products; it warms the step up as well."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
@@ -185,26 +187,30 @@ def _wait(device: str) -> None:
 
 
 @contextmanager
-def _peak(device: str) -> Iterator[list[int]]:
-    """The most memory in use: all of it on a GPU, what a step adds to the process on a CPU."""
-    found = [0]
+def _memory(device: str) -> Iterator[list[int]]:
+    """Bytes of a step: the most in use on a GPU; on a CPU what is kept for the backward pass, weights left out."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        found = [0]
         yield found
         found[0] = torch.cuda.max_memory_allocated()
         return
-    process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
+    weights = {_place(thing) for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter)}
+    kept: dict[int, int] = {}
 
-    def watch() -> None:
-        while not done.wait(0.002):
-            found[0] = max(found[0], process.memory_info().rss - before)
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if _place(tensor) not in weights:
+            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    yield found
-    done.set()
-    watcher.join()
+    found = [0]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+    found[0] = sum(kept.values())
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:

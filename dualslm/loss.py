@@ -22,7 +22,7 @@ from dualslm.layers import kept
 from dualslm.llm import FrozenLM, pad_left
 
 NEVER = 1.0  # a prefix spares less than all work
-WORTH = 0.25  # share of the positions' work that a shared prefix must spare before it is used; see bench/train_step.py
+WORTH = 0.05  # share of the positions' work that a prefix must spare to be used; measured: docs/benchmarks.md
 
 
 @dataclass(frozen=True)

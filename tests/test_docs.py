@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from dualslm import cli
 from dualslm.recipe import to_toml
 from dualslm.tiny import ADAPTERS, CLIPS
 
-DOCS = ["README.md", "docs/decisions.md", "docs/paper-map.md"]
+DOCS = ["README.md", "docs/benchmarks.md", "docs/decisions.md", "docs/paper-map.md"]
 
 
 def blocks(root: Path, language: str) -> Iterator[str]:
@@ -78,3 +80,8 @@ def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
     for target in [*links, *named]:
         here = (root / name).parent / target if target in links else root / target
         assert here.exists(), f"{name} names {target}"
+
+
+def test_the_tables_of_the_benchmarks_are_those_of_the_result_files(root: Path) -> None:
+    done = subprocess.run([sys.executable, str(root / "bench" / "pages.py"), "--check"], check=False)
+    assert done.returncode == 0, "run python bench/pages.py"
