@@ -14,7 +14,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import psutil
 from trainkit import make
 
 from dualslm.recipe import to_toml
@@ -85,9 +85,17 @@ def kill(folder: Path, run: str, processes: int, after_s: float, in_writing: boo
             kind = "writing"
             break
         time.sleep(0.0005 if in_writing else 0.01)
-    os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
+    if child.poll() is None:
+        for process in family(child.pid):
+            process.kill()
     child.wait()
     return kind
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that came from it; torchrun's workers have sessions of their own."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 def writing(run: Path, since: float) -> bool:

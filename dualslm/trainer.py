@@ -235,7 +235,7 @@ class Trainer:
             if self.at.stage:
                 self._load_best(self.recipe.stages[self.at.stage - 1])
             return
-        state = torch.load(self.out / STATE, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self.out / STATE, map_location="cpu", weights_only=True)  # goes where the weights are
         self.adapters.load_state_dict(state["adapters"])
         adamw.load_state_dict(state["adamw"])
         schedule.load_state_dict(state["schedule"])

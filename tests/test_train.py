@@ -75,16 +75,17 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     assert losses(tmp_path / "run") == losses(whole)
 
 
-def test_a_run_killed_by_the_system_ends_with_the_same_bytes(root: Path) -> None:
+@pytest.mark.parametrize(("times", "processes"), [("2", "1"), ("1", "2")])
+def test_a_run_killed_by_the_system_ends_with_the_same_bytes(root: Path, times: str, processes: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(root / "bench" / "kill.py"), "--times", "2"],
+        [sys.executable, str(root / "bench" / "kill.py"), "--times", times, "--processes", processes],
         capture_output=True,
         text=True,
         check=False,
         timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills" in done.stdout
+    assert f"{times} kills" in done.stdout
 
 
 def test_a_finished_run_is_left_as_it_is(recipe: Recipe, whole: Path) -> None:
