@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -325,9 +325,9 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes fresh adapters, and encodes what is not in the cache yet."""
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
-    read = lru_cache(None)(Talks)
+    read = lru_cache(None)(partial(Talks, seed=recipe.seed))
     talks = {stage.name: read((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    checks = Talks(recipe.data.validation) if recipe.data.validation else None
+    checks = Talks(recipe.data.validation, recipe.seed) if recipe.data.validation else None
     torch.manual_seed(recipe.seed)
     model = DualSLM.from_parts(
         recipe.model.encoder,
