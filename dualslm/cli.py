@@ -1,4 +1,4 @@
-"""The command line: `dualslm ask`, `show`, `demo`, `train`, `--version`.
+"""The command line: `dualslm ask`, `show`, `train`, `plan`, `label`, `targets`, `demo`, `--version`.
 
 Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
 one line on standard error and exit status 2; a traceback is a fault of ours.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dualslm.model import DualSLM
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
 
 EPILOG = """\
 examples:
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
+    _add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -119,6 +120,18 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--card", metavar="NAME", help="hours on this one, for example H100; all that are known")
     parser.set_defaults(verb=_plan)
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="IN.jsonl", help="a manifest")
+    add("out", metavar="OUT.jsonl", help="the manifest with labels; OUT.report.json stands beside it")
+    for name, unit in (("pitch", "Hz"), ("energy", "dB"), ("tempo", "syllables/s")):
+        add(f"--{name}", action="append", default=[], metavar="LOW,HIGH", help=f"{unit}; else the manifest's terciles")
+    add("--by-gender", action="store_true", help="terciles of pitch for each gender on its own")
+    add("--ask", action="store_true", help="add the three to the tasks of lines that have tasks")
+    add("--workers", type=int, default=1, metavar="N", help="processes that measure")
+    parser.set_defaults(verb=_label)
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +212,18 @@ def _plan(args: argparse.Namespace) -> int:
         return 0
     for table in plan.tables(recipe, found, times):
         Console().print(table)
+    return 0
+
+
+def _label(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from dualslm.label import MEASURED, Labelling, label, thresholds
+
+    given = {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
+    how = Labelling(given, by_gender=args.by_gender)
+    found = label(Path(args.source), Path(args.out), how, workers=args.workers, ask=args.ask)
+    print(json.dumps(found, ensure_ascii=False, indent=None if args.json else 1))
     return 0
 
 

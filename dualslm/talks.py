@@ -8,6 +8,7 @@ millions of lines fits in memory. No torch.
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -216,3 +217,16 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _llm(told: Sequence[Any]) -> str:
     return " at ".join(str(part) for part in told if part)
+
+
+def moved(row: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
+    """A line for a manifest in another folder: the paths of its recordings count from there."""
+    if before.resolve() == after.resolve():
+        return dict(row)
+
+    def part(one: Any) -> Any:
+        if not isinstance(one, Mapping) or not one.get("audio") or Path(one["audio"]).is_absolute():
+            return one
+        return {**one, "audio": os.path.relpath((before / one["audio"]).absolute(), after.absolute())}
+
+    return {**row, "turns": [{**turn, "parts": [part(one) for one in turn["parts"]]} for turn in row["turns"]]}
