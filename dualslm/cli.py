@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from dualslm import __version__
+from dualslm.cli_data import add_label, add_targets, quiet_transformers
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
-    _add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
+    add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
+    add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -120,18 +122,6 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--card", metavar="NAME", help="hours on this one, for example H100; all that are known")
     parser.set_defaults(verb=_plan)
-
-
-def _add_label(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="IN.jsonl", help="a manifest")
-    add("out", metavar="OUT.jsonl", help="the manifest with labels; OUT.report.json stands beside it")
-    for name, unit in (("pitch", "Hz"), ("energy", "dB"), ("tempo", "syllables/s")):
-        add(f"--{name}", action="append", default=[], metavar="LOW,HIGH", help=f"{unit}; else the manifest's terciles")
-    add("--by-gender", action="store_true", help="terciles of pitch for each gender on its own")
-    add("--ask", action="store_true", help="add the three to the tasks of lines that have tasks")
-    add("--workers", type=int, default=1, metavar="N", help="processes that measure")
-    parser.set_defaults(verb=_label)
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +178,7 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
     recipe = load(args.recipe, args.set)
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
@@ -215,20 +205,8 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _label(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from dualslm.label import MEASURED, Labelling, label, thresholds
-
-    given = {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
-    how = Labelling(given, by_gender=args.by_gender)
-    found = label(Path(args.source), Path(args.out), how, workers=args.workers, ask=args.ask)
-    print(json.dumps(found, ensure_ascii=False, indent=None if args.json else 1))
-    return 0
-
-
 def _demo(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm.tiny import demo
 
     demo.main()
@@ -317,7 +295,7 @@ def _model(args: argparse.Namespace) -> DualSLM:
 
 
 def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm import tiny
     from dualslm.model import DualSLM
 
@@ -327,13 +305,6 @@ def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
         return tiny.load()
     print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
     return DualSLM.from_parts(encoder=encoder, llm=llm)
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:

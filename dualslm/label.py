@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from dualslm import voice
 from dualslm.checkpoint import replacing
@@ -160,12 +160,13 @@ def _measure_all(source: Path, how: Labelling, workers: int) -> None:
             path = str(source.parent / clip["audio"])
             jobs.setdefault(path, str(clip.get("transcript") or ""))
             how.genders[path] = how.genders.get(path) or ATTRIBUTES["gender"].value(clip)
-    results = track(_measured(list(jobs.items()), workers), "measuring", len(jobs), console=Console(stderr=True))
-    for path, result in zip(jobs, results, strict=True):
-        if isinstance(result, Voice):
-            how.voices[path] = result
-        else:
-            how.faults[path] = result
+    with Progress(console=Console(stderr=True)) as bar:
+        results = bar.track(_measured(list(jobs.items()), workers), len(jobs), description="measuring")
+        for path, result in zip(jobs, results, strict=True):
+            if isinstance(result, Voice):
+                how.voices[path] = result
+            else:
+                how.faults[path] = result
 
 
 def _measured(jobs: Sequence[tuple[str, str]], workers: int) -> Iterator[Voice | str]:

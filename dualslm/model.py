@@ -217,7 +217,7 @@ class DualSLM(nn.Module):
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
         """
-        where, trunk = _place(device, dtype)
+        where, trunk = place(device, dtype)
         return cls(
             SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
             FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantise=quantise),
@@ -251,7 +251,7 @@ class DualSLM(nn.Module):
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
         """
-        where, trunk = _place(device, dtype)
+        where, trunk = place(device, dtype)
         folder = checkpoint.find(name, revision=revision)
         card = checkpoint.read_card(folder)
         ears = SpeechEncoder.from_pretrained(
@@ -312,7 +312,8 @@ def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _place(device: str | None, dtype: torch.dtype | None) -> tuple[str, torch.dtype]:
+def place(device: str | None, dtype: torch.dtype | None) -> tuple[str, torch.dtype]:
+    """Where a frozen part runs and in what: the GPU where there is one, bfloat16 there and float32 on a CPU."""
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == torch.float16:
         raise DualSLMError(

@@ -27,6 +27,7 @@ from dualslm.tasks import TASKS, caption, draw, left_out, one_task
 PLACE = np.dtype([("file", "u2"), ("task", "u1"), ("offset", "i8")])
 NAMES = tuple(TASKS)
 AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
+TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
 LLM = ("llm", "revision")  # what of a target's provenance tells one LLM from another
 
 
@@ -145,7 +146,8 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield offset, _row(line, path, number)
                 offset += len(line)
     except OSError as error:
-        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do="check the path") from error
+        do = "run dualslm targets first" if path.name.endswith(TARGETS) else "check the path"
+        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=do) from error
 
 
 def recordings(talks: Talks) -> list[str]:

@@ -99,5 +99,8 @@ def _asks(row: Row) -> bool:
 
 def _waits(row: Row, name: str) -> str | None:
     """Why a task of a line gives no talk."""
-    clip = last_clip(row)
-    return TASKS[name].lacks(clip) or (NO_ANSWER if TASKS[name].answer(clip) is None else None)
+    clip, task = last_clip(row), TASKS[name]
+    if (why := task.lacks(clip)) or task.answer(clip) is not None:
+        return why
+    said = (part for turn in row["turns"] for part in turn["parts"] if isinstance(part, Mapping))
+    return NO_ANSWER if all(part.get("transcript") for part in said) else "an earlier turn without transcript"
