@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from dualslm.conversation import Conversation, Part, Speech
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, TaskKind
-from dualslm.tasks import TASKS, caption, draw, left_out, one_task
+from dualslm.tasks import NO_ANSWER, TASKS, asks, caption, draw, left_out, one_task
 
 PLACE = np.dtype([("file", "u2"), ("task", "u1"), ("offset", "i8")])
 NAMES = tuple(TASKS)
 AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
 TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
+WAITS = f"respond: {NO_ANSWER}"
 LLM = ("llm", "revision")  # what of a target's provenance tells one LLM from another
 
 
@@ -74,8 +75,9 @@ class Talks:
 
     Attributes:
         left_out: how many talks are not given though a line asks for them, by task and reason; among them those
-            of `respond` that wait for `dualslm targets`.
-        writer: the LLM that wrote the targets, and its revision; None where no line tells.
+            of `respond` that are more than there are targets of `dualslm targets`.
+        answers: how many of these targets there are.
+        writer: the provenance of the first target; all have its LLM and revision. None where no line tells.
 
     Raises:
         DualSLMError: a manifest that cannot be read, a line that is no talk (file and line are named), or targets
@@ -85,14 +87,20 @@ class Talks:
     def __init__(self, paths: Sequence[str | Path], seed: int = 0) -> None:
         self.paths, self.seed = [Path(path) for path in paths], seed
         self.left_out: Counter[str] = Counter()
-        self.writer: tuple[Any, ...] | None = None
+        self.answers = 0
+        self.writer: Mapping[str, Any] | None = None
         places = {kind: _Places() for kind in TASK_KINDS}
         for number, path in enumerate(self.paths):
             for offset, row in rows(path):
                 self._check_writer(row, path)
-                self.left_out.update(f"{name}: {why}" for name, why in left_out(row).items())
-                for kind, task in _talks_of(row):
+                out = left_out(row)
+                self.left_out.update(f"{name}: {why}" for name, why in out.items())
+                for kind, task in _talks_of(row, out):
                     places[kind].add(number, task, offset)
+        if self.left_out[WAITS] <= self.answers:
+            del self.left_out[WAITS]
+        else:
+            self.left_out[WAITS] -= self.answers
         self.places: dict[TaskKind, NDArray[Any]] = {kind: found.packed() for kind, found in places.items()}
 
     def count(self, kind: TaskKind) -> int:
@@ -110,21 +118,21 @@ class Talks:
         return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
 
     def speeches(self) -> Iterator[Speech]:
-        """Every recording of every line that gives a talk, in order."""
-        for kind in TASK_KINDS:
-            before: tuple[int, int] | None = None
-            for index, (number, _, offset) in enumerate(self.places[kind]):
-                if (number, offset) != before:  # the talks of one line stand side by side
-                    yield from (speech for turn in self.get(kind, index).talk.turns for speech in turn.speeches)
-                before = (number, offset)
+        """Every recording of every line that gives a talk, in order of the lines."""
+        for path in self.paths:
+            for _, row in rows(path):
+                if next(_talks_of(row, left_out(row)), None) is not None:
+                    talk = read_talk(row, path.parent, self.seed)
+                    yield from (speech for turn in talk.turns for speech in turn.speeches)
 
     def _check_writer(self, row: Mapping[str, Any], path: Path) -> None:
         """Refuses targets of two LLMs: each writes in its own way."""
         if "provenance" not in row:
             return
-        told = tuple(row["provenance"].get(key) for key in LLM)
+        self.answers += 1
+        told = row["provenance"]
         self.writer = self.writer or told
-        if told != self.writer:
+        if any(told.get(key) != self.writer.get(key) for key in LLM):
             raise DualSLMError(
                 f"{path} has targets of another LLM",
                 got=f"{_llm(told)} beside {_llm(self.writer)}",
@@ -160,8 +168,8 @@ def transcripts(talks: Talks) -> Iterator[str]:
     return (speech.transcript for speech in talks.speeches() if speech.transcript)
 
 
-def read_talk(row: Mapping[str, Any], folder: Path, seed: int = 0) -> Conversation:
-    """A line as a talk, and captions made from labels where it has none.
+def read_talk(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Conversation:
+    """A line as a talk, and captions made from labels where it has none; None makes none, which is quicker.
 
     Raises:
         ValueError, KeyError, TypeError: it is no talk.
@@ -181,24 +189,23 @@ def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:
     return own if own is not None else caption(clip.get("labels") or {}, draw(seed, str(clip.get("audio")), "caption"))
 
 
-def _part(part: str | Mapping[str, Any], folder: Path, seed: int) -> Part:
+def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part:
     if isinstance(part, str):
         return part
     audio = part.get("audio")
     return Speech(
         None if audio is None else str(folder / audio),
         transcript=part.get("transcript"),
-        caption=caption_of(part, seed),
+        caption=part.get("caption") if seed is None else caption_of(part, seed),
         labels=part.get("labels") or {},
     )
 
 
-def _talks_of(row: Mapping[str, Any]) -> Iterator[tuple[TaskKind, int]]:
+def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
     """The talks that a line gives: kind, and number of the task."""
     if "kind" in row:
         yield row["kind"], AS_IT_IS
         return
-    out = left_out(row)
     yield from ((TASKS[name].kind, NAMES.index(name)) for name in row["tasks"] if name not in out)
 
 
@@ -209,16 +216,16 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
         if "tasks" not in row and row["kind"] not in TASK_KINDS:
             raise ValueError(f"kind {row['kind']!r}")
         str(row["id"])
-        read_talk(row, path.parent)
-        left_out(row)
+        read_talk(row, path.parent, None)
+        asks(row)
         return row
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise DualSLMError(f"{path} line {number} is no talk", got=got, do="see docs/manifest.md") from error
 
 
-def _llm(told: Sequence[Any]) -> str:
-    return " at ".join(str(part) for part in told if part)
+def _llm(told: Mapping[str, Any]) -> str:
+    return " at ".join(str(told[key]) for key in LLM if told.get(key))
 
 
 def moved(row: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:

@@ -337,6 +337,7 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         quantise=recipe.model.quantise,
         device=str(accelerator.device),
     )
+    _check_writer(model, [*talks.values(), checks])
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
@@ -347,6 +348,15 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)
+
+
+def _check_writer(model: DualSLM, talks: Sequence[Talks | None]) -> None:
+    """Refuses targets that another LLM wrote, where their provenance tells its weights."""
+    own = fingerprint(model.llm)
+    for writer in (some.writer for some in talks if some is not None and some.writer):
+        if own and writer.get("print") not in (None, "", own):
+            got = f"targets of {writer.get('llm')}, not of {model.llm.name}"
+            raise DualSLMError("another LLM wrote these targets", got=got, do="write them anew: dualslm targets")
 
 
 def _carry_out(model: DualSLM, recipe: Recipe) -> None:

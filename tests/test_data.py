@@ -145,7 +145,7 @@ def test_a_line_is_one_talk_for_each_task_with_a_label(tmp_path: Path) -> None:
     assert talks.left_out == {
         "pitch: no label pitch": 1,
         "emotion: no label emotion": 1,
-        "respond: no answer yet: run dualslm targets": 2,
+        "respond: no answer (run dualslm targets)": 2,
     }
     asked = talks.get("paralinguistic", 1).talk
     assert asked.turns[-1].parts == ("The speaker sounds sad.",)
@@ -188,7 +188,7 @@ def test_a_target_that_was_cut_off_does_not_teach_to_end(recipe: Recipe, tmp_pat
 
 def test_targets_of_two_llms_are_refused(tmp_path: Path) -> None:
     rows = [{**ROW, "provenance": {"llm": name, "revision": None}} for name in ("a", "a", "b")]
-    assert Talks([_manifest(tmp_path / "m.jsonl", rows[:2])]).writer == ("a", None)
+    assert Talks([_manifest(tmp_path / "m.jsonl", rows[:2])]).writer == {"llm": "a", "revision": None}
     with pytest.raises(DualSLMError, match="targets of another LLM: got b beside a"):
         Talks([_manifest(tmp_path / "m.jsonl", rows)])
 

@@ -16,12 +16,24 @@ from dualslm.tasks.captions import caption
 from dualslm.tasks.respond import Response
 from dualslm.tasks.task import Clip, Task, draw
 
-__all__ = ["TASKS", "Clip", "Task", "caption", "draw", "finished", "last_clip", "left_out", "one_task", "waiting"]
+__all__ = [
+    "TASKS",
+    "Clip",
+    "Task",
+    "asks",
+    "caption",
+    "draw",
+    "finished",
+    "last_clip",
+    "left_out",
+    "one_task",
+    "waiting",
+]
 
 Row: TypeAlias = Mapping[str, Any]
 """A line of a manifest."""
 
-NO_ANSWER = "no answer yet: run dualslm targets"
+NO_ANSWER = "no answer (run dualslm targets)"
 TASKS: Mapping[str, Task] = {"asr": Transcription(), **ATTRIBUTES, "respond": Response()}
 
 
@@ -35,7 +47,7 @@ def finished(row: Row, seed: int = 0) -> Iterator[Row]:
     Raises:
         ValueError: neither a kind nor known tasks; tasks and no spoken user turn at the end.
     """
-    if _asks(row):
+    if asks(row):
         yield from (one_task(row, name, seed) for name in row["tasks"] if not _waits(row, name))
     else:
         yield row
@@ -65,7 +77,7 @@ def waiting(row: Row, seed: int = 0) -> Row | None:
 
 def left_out(row: Row) -> dict[str, str]:
     """The tasks that a line asks for and that give no talk, each with the reason."""
-    return {name: why for name in row["tasks"] if (why := _waits(row, name))} if _asks(row) else {}
+    return {name: why for name in row["tasks"] if (why := _waits(row, name))} if asks(row) else {}
 
 
 def last_clip(row: Row) -> Clip:
@@ -81,8 +93,12 @@ def last_clip(row: Row) -> Clip:
     return clips[-1]
 
 
-def _asks(row: Row) -> bool:
-    """Whether a line has tasks; checks what they are."""
+def asks(row: Row) -> bool:
+    """Whether a line has tasks.
+
+    Raises:
+        ValueError: they are unknown, or the line is none that can have tasks.
+    """
     names = row.get("tasks")
     if names is None:
         return False
