@@ -35,6 +35,8 @@ examples:
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
   dualslm ask a.wav --view speech,none             what does it hear beyond words?
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
+  dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
+  dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
 """
 
 

@@ -123,6 +123,8 @@ def fault(text: str) -> str | None:
     """Why a reply is no target; None where it is one."""
     if not text.strip():
         return "empty"
+    if "<think>" in text:
+        return "thinks aloud"
     if text.lstrip().startswith("["):
         return "written as a styled transcript"
     return "refusal" if REFUSAL.match(text.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) else None

@@ -130,6 +130,24 @@ def test_stopped_and_started_again_gives_the_same_bytes(folder: Path, stop_at: i
     assert write(job(folder), Echo(stop_at=0), seed=0, batch=4)["written"] == 11  # done is done
 
 
+def test_stopped_between_the_last_reply_and_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    whole = Job(job(folder).sources, folder / "other" / "a.targets.jsonl")
+    write(whole, Echo(), seed=0, batch=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_sheet", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(job(folder), Echo(), seed=0, batch=4)
+    left = job(folder).work.read_bytes()
+    write(job(folder), Echo(stop_at=1), seed=0, batch=4)  # the last batch was no whole one
+    assert job(folder).out.read_bytes() == whole.out.read_bytes()
+    job(folder).work.write_bytes(left)  # as a kill just before the end leaves it
+    write(job(folder), Echo(stop_at=0), seed=0, batch=4)
+    assert not job(folder).work.exists()
+
+
 def test_two_llms_in_one_file_are_refused(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(job(folder), Echo(stop_at=1), seed=0, batch=4)
@@ -160,6 +178,7 @@ def test_refusals_and_empty_replies_are_counted(folder: Path) -> None:
         ("I'm sorry to hear that. What happened?", None),
         ("I'm sorry, but that is how trains are.", None),
         ("I can't believe it!", None),
+        ("<think>\nThe user is sad.", "thinks aloud"),
         ("\n", "empty"),
     ],
 )
