@@ -29,5 +29,5 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantised]'
+	$(PIP) -e '.[dev,train,voices,quantised,label]'
 	touch $@ .venv/installed

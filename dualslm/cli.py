@@ -1,4 +1,4 @@
-"""The command line: `dualslm ask`, `show`, `demo`, `train`, `--version`.
+"""The command line: `dualslm ask`, `show`, `train`, `plan`, `label`, `targets`, `demo`, `--version`.
 
 Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
 one line on standard error and exit status 2; a traceback is a fault of ours.
@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from dualslm import __version__
+from dualslm.cli_data import add_features, add_label, add_targets, quiet_transformers
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dualslm.model import DualSLM
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
 
 EPILOG = """\
 examples:
@@ -34,6 +35,8 @@ examples:
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
   dualslm ask a.wav --view speech,none             what does it hear beyond words?
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
+  dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
+  dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
 """
 
 
@@ -84,8 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
-    _add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
+    add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
+    add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
+    add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -113,14 +118,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     parser.set_defaults(verb=_train)
-
-
-def _add_features(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
-    parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.features=...")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
-    parser.set_defaults(verb=_features)
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -184,31 +181,12 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
     recipe = load(args.recipe, args.set)
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
     print(train(recipe, out, resume=args.resume, device=args.device))
     return 0
-
-
-def _features(args: argparse.Namespace) -> int:
-    from dualslm.recipe import load
-
-    recipe, shard = load(args.recipe, args.set), _shard(args.shard)
-    _quiet_transformers()
-    from dualslm.train import encode
-
-    counts = encode(recipe, shard=shard, device=args.device)
-    print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
-    return 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise DualSLMError("this is no shard", got=repr(text), do="give for example --shard 2/8")
-    return int(number), int(count)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -231,7 +209,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm.tiny import demo
 
     demo.main()
@@ -320,7 +298,7 @@ def _model(args: argparse.Namespace) -> DualSLM:
 
 
 def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
-    _quiet_transformers()
+    quiet_transformers()
     from dualslm import tiny
     from dualslm.model import DualSLM
 
@@ -330,13 +308,6 @@ def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
         return tiny.load()
     print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
     return DualSLM.from_parts(encoder=encoder, llm=llm)
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:

@@ -6,19 +6,20 @@ paper's corpora and the lengths below, and the table says so. The lengths of tex
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 
 from dualslm.errors import DualSLMError
-from dualslm.recipe import Quantise, Recipe, Stage, TaskKind
+from dualslm.recipe import TASK_KINDS, Quantise, Recipe, Stage, TaskKind
 from dualslm.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
+from dualslm.talks import rows
+from dualslm.tasks import finished, waiting
 
 CHARACTERS_A_TOKEN = 4.0
 FRAMES_A_SECOND = 50
@@ -237,13 +238,16 @@ def _assumed() -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], floa
 
 def _counted(paths: Sequence[str]) -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], float]:
     """Counts and mean lengths of the talks in some manifests, and the seconds of their recordings, each once."""
-    sums: dict[TaskKind, list[float]] = {}
+    sums: dict[TaskKind | Literal["waiting"], list[float]] = {}
     recordings: dict[str, float] = {}
-    for row in _rows(paths):
+    for name, row in _rows(paths):
         before, spoken, after, reply = _measured(row["turns"], recordings)
-        cell = sums.setdefault(row["kind"], [0.0] * 5)
+        cell = sums.setdefault(name, [0.0] * 5)
         for place, value in enumerate((1.0, before + len(row.get("system") or ""), spoken, after, reply)):
             cell[place] += value
+    written: dict[TaskKind, list[float]] = {kind: sums[kind] for kind in TASK_KINDS if kind in sums}
+    if "waiting" in sums:
+        written.setdefault("dual", sums["waiting"])
     lengths: dict[TaskKind, Lengths] = {
         kind: Lengths(
             context=context / count / CHARACTERS_A_TOKEN + SPARE_TOKENS,
@@ -251,15 +255,19 @@ def _counted(paths: Sequence[str]) -> tuple[Mapping[TaskKind, int], Mapping[Task
             after=after / count / CHARACTERS_A_TOKEN + SPARE_TOKENS,
             reply=reply / count / CHARACTERS_A_TOKEN,
         )
-        for kind, (count, context, spoken, after, reply) in sums.items()
+        for kind, (count, context, spoken, after, reply) in written.items()
     }
-    return {kind: int(cell[0]) for kind, cell in sums.items()}, lengths, sum(recordings.values())
+    return {kind: int(cell[0]) for kind, cell in written.items()}, lengths, sum(recordings.values())
 
 
-def _rows(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(paths: Sequence[str]) -> Iterator[tuple[TaskKind | Literal["waiting"], Mapping[str, Any]]]:
+    """Every talk by its kind, and those whose answer is yet to be written, with a stand-in for it."""
+    stand_in = {"role": "assistant", "parts": ["x" * round(PAPER_LENGTHS["dual"].reply * CHARACTERS_A_TOKEN)]}
     for path in paths:
-        with Path(path).open("rb") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+        for _, row in rows(Path(path)):
+            yield from ((made["kind"], made) for made in finished(row))
+            if (talk := waiting(row)) is not None:
+                yield "waiting", {**talk, "turns": [*talk["turns"], stand_in]}
 
 
 def _measured(turns: Sequence[Mapping[str, Any]], recordings: dict[str, float]) -> tuple[float, float, float, float]:

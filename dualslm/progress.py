@@ -188,6 +188,8 @@ def _parts_table(model: DualSLM) -> Table:
 def _stages_table(recipe: Recipe, stages: Sequence[Lessons]) -> Table:
     columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "learns", "P from", "L from")
     caption = "any: text, speech or nothing, equally often (equivalence replacement)"
+    left_out = {why: count for lessons in stages for why, count in lessons.talks.left_out.items()}
+    caption += "".join(f"\nleft out: {count} talks, {why}" for why, count in left_out.items())
     table = Table(*columns, title="what it learns from", title_justify="left", caption=caption, box=box.SIMPLE)
     for stage, lessons in zip(recipe.stages, stages, strict=True):
         head = f"[bold]{stage.name}[/]\n{lessons.steps} x {stage.batch}\nlr {stage.lr:g}"

@@ -6,9 +6,9 @@ The loop itself is `trainer.py`; what a run learns is the recipe's alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -17,13 +17,13 @@ from rich.console import Console
 
 from dualslm import features, layers
 from dualslm.checkpoint import fingerprint, replacing
-from dualslm.data import Talks, recordings
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.model import DualSLM, place
 from dualslm.progress import overview, trackers
 from dualslm.recipe import Recipe, to_toml
+from dualslm.talks import Talks, recordings
 from dualslm.trainer import STATE, Position, Trainer
 
 RECIPE = "recipe.toml"
@@ -74,6 +74,7 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         quantise=recipe.model.quantise,
         device=str(accelerator.device),
     )
+    _check_writer(model, [*talks.values(), checks])
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
@@ -91,9 +92,9 @@ def read(recipe: Recipe) -> tuple[dict[str, Talks], Talks | None]:
     """
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
-    once = lru_cache(None)(Talks)
+    once = lru_cache(None)(partial(Talks, seed=recipe.seed))
     talks = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    return talks, Talks(recipe.data.validation) if recipe.data.validation else None
+    return talks, Talks(recipe.data.validation, recipe.seed) if recipe.data.validation else None
 
 
 def _heard(talks: Mapping[str, Talks], checks: Talks | None) -> list[str]:
@@ -112,6 +113,15 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] = (1, 1), device: str | Non
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=trunk, device=where)
     mixed = recipe.model.paralinguistic.mix
     return features.build(encoder, heard, Path(recipe.data.features), every_layer=mixed, shard=shard)
+
+
+def _check_writer(model: DualSLM, talks: Sequence[Talks | None]) -> None:
+    """Refuses targets that another LLM wrote, where their provenance tells its weights."""
+    own = fingerprint(model.llm)
+    for writer in (some.writer for some in talks if some is not None and some.writer):
+        if own and writer.get("print") not in (None, "", own):
+            got = f"targets of {writer.get('llm')}, not of {model.llm.name}"
+            raise DualSLMError("another LLM wrote these targets", got=got, do="write them anew: dualslm targets")
 
 
 def _carry_out(model: DualSLM, recipe: Recipe) -> None:

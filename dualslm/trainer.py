@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from dualslm.align import alignment_loss, spoken_tokens
 from dualslm.checkpoint import read_weights, replacing
-from dualslm.data import Batch, Lesson, Lessons, Talks, transcripts
+from dualslm.data import Batch, Lesson, Lessons
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache
 from dualslm.llm import weights_hash
@@ -31,6 +31,7 @@ from dualslm.loss import NEVER, WORTH, Loss
 from dualslm.model import DualSLM
 from dualslm.progress import Journal, Tally
 from dualslm.recipe import Optimiser, Recipe, Stage
+from dualslm.talks import Talks, transcripts
 
 STATE = "state.pt"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 from trainkit import make
 
 from dualslm.conversation import Channel
-from dualslm.data import BLOCK, Lessons, Talks, recordings
+from dualslm.data import BLOCK, Lessons
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule, build
 from dualslm.llm import FrozenLM
 from dualslm.prompt import Slot
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
+from dualslm.talks import Talks, recordings
 
 ROW = {
     "id": "a",
@@ -120,3 +122,80 @@ def test_a_missing_manifest_and_a_missing_kind(recipe: Recipe, tmp_path: Path) -
     stage = replace(recipe.stages[0], linguistic=None, paralinguistic=None, dual=recipe.stages[0].linguistic)
     with pytest.raises(DualSLMError, match="has no dual talks"):
         _lessons(recipe, stage)
+
+
+# ---------------------------------------------------------------------- lines with tasks
+
+
+def _task_line(number: int, tasks: list[str], **clip: object) -> dict[str, object]:
+    speech = {"audio": f"clips/train{number}.wav", "transcript": "hello good morning", **clip}
+    return {"id": f"t{number}", "tasks": tasks, "turns": [{"role": "user", "parts": [speech]}]}
+
+
+def _manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_line_is_one_talk_for_each_task_with_a_label(tmp_path: Path) -> None:
+    every = ["asr", "pitch", "emotion", "respond"]
+    lines = [_task_line(0, every, labels={"pitch": "low"}), _task_line(1, every, labels={"emotion": "sad"})]
+    talks = Talks([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
+    assert [talks.count(kind) for kind in TASK_KINDS] == [3, 2, 0]
+    assert [talks.get("linguistic", index).id for index in range(3)] == ["t0/asr", "t1/asr", "a"]
+    assert talks.left_out == {
+        "pitch: no label pitch": 1,
+        "emotion: no label emotion": 1,
+        "respond: no answer (run dualslm targets)": 2,
+    }
+    asked = talks.get("paralinguistic", 1).talk
+    assert asked.turns[-1].parts == ("The speaker sounds sad.",)
+    assert asked.turns[0].speeches[0].caption
+    assert recordings(talks) == [str(tmp_path / f"clips/train{number}.wav") for number in (0, 1)]
+
+
+def test_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
+    labels = {"emotion": "sad", "tempo": "fast", "gender": "male", "energy": "low"}
+    rows = [_task_line(number % 3, ["asr", "emotion"], labels=labels) | {"id": str(number)} for number in range(30)]
+    path = _manifest(tmp_path / "m.jsonl", rows)
+    told = [(clip.audio, clip.caption) for clip in Talks([path], seed=3).speeches()]
+    assert len(set(told)) == 3
+    assert set(told) != {(clip.audio, clip.caption) for clip in Talks([path], seed=4).speeches()}
+
+
+def test_lessons_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
+    folder = Path(recipe.data.train[0]).parent
+    rows = [_task_line(number, ["asr", "pitch"], labels={"pitch": "low"}) for number in range(6)]
+    rows += [_task_line(number, ["asr"]) for number in range(6, 12)]  # nothing known of how these are said
+    stage = recipe.stages[1]
+    data = replace(recipe.data, train=(str(_manifest(folder / "tasks.jsonl", rows)),))
+    lessons = _lessons(replace(recipe, data=data), stage)
+    drawn = [lessons.lesson(place) for place in range(400)]
+    views = {(lesson.talk, lesson.view.para) for lesson in drawn if lesson.kind == "linguistic"}
+    assert {para for talk, para in views if talk == "t0/asr"} == {"text", "speech", "none"}
+    assert {para for talk, para in views if talk == "t9/asr"} == {"speech", "none"}
+
+
+def test_a_target_that_was_cut_off_does_not_teach_to_end(recipe: Recipe, tmp_path: Path) -> None:
+    answer: dict[str, object] = {"id": "d", "kind": "dual", "turns": ROW["turns"]}
+    ends, stops = answer | {"early_stop": True}, answer | {"early_stop": False}
+    stage = replace(recipe.stages[0], linguistic=None, paralinguistic=None, dual=recipe.stages[0].linguistic)
+    found = []
+    for row in (answer, ends, stops):
+        data = replace(recipe.data, train=(str(_manifest(tmp_path / "m.jsonl", [row])),))
+        found.append(_lessons(replace(recipe, data=data), stage).lesson(0).targets)
+    assert found[0] == found[1] == found[2] + 1
+
+
+def test_targets_of_two_llms_are_refused(tmp_path: Path) -> None:
+    rows = [{**ROW, "provenance": {"llm": name, "revision": None}} for name in ("a", "a", "b")]
+    assert Talks([_manifest(tmp_path / "m.jsonl", rows[:2])]).writer == {"llm": "a", "revision": None}
+    with pytest.raises(DualSLMError, match="targets of another LLM: got b beside a"):
+        Talks([_manifest(tmp_path / "m.jsonl", rows)])
+
+
+def test_lines_with_tasks_that_are_damaged(tmp_path: Path) -> None:
+    for change in ({"tasks": ["dance"]}, {"kind": "dual"}, {"turns": [{"role": "user", "parts": ["x"]}]}):
+        path = _manifest(tmp_path / "m.jsonl", [_task_line(0, ["asr"]), {**_task_line(1, ["asr"]), **change}])
+        with pytest.raises(DualSLMError, match=r"m\.jsonl line 2 is no talk"):
+            Talks([path])

@@ -14,13 +14,14 @@ from trainkit import make
 
 from dualslm.checkpoint import read_weights
 from dualslm.cli import main
-from dualslm.data import Batch, Lessons, Talks
+from dualslm.data import Batch, Lessons
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
 from dualslm.model import DualSLM
 from dualslm.recipe import Recipe, Stage, to_toml
+from dualslm.talks import Talks
 from dualslm.train import train
 from dualslm.trainer import Trainer, optimiser_of
 
