@@ -168,7 +168,8 @@ class Lessons(Dataset[Batch]):
         count = self.talks.count(kind)
         for ahead in range(min(count, TRIES)):
             epoch, place = divmod(turn + ahead, count)
-            index = int(_permuted(count, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
+            together = self.stage.kinds[kind].together
+            index = int(_permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
             told = self.talks.get(kind, index)
             fault = self._fault(told.talk)
             if fault is None:
@@ -200,8 +201,11 @@ def _shuffled(pattern: tuple[TaskKind, ...], seed: str) -> tuple[TaskKind, ...]:
 
 
 @lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
-def _permuted(count: int, seed: str) -> NDArray[np.uint32]:
-    return np.random.default_rng(list(seed.encode())).permutation(count).astype(np.uint32)
+def _permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
+    """The indices in an order drawn by the seed, neighbours by so many."""
+    groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
+    order = (groups[:, None] * together + np.arange(together)).ravel()
+    return order[order < count].astype(np.uint32)
 
 
 def _sources(kind: Kind, talk: Conversation) -> ViewDraw:

@@ -7,7 +7,7 @@ paper's corpora and the lengths below, and the table says so. The lengths of tex
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -124,8 +124,9 @@ def estimate(recipe: Recipe) -> Estimate:
     for stage in recipe.stages:
         lessons = _drawn(stage, steps[stage.name])
         flops[stage.name] = sum(
-            count * lesson_cost(recipe, encoder, llm, lengths[kind], align=stage.objective == "align").total
+            count * lesson_cost(recipe, encoder, llm, spoken, align=stage.objective == "align").total
             for kind, count in lessons.items()
+            for spoken in [replace(lengths[kind], shared=stage.kinds[kind].together)]
         )
     windows = seconds * FRAMES_A_SECOND / encoder.window
     return Estimate(

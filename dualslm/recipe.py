@@ -119,10 +119,13 @@ class Kind:
     view: ViewDraw = ViewDraw()
     share: float = 1.0
     """Its weight in the stage's mixture, relative to the other kinds."""
+    together: int = 1
+    """So many neighbours in a manifest are drawn together: cut from one dialogue, they share a prefix."""
 
     def __post_init__(self) -> None:
         _require(bool(self.learns), "learns", "no channel", 'name "para", "ling" or both')
         _above_zero(share=self.share)
+        _at_least(1, together=self.together)
         for channel in self.learns:
             sources = getattr(self.view, channel)
             _require("speech" in sources, f"view.{channel}", list(sources), "a channel learns from speech")
@@ -159,10 +162,8 @@ class Stage:
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
         words_only = list(self.kinds) == ["linguistic"] and self.learns == {"ling"}
-        given = " ".join([*self.kinds, *sorted(self.learns)])
-        _require(
-            self.objective == "reply" or words_only, "objective", given, 'align ["ling"] on linguistic tasks alone'
-        )
+        given, do = " ".join([*self.kinds, *sorted(self.learns)]), 'align ["ling"] on linguistic tasks alone'
+        _require(self.objective == "reply" or words_only, "objective", given, do)
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:

@@ -74,6 +74,18 @@ def test_an_epoch_has_every_talk_once(recipe: Recipe, lessons: Lessons) -> None:
             assert len(set(ids[epoch * count : (epoch + 1) * count])) == count
 
 
+def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
+    stage = recipe.stages[0]
+    assert stage.linguistic is not None
+    some = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, together=5)))
+    ids = [told.talk for place in range(BLOCK) if (told := some.lesson(place)).kind == "linguistic"]
+    every = [some.talks.get("linguistic", index).id for index in range(12)]
+    runs = [every[:5], every[5:10], every[10:]]
+    assert sorted(ids[:12]) == sorted(every)
+    assert all(run in [ids[start : start + len(run)] for start in range(12)] for run in runs)
+    assert ids[:12] != every or ids[12:24] != every
+
+
 def test_epochs_become_steps(recipe: Recipe) -> None:
     stage = replace(recipe.stages[0], steps=None, epochs=3)
     assert _lessons(recipe, stage).steps == 3 * 24 // 6
