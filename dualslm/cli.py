@@ -1,4 +1,4 @@
-"""The command line: `dualslm ask`, `show`, `demo`, `train`, `--version`.
+"""The command line: `dualslm ask`, `show`, `demo`, `prepare`, `train`, `plan`, `--version`.
 
 Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
 one line on standard error and exit status 2; a traceback is a fault of ours.
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
+    _add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
@@ -103,6 +104,12 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_speech(parser)
     parser.set_defaults(verb=_show)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    from dualslm.corpora.command import add
+
+    add(parser)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
