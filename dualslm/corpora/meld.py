@@ -27,14 +27,12 @@ from dualslm.corpora.base import (
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 
-# Our split: the file of MELD's, and the folder names that clips of it are known to stand in.
-SPLITS = {
-    "train": ("train_sent_emo.csv", ("train_splits", "train_splits_wav", "train")),
-    "validation": ("dev_sent_emo.csv", ("dev_splits_complete", "dev_splits_complete_wav", "dev")),
-    "test": (
-        "test_sent_emo.csv",
-        ("output_repeated_splits_test", "output_repeated_splits_test_wav", "test"),
-    ),
+CSVS = {"train": "train_sent_emo.csv", "validation": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
+# Folders that clips are known to stand in, by split; the innermost one counts.
+FOLDERS = {
+    **dict.fromkeys(("train_splits", "train_splits_wav", "train"), "train"),
+    **dict.fromkeys(("dev_splits_complete", "dev_splits_complete_wav", "dev"), "validation"),
+    **dict.fromkeys(("output_repeated_splits_test", "output_repeated_splits_test_wav", "test"), "test"),
 }
 CSV_FOLDERS = ("", "MELD.Raw", "MELD", "data/MELD", "MELD.Raw/train", "train")
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
@@ -53,11 +51,11 @@ BAD = {
 
 def rows(raw: Raw) -> Iterator[Entry]:
     """One entry a row of the three metadata files."""
-    root = first_folder(raw.root, CSV_FOLDERS, "train_sent_emo.csv", "MELD")
-    metadata = {split: list(table(_csv(raw.root, root, name), COLUMNS)) for split, (name, _) in SPLITS.items()}
+    root = first_folder(raw.root, CSV_FOLDERS, CSVS["train"], "MELD")
+    metadata = {split: list(table(_csv(raw.root, root, name), COLUMNS)) for split, name in CSVS.items()}
     raw.total = sum(map(len, metadata.values()))
+    clips = clips_of(raw.root)
     for split, lines in metadata.items():
-        clips = _clips(raw.root, SPLITS[split][1])
         for line in lines:
             yield _entry(raw, split, line, clips)
 
@@ -72,21 +70,17 @@ def _csv(top: Path, root: Path, name: str) -> Path:
     return next((path for path in places if path.is_file()), root / name)
 
 
-def _clips(root: Path, folders: tuple[str, ...]) -> dict[str, Path]:
-    """The clips of a split by name; of several forms of one, sound goes before video."""
-    found: dict[str, Path] = {}
-    ranked = []
-    for path in walk(root, SUFFIXES):
-        inside = path.relative_to(root).parts[:-1]
-        places = [folders.index(part) for part in inside if part in folders]
+def clips_of(root: Path) -> dict[tuple[str, str], Path]:
+    """The clips below a folder by split and name; of several forms of one, sound goes before video."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(walk(root, SUFFIXES), key=lambda path: (SUFFIXES.index(path.suffix.lower()), str(path))):
+        places = [FOLDERS[part] for part in path.relative_to(root).parts[:-1] if part in FOLDERS]
         if places:
-            ranked.append((SUFFIXES.index(path.suffix.lower()), min(places), str(path)))
-    for _, _, name in sorted(ranked):
-        found.setdefault(Path(name).stem, Path(name))
+            found.setdefault((places[-1], path.stem), path)
     return found
 
 
-def _entry(raw: Raw, split: str, line: Mapping[str, str], clips: Mapping[str, Path]) -> Entry:
+def _entry(raw: Raw, split: str, line: Mapping[str, str], clips: Mapping[tuple[str, str], Path]) -> Entry:
     stem = f"dia{line['Dialogue_ID']}_utt{line['Utterance_ID']}"
     name = f"{split}/{stem}"
     if (split, stem) in BAD:
@@ -97,7 +91,7 @@ def _entry(raw: Raw, split: str, line: Mapping[str, str], clips: Mapping[str, Pa
     words = " ".join(line["Utterance"].split())
     if not words:
         return Entry(split, name, NO_TRANSCRIPT)
-    path = clips.get(stem)
+    path = clips.get((split, stem))
     if path is not None and path.suffix.lower() == ".mp4":
         sound = raw.out / "audio" / split / f"{stem}.wav"
         if fault := _extract(path, sound):
@@ -105,7 +99,7 @@ def _entry(raw: Raw, split: str, line: Mapping[str, str], clips: Mapping[str, Pa
         path = sound
     dialogue = f"{split}/{line['Dialogue_ID']}"
     part = {"transcript": words, "labels": labels}
-    row = {"dialogue": dialogue, "speaker": line["Speaker"], "source": SPLITS[split][0]}
+    row = {"dialogue": dialogue, "speaker": line["Speaker"], "source": CSVS[split]}
     return raw.spoken(split, name, path, part=part, row=row)
 
 
