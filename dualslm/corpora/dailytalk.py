@@ -75,8 +75,9 @@ def metadata(path: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
     Raises:
         DualSLMError: not that file.
     """
+    text = text_of(path)
     try:
-        found = json.loads(text_of(path))
+        found = json.loads(text)
         ordered = {name: dict(sorted(rows.items(), key=lambda pair: int(pair[0]))) for name, rows in found.items()}
         for name, rows in ordered.items():
             for key, row in rows.items():

@@ -142,7 +142,9 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
             if entry.reason is not None:
                 files.write(LEFT_OUT, "\t".join((entry.split, entry.name, entry.reason, entry.detail)))
             for talk in entry.talks:
-                apart.add(entry.split, _checked(talk, entry, ids))
+                _check(talk, entry)
+                apart.add(entry.split, talk)
+                _check_id(talk, ids)
                 files.write(f"{entry.split}.jsonl", json.dumps(talk, ensure_ascii=False))
         if not any(tally.talks for tally in tallies.values()):
             raise _nothing(raw, tallies)
@@ -158,16 +160,17 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
     return report
 
 
-def _checked(talk: Talk, entry: Entry, ids: set[int]) -> Talk:
-    """A talk that is one, with an id of its own."""
+def _check(talk: Talk, entry: Entry) -> None:
     try:
         check(talk)
     except Fault as fault:
         raise DualSLMError(f"row {entry.name}: {fault}", got=repr(fault.got)[:80], do=fault.do) from fault
+
+
+def _check_id(talk: Talk, ids: set[int]) -> None:
     if (key := hash(talk["id"])) in ids:
         raise DualSLMError("two talks have one id", got=talk["id"], do="give every talk an id of its own")
     ids.add(key)
-    return talk
 
 
 def _nothing(raw: Raw, tallies: Mapping[str, Tally]) -> DualSLMError:

@@ -61,7 +61,7 @@ LIBRITTS = re.compile(r"(?:.*-)?((\d+)_\d+_\d{6}_\d{6})")
 VCTK = re.compile(r"(?:.*-)?(([ps]\d+)_\d+)(?:_mic\d)?")  # release 0.92 has a file for each microphone
 # Folders of the emotional corpora, in letters and digits alone, and how a speaker is found in what follows.
 FOLDERS = {
-    "esd": (r"esd|emotional?speechdataset(esd)?", r"(\d{4})"),
+    "esd": (r"esd|emotion(al)?speechdataset(esd)?", r"(\d{4})"),
     "mead": (r"mead", r"([mw]\d{3})"),
     "mess": (r"mess(compressed)?", r"()"),
     "tess": (r"tess(torontoemotionalspeechsetdata)?", r"(oaf|yaf)"),
