@@ -33,6 +33,7 @@ examples:
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
   dualslm ask a.wav --view speech,none             what does it hear beyond words?
+  dualslm prepare librispeech LibriSpeech          make manifests of a downloaded corpus
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
 """
 

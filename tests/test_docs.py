@@ -16,7 +16,7 @@ from dualslm import cli
 from dualslm.recipe import to_toml
 from dualslm.tiny import ADAPTERS, CLIPS
 
-DOCS = ["README.md", "docs/decisions.md", "docs/paper-map.md"]
+DOCS = ["README.md", "docs/corpora.md", "docs/decisions.md", "docs/manifest.md", "docs/paper-map.md"]
 
 
 def blocks(root: Path, language: str) -> Iterator[str]:

@@ -6,10 +6,13 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dualslm.corpora.schema import SCHEMA_FILE, Fault, check, read
 from dualslm.errors import DualSLMError
@@ -109,6 +112,10 @@ LINES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (json.dumps(OPEN).encode().replace(b"Hi.", b"H\xff."), "the line"),
     "a list": (b"[]", "the line"),
     "NaN": (json.dumps(OPEN).encode().replace(b"0.5", b"NaN"), "the line"),
+    "half a character": (json.dumps(OPEN).encode().replace(b"Hi.", b"H\\ud800"), "turns[1].parts[0].transcript"),
+    "a number without end": (json.dumps(OPEN).encode().replace(b"0.5", b"1" * 5000), "the line"),
+    "a great number": (json.dumps(OPEN).encode().replace(b"0.5", b"1e999"), "seconds"),
+    "brackets without end": (b"[" * 100_000, "the line"),
     "a field twice": (b'{"id": "x", "id": "y"}', "id"),
     "an id twice": (json.dumps(ANSWERED).encode(), "id"),
 }
@@ -151,11 +158,44 @@ def test_good_talks_are_read(tmp_path: Path) -> None:
         list(read(tmp_path / "none.jsonl"))
 
 
+KEYS = st.sampled_from(["id", "kind", "tasks", "turns", "role", "parts", "audio", "transcript", "labels", "seconds"])
+WORDS = st.sampled_from(["user", "assistant", "asr", "emotion", "dual", "", "a.wav"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@given(JSON | st.fixed_dictionaries({"id": WORDS, "kind": WORDS, "turns": st.lists(JSON)}))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_line_holds_it_is_a_talk_or_a_fault(row: Any) -> None:
+    with suppress(Fault):
+        check(row)
+
+
+@given(st.sampled_from(list(DAMAGE)), JSON)
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_field_holds_json_schema_agrees(name: str, value: Any) -> None:
+    row, _, field = DAMAGE[name]
+    row = copy.deepcopy(row)
+    path = re.sub(r"\[(\d+)\]", r".\1", field)
+    try:
+        put(path, value)(row)
+    except (KeyError, IndexError):
+        return
+    try:
+        check(row)
+    except Fault:
+        return
+    assert fits_schema(row)
+
+
 def fits(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> bool:
     """JSON Schema, as much of it as the file uses."""
     if "$ref" in schema:
         return fits(value, whole["$defs"][schema["$ref"].rpartition("/")[2]], whole)
-    kinds = {"object": dict, "array": list, "string": str, "number": (int, float), "null": type(None)}
+    kinds: dict[str, Any] = {"object": dict, "array": list, "string": str, "number": (int, float), "null": type(None)}
     if "type" in schema and (not isinstance(value, kinds[schema["type"]]) or isinstance(value, bool)):
         return False
     own, known = value if isinstance(value, dict) else {}, schema.get("properties", {})

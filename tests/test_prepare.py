@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from badaudio import POINTER
 
 from dualslm import cli
 from dualslm.corpora import CORPORA, clips
+from dualslm.corpora.base import Heard
 from dualslm.corpora.clips import FLUSH_EVERY
 from dualslm.corpora.prepare import JOURNAL, finished, prepare
+from dualslm.corpora.schema import check
 from dualslm.errors import DualSLMError
 
 PARTS = {"train-clean-100": ["1", "2", "5", "6"], "dev-clean": ["3"], "test-clean": ["4"]}
@@ -62,6 +65,18 @@ def test_by_default_manifests_are_where_recipes_look(
     first = json.loads((tmp_path / "data/librispeech/validation.jsonl").read_text().splitlines()[0])
     assert first["tasks"] == ["asr", "gender"]
     assert (tmp_path / "data/librispeech" / first["turns"][0]["parts"][0]["audio"]).exists()
+
+
+def test_commands_of_the_docs_are_understood(root: Path) -> None:
+    lines = (root / "docs/corpora.md").read_text().splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("dualslm prepare")]
+    named = {cli._parser().parse_args(command).corpus.name for command in commands}
+    assert named == CORPORA.keys()
+
+
+def test_lines_of_the_docs_are_talks(root: Path) -> None:
+    blocks = re.findall(r"```json\n(.*?)```", (root / "docs/manifest.md").read_text(), re.DOTALL)
+    assert [check(json.loads(block))["id"] for block in blocks] == ["a1", "train/dia0_utt3"]
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -132,6 +147,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["jsonl", "raw"],
         "raw line 1: turns must",
     ),
+    "damaged csv": (_styletalk(HEADER + "x" * 200_000), ["styletalk", "raw"], "is damaged: got field larger"),
+    "odd dialogues": (_file("raw/metadata.json", '{"a": {}}'), ["dailytalk", "raw"], "is not DailyTalk's"),
+    "other manifests": (
+        _file("out/train.jsonl", "{}"),
+        ["meld", "raw", "--out", "out"],
+        "holds other manifests: got train",
+    ),
+    "a null byte": (_file("raw", '{"audio": "a\\u0000b.wav"}'), ["jsonl", "raw"], "left out: unreadable"),
     "no files": (_empty, ["jsonl", "raw"], "no *.jsonl"),
     "its own folder": (_file("raw/a.jsonl", "{}"), ["jsonl", "raw", "--out", "raw"], "another folder"),
     "a file for --out": (_file("file", "x"), ["jsonl", "raw", "--out", "file"], "--out"),
@@ -211,7 +234,7 @@ def at_look(number: int) -> Callable[[Callable[[], None]], None]:
     def patch(die: Callable[[], None]) -> None:
         real, count = clips.look, [0]
 
-        def look(*args: Any, **more: Any) -> clips.Heard:
+        def look(*args: Any, **more: Any) -> Heard:
             count[0] += 1
             if count[0] == number:
                 die()
@@ -250,13 +273,25 @@ def test_a_kill_at_any_instant_changes_no_byte(raw: Path, tmp_path: Path) -> Non
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_nothing_is_left_of_a_stopped_run_with_other_settings(raw: Path, tmp_path: Path) -> None:
+    assert die_at(raw, tmp_path / "out", at_replace(4))
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) >= 2
+    run(raw, tmp_path / "out", options={"part": ("dev-clean",)})
+    assert files(tmp_path / "out").keys() == {"complete.json", "report.json", "validation.jsonl"}
+
+
 def test_a_stopped_run_looks_at_no_recording_twice(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert die_at(raw, tmp_path / "out", at_look(FLUSH_EVERY + 20))
     with (tmp_path / "out" / JOURNAL).open("ab") as journal:
         journal.write(b'["half a li')
-    seen = []
+    seen: list[Path] = []
     real = clips.look
-    monkeypatch.setattr(clips, "look", lambda path, *args, **more: seen.append(path) or real(path, *args, **more))
+
+    def look(path: Path, *args: Any, **more: Any) -> Heard:
+        seen.append(path)
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(clips, "look", look)
     run(raw, tmp_path / "out")
     assert len(seen) == 258 - FLUSH_EVERY
     run(raw, tmp_path / "whole")

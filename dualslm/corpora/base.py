@@ -235,7 +235,12 @@ def relative(path: Path, folder: Path) -> str:
 
 def walk(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """All files with one of some endings below a folder, sorted, without the dot files that macOS leaves."""
+    seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):
@@ -283,15 +288,29 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     encoding, _ = look_into(path)
     with path.open(encoding=encoding, errors="replace", newline="") as file:
         reader = csv.DictReader(file)
-        header = reader.fieldnames or []
+        header = _header(reader, path)
         if missing := [name for name in columns if name not in header]:
             got = f"no column {missing[0]} among {', '.join(header)[:80] or 'none'}"
             raise DualSLMError(f"{path} is not the file expected", got=got, do="download it again")
-        for row in reader:
+        for row in _whole(reader, path):
             if any(row[name] is None for name in columns):
                 got = f"{sum(value is not None for value in row.values())} fields"
                 raise DualSLMError(f"{path} line {reader.line_num} is cut off", got=got, do="download it again")
             yield {name: row[name] or "" for name in header}
+
+
+def _header(reader: csv.DictReader[str], path: Path) -> Sequence[str]:
+    try:
+        return reader.fieldnames or []
+    except csv.Error as error:
+        raise DualSLMError(f"{path} is no CSV file", got=error, do="download it again") from error
+
+
+def _whole(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str | None]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DualSLMError(f"{path} line {reader.line_num} is damaged", got=error, do="download it again") from error
 
 
 def first_folder(root: Path, candidates: Sequence[str], holding: str, what: str) -> Path:
@@ -309,8 +328,11 @@ def first_folder(root: Path, candidates: Sequence[str], holding: str, what: str)
     if not root.is_dir():
         got = "a file" if root.exists() else "no such folder"
         raise DualSLMError(f"{root} is not a folder", got=got, do=f"give the folder of {what}")
-    for name in candidates:
-        if any((root / name).glob(holding)):
-            return root / name
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:4]) or "nothing"
+    try:
+        for name in candidates:
+            if any((root / name).glob(holding)):
+                return root / name
+        found = ", ".join(sorted(path.name for path in root.iterdir())[:4]) or "nothing"
+    except OSError as error:
+        raise DualSLMError(f"cannot look into {root}", got=error.strerror, do="check the permissions") from error
     raise DualSLMError(f"{root} does not look like {what}: no {holding} there", got=found, do="see docs/corpora.md")

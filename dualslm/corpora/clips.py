@@ -31,20 +31,20 @@ def look(path: Path, max_seconds: float, *, verify: bool = False) -> Heard:
     from dualslm import audio
 
     try:
-        with path.open("rb") as file:
-            if file.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
+        with path.open("rb") as begin:
+            if begin.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
                 return Heard(reason=POINTER, detail="run `git lfs pull`")
         if verify:
             seconds = len(audio.load(path)) / audio.SAMPLE_RATE
         else:
-            header = soundfile.info(str(path))
-            seconds = header.frames / header.samplerate
+            with soundfile.SoundFile(str(path)) as file:  # half the time of soundfile.info
+                seconds = file.frames / file.samplerate
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
         return Heard(reason=MISSING if absent else UNREADABLE, detail=str(error.strerror))
     except DualSLMError as error:
         return Heard(reason=UNREADABLE, detail=f"{error.got}")
-    except (soundfile.LibsndfileError, TypeError, ZeroDivisionError) as error:
+    except (soundfile.LibsndfileError, TypeError, ValueError, ZeroDivisionError) as error:
         return Heard(reason=UNREADABLE, detail=str(error).rpartition(": ")[2])
     if seconds > max_seconds:
         return Heard(reason=TOO_LONG, detail=f"{seconds:.1f} s")
@@ -121,6 +121,6 @@ class Clips:
 def _key(path: Path) -> list[Any]:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         return [str(path), None, None]
     return [str(path), found.st_size, found.st_mtime_ns]

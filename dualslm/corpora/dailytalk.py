@@ -47,7 +47,7 @@ class Utterance:
     """One utterance and what a look at it gave."""
 
     name: str
-    speaker: int
+    speaker: str
     words: str
     path: Path
     labels: Mapping[str, str]
@@ -61,9 +61,9 @@ def rows(raw: Raw) -> Iterator[Entry]:
     listed = held_out(raw.options["validation-list"])
     raw.total = sum(map(len, dialogues.values()))
     raw.notes |= {"dialogues": len(dialogues), "same speaker twice in a row": {}}
-    for name in sorted(dialogues, key=int):
+    for name, lines in dialogues.items():
         split = split_of(name, raw.seed) if listed is None else "validation" if name in listed else "train"
-        said = [_utterance(raw, root, name, key, row) for key, row in dialogues[name].items()]
+        said = [_utterance(raw, root, name, key, row) for key, row in lines.items()]
         if breaks := [one.name for one, two in pairwise(said) if one.speaker == two.speaker]:
             raw.notes["same speaker twice in a row"][name] = len(breaks)
         yield from _dialogue(raw, split, name, said)
@@ -78,14 +78,18 @@ def metadata(path: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
     text = text_of(path)
     try:
         found = json.loads(text)
-        ordered = {name: dict(sorted(rows.items(), key=lambda pair: int(pair[0]))) for name, rows in found.items()}
+        ordered = {name: _by_number(rows) for name, rows in _by_number(found).items()}
         for name, rows in ordered.items():
             for key, row in rows.items():
                 if missing := [field for field in FIELDS if field not in row]:
-                    raise KeyError(f"no {missing[0]} in utterance {key} of dialogue {int(name)}")
+                    raise KeyError(f"no {missing[0]} in utterance {key} of dialogue {name}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DualSLMError(f"{path} is not DailyTalk's", got=str(error)[:80], do="unpack it again") from error
     return ordered
+
+
+def _by_number(rows: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(rows.items(), key=lambda pair: int(pair[0])))
 
 
 def held_out(path: str | None) -> frozenset[str] | None:
@@ -110,7 +114,7 @@ def _utterance(raw: Raw, root: Path, dialogue: str, key: str, row: Mapping[str, 
         heard = Heard(reason=LABEL_UNKNOWN, detail=unknown)
     elif not words:
         heard = Heard(reason=NO_TRANSCRIPT)
-    return Utterance(stem, int(row["speaker"]), words, path, labels, heard)
+    return Utterance(stem, str(row["speaker"]), words, path, labels, heard)
 
 
 def _dialogue(raw: Raw, split: str, name: str, said: Sequence[Utterance]) -> Iterator[Entry]:

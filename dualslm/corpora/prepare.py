@@ -76,6 +76,7 @@ def prepare(
         "seed": seed,
     }
     if not again and (report := finished(out, settings)) is not None:
+        (out / JOURNAL).unlink(missing_ok=True)
         return report
     _clear(out)
     with Clips(out / JOURNAL, max_seconds, verify=verify) as hear:
@@ -110,7 +111,10 @@ def finished(out: Path, settings: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def _clear(out: Path) -> None:
-    """Makes the folder, and takes away what an older preparation wrote, its marker last."""
+    """Makes the folder, and takes away what an older preparation wrote, its marker last.
+
+    Manifests beside a journal are those of a stopped run, because none is begun beside others.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         marker = out / MARKER
@@ -118,9 +122,15 @@ def _clear(out: Path) -> None:
             for name in json.loads(marker.read_text(encoding="utf-8"))["files"]:
                 (out / Path(name).name).unlink(missing_ok=True)
             marker.unlink()
+        if (out / JOURNAL).exists():
+            for path in (*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT):
+                path.unlink(missing_ok=True)
     except (OSError, ValueError, KeyError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise DualSLMError(f"cannot write to {out}", got=got, do="give --out a folder of its own") from error
+    if found := sorted(path.name for path in out.glob("*.jsonl")):
+        got = f"{found[0]}, which is no complete preparation's"
+        raise DualSLMError(f"{out} holds other manifests", got=got, do="move them away, or give --out another folder")
 
 
 def _tidy(out: Path, *, looked: bool) -> None:
@@ -193,7 +203,9 @@ class _Files:
         """Adds a line to a file."""
         if name not in self.open:
             partial = self.stack.enter_context(replacing(self.folder / name))
-            self.open[name] = self.stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
+            self.open[name] = self.stack.enter_context(
+                partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+            )
         self.open[name].write(line.replace("\n", " ") + "\n")
 
 

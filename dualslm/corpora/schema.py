@@ -111,11 +111,15 @@ def parse(line: bytes) -> object:
     """
     try:
         return json.loads(line.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except Fault:
+        raise
     except UnicodeDecodeError as error:
         raise Fault("the line", "is not UTF-8", got=f"byte {error.start}", do="save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         got = f"{error.msg} at column {error.colno}"
         raise Fault("the line", "is not JSON", got=got, do="write one JSON object on each line") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise Fault("the line", "is not JSON", got=str(error), do="write one JSON object on each line") from error
 
 
 def at(path: Path, number: int, fault: Fault) -> DualSLMError:
@@ -156,6 +160,8 @@ def _needs(task: str, number: int, parts: Sequence[Any]) -> None:
 def _text(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
         _fail(field, "must be text that is not empty", value, "write it in quotes, or leave the field out")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        _fail(field, "holds half a character", ascii(value), "write both halves of the pair")
 
 
 def _system(field: str, value: object) -> None:
@@ -177,8 +183,7 @@ def _tasks(field: str, value: object) -> None:
 
 
 def _seconds(field: str, value: object) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         _fail(field, "must be a number above 0", value, "give the length of the last recording in s")
 
 
