@@ -45,6 +45,8 @@ OPEN: dict[str, Any] = {
     "reference": "Oh dear.",
 }
 NULLS = {**ANSWERED, "system": None}
+FREE = copy.deepcopy(ANSWERED)
+FREE["turns"][0]["parts"][1]["labels"] = {"pitch": "middle"}
 
 Damage = Callable[[dict[str, Any]], Any]
 
@@ -227,7 +229,7 @@ def fits_schema(row: Any) -> bool:
 
 
 def test_json_schema_and_check_agree() -> None:
-    for row in (ANSWERED, OPEN, NULLS):
+    for row in (ANSWERED, OPEN, NULLS, FREE):
         check(row)
         assert fits_schema(row)
     for name in DAMAGE:

@@ -21,7 +21,7 @@ KINDS = ("linguistic", "paralinguistic", "dual")
 TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "respond")
 ROLES = ("user", "assistant")
 LEVELS = ("low", "normal", "high")
-# Attributes with a closed set of values; an emotion is whatever the corpus calls it.
+# Attributes with a closed set of values in talks with tasks; an emotion is whatever the corpus calls it.
 LABELS: Mapping[str, tuple[str, ...]] = {
     "gender": ("male", "female"),
     "pitch": LEVELS,
@@ -137,8 +137,19 @@ def _end(row: Mapping[str, Any]) -> None:
     if last["role"] != role:
         what = "kind: it ends with the answer" if "kind" in row else "tasks: it ends with the spoken turn"
         _fail(f"turns[{number}].role", f"must be {role} in a talk with {what}", last["role"], f"end with the {role}")
+    if "tasks" in row:
+        _normal(row["turns"])
     for task in row.get("tasks", ()):
         _needs(task, number, last["parts"])
+
+
+def _normal(turns: Sequence[Mapping[str, Any]]) -> None:
+    """Answers are made from labels, so these have our values; where the answer stands already, they are free."""
+    for number, turn in enumerate(turns):
+        for place, part in enumerate(turn["parts"]):
+            for name, value in part.get("labels", {}).items() if isinstance(part, dict) else ():
+                if name in LABELS:
+                    _one_of(f"turns[{number}].parts[{place}].labels.{name}", value, LABELS[name])
 
 
 def _needs(task: str, number: int, parts: Sequence[Any]) -> None:
@@ -222,8 +233,6 @@ def _labels(field: str, labels: object) -> None:
     if not isinstance(labels, dict):
         _fail(field, "is not an object", labels, 'write for example {"gender": "female"}')
     for name, value in labels.items():
-        if name in LABELS:
-            _one_of(f"{field}.{name}", value, LABELS[name])
         _text(f"{field}.{name}", value)
 
 
