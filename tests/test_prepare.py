@@ -221,9 +221,11 @@ def die_at(raw: Path, out: Path, patch: Callable[[Callable[[], None]], None]) ->
     """Runs a preparation in a child that kills itself where the patch says; whether it was killed."""
     child = os.fork()
     if child == 0:
-        patch(lambda: os.kill(os.getpid(), signal.SIGKILL))
-        run(raw, out)
-        os._exit(0)
+        try:
+            patch(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            run(raw, out)
+        finally:
+            os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
 
