@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dualslm.errors import DualSLMError
+from dualslm.files import replacing as replacing  # others import it from here
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
@@ -169,30 +170,6 @@ def check_print(module: nn.Module, expected: str, *, part: str, name: str) -> No
             got=f"weights {got}, not {expected}",
             do="load the one that the checkpoint's config.json names",
         )
-
-
-class replacing:
-    """Gives a temporary path; on success it is synced and renamed, so no reader ever sees half a file.
-
-    What a killed writer left is written over by the next; a file has one writer at a time.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Path:
-        self.partial.unlink(missing_ok=True)
-        self.partial.touch()
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.partial.unlink(missing_ok=True)
-            return
-        with self.partial.open("rb") as file:
-            os.fsync(file.fileno())
-        self.partial.chmod(0o644)
-        self.partial.replace(self.path)
 
 
 def _download(name: str, revision: str | None) -> Path:

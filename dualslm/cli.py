@@ -1,4 +1,4 @@
-"""The command line: `dualslm ask`, `show`, `train`, `plan`, `label`, `targets`, `demo`, `--version`.
+"""The command line: its verbs, `--version`, and how mistakes are told.
 
 Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
 one line on standard error and exit status 2; a traceback is a fault of ours.
@@ -34,6 +34,7 @@ examples:
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
   dualslm ask a.wav --view speech,none             what does it hear beyond words?
+  dualslm prepare librispeech LibriSpeech          make manifests of a downloaded corpus
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
   dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
   dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
+    _add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
@@ -109,6 +111,12 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_speech(parser)
     parser.set_defaults(verb=_show)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    from dualslm.corpora.command import add
+
+    add(parser)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,10 @@ from dualslm import cli
 from dualslm.recipe import to_toml
 from dualslm.tiny import ADAPTERS, CLIPS
 
-DOCS = ["README.md", "docs/benchmarks.md", "docs/decisions.md", "docs/paper-map.md"]
+DOCS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("benchmarks", "corpora", "decisions", "manifest", "paper-map", "tasks")),
+]
 
 
 def blocks(root: Path, language: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ import dualslm
 
 MAX_FILE_LINES = 400
 MEDIAN_FUNCTION_LINES, P90_FUNCTION_LINES = 11, 45
-TORCH_FREE = ["audio", "conversation", "errors", "metrics", "prompt", "recipe", "tasks", "corpora", "judges"]
+TORCH_FREE = ["audio", "conversation", "errors", "files", "metrics", "prompt", "recipe", "tasks", "corpora", "judges"]
 TEXT = {".py", ".md", ".toml", ".txt", ".yaml"}
 HYPE = r"\b(blazing|cutting[- ]edge|effortless|game[- ]chang|revolutionar|seamless|state[- ]of[- ]the[- ]art)"
 SOMEBODYS_MACHINE = r"(?<![\w.])/(work|tmp|home|root|Users)/"

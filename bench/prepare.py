@@ -1,0 +1,68 @@
+"""Memory and speed of `dualslm prepare` on a manifest of millions of rows.
+
+    python bench/prepare.py --rows 2000000
+
+The rows are made here; they name some thousand short recordings again and again, each in a split of its own. The
+last lines give the rows a second and the memory that the preparation took beyond what importing it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from standins import Voice
+
+from dualslm.corpora import CORPORA
+from dualslm.corpora.prepare import prepare
+
+CLIPS = 2000
+
+
+def main() -> int:
+    """Makes the rows, prepares them and prints what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--verify", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder / "mine", args.rows)
+        prepare(CORPORA["jsonl"], folder / "mine" / "warm.jsonl", folder / "warm")
+        before, began = memory_mb(), time.monotonic()
+        report = prepare(CORPORA["jsonl"], folder / "mine" / "all.jsonl", folder / "out", verify=args.verify)
+        seconds = time.monotonic() - began
+    talks = sum(counts["talks"] for counts in report["splits"].values())
+    print(f"{talks:,} talks in {seconds:.0f} s: {talks / seconds:,.0f} rows and looks at a clip a second")
+    print(f"extra memory: {memory_mb() - before:.0f} MB")
+    return 0
+
+
+def make(folder: Path, rows: int) -> None:
+    """A file of rows, a file of one row, and the recordings."""
+    voice = Voice(folder)
+    for number in range(CLIPS):
+        voice.say(folder / f"{number}.wav")
+    with (folder / "all.jsonl").open("w") as file:
+        for number in range(rows):
+            clip = number % CLIPS
+            row = {"audio": f"{clip}.wav", "transcript": f"These are the words of row {number}.", "speaker": f"s{clip}"}
+            file.write(json.dumps({**row, "gender": "female", "emotion": "sad"}) + "\n")
+    (folder / "warm.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def memory_mb() -> float:
+    """The most that this process has used so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

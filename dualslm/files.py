@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all; nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class replacing:
+    """Gives a temporary path; on success it is synced and renamed, so no reader ever sees half a file.
+
+    What a killed writer left is written over by the next; a file has one writer at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.partial = path, path.with_name(f".{path.name}.partial")
+
+    def __enter__(self) -> Path:
+        self.partial.unlink(missing_ok=True)
+        self.partial.touch()
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.partial.unlink(missing_ok=True)
+            return
+        with self.partial.open("rb") as file:
+            os.fsync(file.fileno())
+        self.partial.chmod(0o644)
+        self.partial.replace(self.path)
