@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
+from dualslm.corpora import schema
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, TaskKind
 from dualslm.tasks import NO_ANSWER, TASKS, asks, caption, draw, left_out, one_task
@@ -212,16 +213,13 @@ def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """A line of a manifest, checked."""
     try:
-        row: dict[str, Any] = json.loads(line)
-        if "tasks" not in row and row["kind"] not in TASK_KINDS:
-            raise ValueError(f"kind {row['kind']!r}")
-        str(row["id"])
-        read_talk(row, path.parent, None)
+        row = dict(schema.check(schema.parse(line), complete=False))
         asks(row)
         return row
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        got = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise DualSLMError(f"{path} line {number} is no talk", got=got, do="see docs/manifest.md") from error
+    except schema.Fault as fault:
+        raise schema.at(path, number, fault) from fault
+    except ValueError as error:
+        raise DualSLMError(f"{path} line {number} is no talk", got=str(error), do="see docs/manifest.md") from error
 
 
 def _llm(told: Mapping[str, Any]) -> str:

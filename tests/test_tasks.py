@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dualslm.corpora import schema
 from dualslm.recipe import TASK_KINDS
 from dualslm.tasks import NO_ANSWER, TASKS, caption, draw, finished, left_out, waiting
 from dualslm.tasks.attributes import ATTRIBUTES
@@ -154,3 +155,7 @@ def test_captions_vary_and_follow_from_the_draw() -> None:
     assert caption(LABELS, random.Random(7)) == caption(LABELS, random.Random(7))
     assert caption(LABELS) == "female, low pitch, fast tempo, normal energy, happy"
     assert len(LAYOUTS) >= 3
+
+
+def test_manifests_know_every_task() -> None:
+    assert tuple(TASKS) == schema.TASKS

@@ -46,11 +46,12 @@ class Fault(ValueError):  # noqa: N818 - it becomes an error only with a file an
         super().__init__(f"{field} {wrong}")
 
 
-def check(row: object) -> Mapping[str, Any]:
+def check(row: object, *, complete: bool = True) -> Mapping[str, Any]:
     """Gives a line of a manifest back when it is one.
 
     Args:
         row: what the line's JSON holds.
+        complete: every task has what it needs, under our names; a reader that leaves tasks out does without.
 
     Raises:
         Fault: the first thing that is wrong.
@@ -67,6 +68,8 @@ def check(row: object) -> Mapping[str, Any]:
         got = "both" if "kind" in row else "neither"
         _fail("kind", "or tasks must be given", got, "give kind to a talk with its answer, tasks to one without")
     _end(row)
+    if complete and "tasks" in row:
+        _answerable(row)
     return row
 
 
@@ -137,10 +140,13 @@ def _end(row: Mapping[str, Any]) -> None:
     if last["role"] != role:
         what = "kind: it ends with the answer" if "kind" in row else "tasks: it ends with the spoken turn"
         _fail(f"turns[{number}].role", f"must be {role} in a talk with {what}", last["role"], f"end with the {role}")
-    if "tasks" in row:
-        _normal(row["turns"])
-    for task in row.get("tasks", ()):
-        _needs(task, number, last["parts"])
+
+
+def _answerable(row: Mapping[str, Any]) -> None:
+    """The answers of all tasks can be made."""
+    _normal(row["turns"])
+    for task in row["tasks"]:
+        _needs(task, len(row["turns"]) - 1, row["turns"][-1]["parts"])
 
 
 def _normal(turns: Sequence[Mapping[str, Any]]) -> None:
