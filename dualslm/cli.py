@@ -52,7 +52,7 @@ class Utterance:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_spelt_out(sys.argv[1:] if argv is None else argv))
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
     try:
         if args.version:
@@ -66,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _spelt_out(argv: Sequence[str]) -> list[str]:
+    """`prepare hf:NAME` as `prepare hf NAME`."""
+    words = list(argv)
+    if "prepare" in words[:-1] and (word := words[(at := words.index("prepare") + 1)]).startswith("hf:"):
+        words[at : at + 1] = ["hf", word.removeprefix("hf:")]
+    return words
 
 
 class _Parser(argparse.ArgumentParser):

@@ -186,7 +186,7 @@ def _parts_table(model: DualSLM) -> Table:
 
 
 def _stages_table(recipe: Recipe, stages: Sequence[Lessons]) -> Table:
-    columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "learns", "P from", "L from")
+    columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "epochs", "learns", "P, L from")
     caption = "any: text, speech or nothing, equally often (equivalence replacement)"
     left_out = {why: count for lessons in stages for why, count in lessons.talks.left_out.items()}
     caption += "".join(f"\nleft out: {count} talks, {why}" for why, count in left_out.items())
@@ -195,8 +195,9 @@ def _stages_table(recipe: Recipe, stages: Sequence[Lessons]) -> Table:
         head = f"[bold]{stage.name}[/]\n{lessons.steps} x {stage.batch}\nlr {stage.lr:g}"
         for name, kind in stage.kinds.items():
             drawn = round(lessons.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
-            cells = (name, str(drawn), str(lessons.talks.count(name)), " ".join(kind.learns))
-            table.add_row(head, *cells, _sources(kind.view.para), _sources(kind.view.ling))
+            talks = lessons.talks.count(name)
+            sources = f"{_sources(kind.view.para)}, {_sources(kind.view.ling)}"
+            table.add_row(head, name, f"{drawn}", f"{talks}", f"{drawn / talks:.2g}", " ".join(kind.learns), sources)
             head = ""
     return table
 

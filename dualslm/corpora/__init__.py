@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dualslm.corpora import dailytalk, jsonl, librispeech, meld, styletalk, textrolspeech
+from dualslm.corpora import dailytalk, hf, jsonl, librispeech, meld, styletalk, textrolspeech
 from dualslm.corpora.base import Corpus
 from dualslm.errors import DualSLMError
 
-_ALL = (librispeech, textrolspeech, meld, styletalk, dailytalk, jsonl)
+_ALL = (librispeech, textrolspeech, meld, styletalk, dailytalk, jsonl, hf)
 CORPORA: Mapping[str, Corpus] = {module.CORPUS.name: module.CORPUS for module in _ALL}
 
 

@@ -41,7 +41,7 @@ def rows(raw: Raw) -> Iterator[Entry]:
                 row = parse(line)
                 if not isinstance(row, dict):
                     raise Fault("the line", "is not an object", got=row, do="write one object in braces on each line")
-                yield _entry(raw, path, number, row, columns, path.stem if own_split else "")
+                yield entry(raw, path, number, row, columns, path.stem if own_split else "")
             except Fault as fault:
                 raise at(path, number, fault) from fault
 
@@ -65,7 +65,7 @@ def _files(root: Path) -> list[Path]:
     return [root]
 
 
-def _entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mapping[str, str], split: str) -> Entry:
+def entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mapping[str, str], split: str) -> Entry:
     """A line as an entry; its id is the user's, or the file's name and the line's number."""
     if "turns" in row:
         return _talk(raw, path, check(row), split)
