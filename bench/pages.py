@@ -21,7 +21,9 @@ PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
 def main() -> int:
     """Writes or compares."""
     text = PAGE.read_text()
-    fresh = put(text, "train_step", train_step(json.loads((RESULTS / "train_step.json").read_text())))
+    fresh = text
+    for name, table in {"train_step": train_step, "word_errors": word_errors}.items():
+        fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
     if "--check" in sys.argv:
         return int(fresh != text)
     PAGE.write_text(fresh)
@@ -44,6 +46,19 @@ def train_step(result: dict[str, Any]) -> str:
             said.append(_row(row["step"], *numbers, f"{took / counted:.0%}", f"{row['memory_gb']:.2f}"))
         said.append("")
     return "\n".join(said)
+
+
+def word_errors(result: dict[str, Any]) -> str:
+    """How the errors fall on sentences, and their rate in each company."""
+    said = [
+        f"`{result['command']}`; n = {result['n']}, seed {result['seed']}.\n",
+        _row("sentences", "how many", "errors"),
+    ]
+    said += ["|---|--:|--:|"]
+    said += [_row(kind, f"{count}", f"{result['errors'][kind]}") for kind, count in sorted(result["sentences"].items())]
+    said += ["", _row("company", "word error rate, %"), "|---|--:|"]
+    said += [_row(name, f"{rate:.1f}") for name, rate in result["rates"].items()]
+    return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
 
 
 def _row(*cells: str) -> str:
