@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
 from dualslm.cli_data import add_features, add_label, add_targets, quiet_transformers
@@ -52,7 +52,7 @@ class Utterance:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
     parser = _parser()
-    args = parser.parse_args(_spelt_out(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
     try:
         if args.version:
@@ -68,16 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _spelt_out(argv: Sequence[str]) -> list[str]:
-    """`prepare hf:NAME` as `prepare hf NAME`."""
-    words = list(argv)
-    if "prepare" in words[:-1] and (word := words[(at := words.index("prepare") + 1)]).startswith("hf:"):
-        words[at : at + 1] = ["hf", word.removeprefix("hf:")]
-    return words
+def _spelt_out(word: str) -> list[str]:
+    return ["hf", word.removeprefix("hf:")] if word.startswith("hf:") else [word]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its mistakes told in one line like all others."""
+    """argparse, with its mistakes told in one line like all others, and `hf:NAME` read as `hf NAME`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Splits the corpus `hf:NAME` in two."""
+        words = [part for word in (sys.argv[1:] if args is None else args) for part in _spelt_out(word)]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dualslm: error: {message}; see {self.prog} --help\n")

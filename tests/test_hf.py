@@ -15,6 +15,7 @@ from dualslm.cli import main
 from dualslm.corpora.schema import read
 
 datasets = pytest.importorskip("datasets", reason="pip install 'dualslm[hf]'")
+datasets.disable_progress_bars()
 MAP = ["--map", "transcript=text", "--map", "gender=sex"]
 
 
