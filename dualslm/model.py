@@ -236,6 +236,7 @@ class DualSLM(nn.Module):
         quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        capture: bool = False,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -247,6 +248,7 @@ class DualSLM(nn.Module):
             quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
+            capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -273,6 +275,8 @@ class DualSLM(nn.Module):
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        if capture:
+            mind.capture()
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
