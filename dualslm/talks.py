@@ -1,18 +1,16 @@
 """Manifests → talks (docs/manifest.md): counted when they are opened, read from disk when they are wanted.
 
 A line with `kind` is one talk with its answer; a line with `tasks` is one talk for each task that its recording
-has a label for (`dualslm.tasks`). Only the place of every talk is kept, 11 bytes each, so that a manifest of
-millions of lines fits in memory. No torch.
+has a label for (`dualslm.tasks`). Only the place of every talk is kept, 11 bytes each (`places.py`), so that a
+manifest of millions of lines fits in memory. No torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
-from dualslm.corpora import schema
 from dualslm.errors import DualSLMError
+from dualslm.places import AS_IT_IS, NAMES, Places, llm_of, places, talks_of
+from dualslm.places import TARGETS as TARGETS  # others import it from here
+from dualslm.places import rows as rows
 from dualslm.recipe import TASK_KINDS, TaskKind
-from dualslm.tasks import NO_ANSWER, TASKS, asks, caption, draw, left_out, one_task
+from dualslm.tasks import NO_ANSWER, caption, draw, left_out, one_task
 
 PLACE = np.dtype([("file", "u2"), ("task", "u1"), ("offset", "i8")])
-NAMES = tuple(TASKS)
-AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
-TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
 WAITS = f"respond: {NO_ANSWER}"
-LLM = ("llm", "revision")  # what of a target's provenance tells one LLM from another
 
 
 class Told(NamedTuple):
@@ -45,26 +41,6 @@ class Told(NamedTuple):
     id: str
     talk: Conversation
     cut_off: bool = False
-
-
-@dataclass
-class _Places:
-    """The places of the talks of one kind while they are found."""
-
-    file: array[int] = field(default_factory=lambda: array("H"))
-    task: array[int] = field(default_factory=lambda: array("B"))
-    offset: array[int] = field(default_factory=lambda: array("q"))
-
-    def add(self, file: int, task: int, offset: int) -> None:
-        self.file.append(file)
-        self.task.append(task)
-        self.offset.append(offset)
-
-    def packed(self) -> NDArray[Any]:
-        out = np.empty(len(self.file), PLACE)
-        for name in ("file", "task", "offset"):
-            out[name] = np.frombuffer(getattr(self, name), PLACE[name].newbyteorder("=")) if len(out) else 0
-        return out
 
 
 class Talks:
@@ -90,19 +66,19 @@ class Talks:
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        places = {kind: _Places() for kind in TASK_KINDS}
-        for number, path in enumerate(self.paths):
-            for offset, row in rows(path):
-                self._check_writer(row, path)
-                out = left_out(row)
-                self.left_out.update(f"{name}: {why}" for name, why in out.items())
-                for kind, task in _talks_of(row, out):
-                    places[kind].add(number, task, offset)
+        opened: list[Places] = []
+        for path in self.paths:
+            found = places(path)
+            self._check_writers(found.writers, path)
+            self.left_out += found.left_out
+            self.answers += found.answers
+            opened.append(found)
+        self.heard = [found.heard for found in opened]
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-        self.places: dict[TaskKind, NDArray[Any]] = {kind: found.packed() for kind, found in places.items()}
+        self.places: dict[TaskKind, NDArray[Any]] = {kind: _joined(opened, kind) for kind in TASK_KINDS}
 
     def count(self, kind: TaskKind) -> int:
         """How many talks there are of a kind."""
@@ -122,46 +98,42 @@ class Talks:
         """Every recording of every line that gives a talk, in order of the lines."""
         for path in self.paths:
             for _, row in rows(path):
-                if next(_talks_of(row, left_out(row)), None) is not None:
+                if next(talks_of(row, left_out(row)), None) is not None:
                     talk = read_talk(row, path.parent, self.seed)
                     yield from (speech for turn in talk.turns for speech in turn.speeches)
 
-    def _check_writer(self, row: Mapping[str, Any], path: Path) -> None:
+    def _check_writers(self, writers: Sequence[Mapping[str, Any]], path: Path) -> None:
         """Refuses targets of two LLMs: each writes in its own way."""
-        if "provenance" not in row:
-            return
-        self.answers += 1
-        told = row["provenance"]
-        self.writer = self.writer or told
-        if any(told.get(key) != self.writer.get(key) for key in LLM):
-            raise DualSLMError(
-                f"{path} has targets of another LLM",
-                got=f"{_llm(told)} beside {_llm(self.writer)}",
-                do="learn from the targets of one LLM alone",
-            )
+        for told in writers:
+            self.writer = self.writer or told
+            if llm_of(told) != llm_of(self.writer):
+                raise DualSLMError(
+                    f"{path} has targets of another LLM",
+                    got=f"{_llm(told)} beside {_llm(self.writer)}",
+                    do="learn from the targets of one LLM alone",
+                )
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a manifest that are not blank, checked, each with its place in bytes.
-
-    Raises:
-        DualSLMError: a manifest that cannot be read, or a line that is no talk.
-    """
-    offset = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield offset, _row(line, path, number)
-                offset += len(line)
-    except OSError as error:
-        do = "run dualslm targets first" if path.name.endswith(TARGETS) else "check the path"
-        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=do) from error
+def _joined(opened: Sequence[Places], kind: TaskKind) -> NDArray[Any]:
+    """The places of one kind in all manifests."""
+    parts = [np.empty(0, PLACE)]
+    for number, found in enumerate(opened):
+        own = found.kinds[kind]
+        part = np.empty(len(own), PLACE)
+        part["file"], part["task"], part["offset"] = number, own["task"], own["offset"]
+        parts.append(part)
+    return np.concatenate(parts)
 
 
 def recordings(talks: Talks) -> list[str]:
     """The paths of all recordings, each once, in order."""
-    return list(dict.fromkeys(str(speech.audio) for speech in talks.speeches() if speech.audio))
+    found = zip(talks.paths, talks.heard, strict=True)
+    return list(dict.fromkeys(name for path, heard in found for name in _paths(path.parent, heard)))
+
+
+def _paths(folder: Path, heard: bytes) -> Iterator[str]:
+    before = "" if folder == Path() else str(folder)
+    return (os.path.join(before, name) for name in json.loads(heard))
 
 
 def transcripts(talks: Talks) -> Iterator[str]:
@@ -202,28 +174,8 @@ def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part
     )
 
 
-def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
-    """The talks that a line gives: kind, and number of the task."""
-    if "kind" in row:
-        yield row["kind"], AS_IT_IS
-        return
-    yield from ((TASKS[name].kind, NAMES.index(name)) for name in row["tasks"] if name not in out)
-
-
-def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """A line of a manifest, checked."""
-    try:
-        row = dict(schema.check(schema.parse(line), complete=False))
-        asks(row)
-        return row
-    except schema.Fault as fault:
-        raise schema.at(path, number, fault) from fault
-    except ValueError as error:
-        raise DualSLMError(f"{path} line {number} is no talk", got=str(error), do="see docs/manifest.md") from error
-
-
 def _llm(told: Mapping[str, Any]) -> str:
-    return " at ".join(str(told[key]) for key in LLM if told.get(key))
+    return " at ".join(str(value) for value in llm_of(told) if value)
 
 
 def moved(row: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
