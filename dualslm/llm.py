@@ -219,6 +219,15 @@ class FrozenLM(nn.Module):
             mask = None if bool(mask_BT.all()) else mask_BT
             logits_BV = self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
 
+    def answer(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[str]:
+        """Whole replies to prompts of embeddings, each (T, D)."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.decode(self.prefill(prompts), how):
+            for reply, token in zip(replies, tokens, strict=True):
+                if token is not None:
+                    reply.append(token)
+        return [text_of(self.tokenizer, reply) for reply in replies]
+
     @classmethod
     def from_pretrained(
         cls,
@@ -259,6 +268,30 @@ class FrozenLM(nn.Module):
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 
 
+class Pieces:
+    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> str:
+        """What can be shown now that this token has come; empty while a character is not whole."""
+        self.ids.append(token)
+        text = text_of(self.tokenizer, self.ids)
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(self.shown)
+        return self._show(text) if whole else ""
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._show(text_of(self.tokenizer, self.ids))
+
+    def _show(self, text: str) -> str:
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
+
+
 class _Draw:
     """Draws the next token by the decoding settings."""
 
@@ -278,6 +311,11 @@ class _Draw:
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
         chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
         return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply's tokens, without special ones."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
