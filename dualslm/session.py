@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,7 +119,7 @@ class Session:
 
     # ------------------------------------------------------------------ a talk
 
-    def say(self, *parts: Part) -> Iterator[str]:
+    def say(self, *parts: Part) -> Generator[str]:
         """Adds a user turn, yields the reply in pieces and adds it as well.
 
         Closed or broken off in the middle, it keeps what was yielded as the reply. A turn that cannot be answered is
@@ -177,7 +177,7 @@ class Session:
 
     # ------------------------------------------------------------------ any talk
 
-    def answer(self, talk: Conversation, *, how: Decoding | None = None) -> Iterator[str]:
+    def answer(self, talk: Conversation, *, how: Decoding | None = None) -> Generator[str]:
         """Yields the reply to a talk in pieces and leaves the talk as it is; joined they are the whole reply.
 
         What this session has read before is reused as far as the talk begins alike.
