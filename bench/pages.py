@@ -24,6 +24,9 @@ def main() -> int:
     fresh = text
     for name, table in {"train_step": train_step, "word_errors": word_errors}.items():
         fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
+    served = json.loads((RESULTS / "serve.json").read_text())
+    for name, table in {"latency": latency}.items():  # the parts of bench/serve.py
+        fresh = put(fresh, name, table(served[name]))
     if "--check" in sys.argv:
         return int(fresh != text)
     PAGE.write_text(fresh)
@@ -59,6 +62,23 @@ def word_errors(result: dict[str, Any]) -> str:
     said += ["", _row("company", "word error rate, %"), "|---|--:|"]
     said += [_row(name, f"{rate:.1f}") for name, rate in result["rates"].items()]
     return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
+
+
+def latency(result: dict[str, Any]) -> str:
+    """Time to the first token at the first turn and the last, each way, and the ratios."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"median of {result['rounds']} talks, lowest and highest ratio in brackets.\n",
+        _row("size", "way", "turn 1, s", f"turn {result['talk']}, s"),
+        "|---|---|--:|--:|",
+    ]
+    for one in result["sizes"]:
+        said += [_row(one["size"], way, f"{first:.3f}", f"{last:.3f}") for way, (first, last) in one["rows"].items()]
+        said += [
+            _row(one["size"], f"**{name}**", "", f"**{middle:.2f}** [{low:.2f}, {high:.2f}]")
+            for name, (low, middle, high) in one["ratios"].items()
+        ]
+    return "\n".join([*said, ""])
 
 
 def _row(*cells: str) -> str:

@@ -170,8 +170,6 @@ def main() -> None:
         result[name] = {
             "command": " ".join(["python", *sys.argv]),
             "machine": machine,
-            if gpu
-            else f"{platform.machine()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             **measure(args),
