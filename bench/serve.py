@@ -38,9 +38,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
+from dualslm.ears import Ears
 from dualslm.encoder import SpeechEncoder
 from dualslm.llm import Decoding, FrozenLM, Prefilled
 from dualslm.model import DualSLM
+from dualslm.prompt import render
 from dualslm.session import Session
 
 TURNS = 10
@@ -97,10 +99,18 @@ def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
         assert talk.times is not None
         if turn in (1, TURNS):
             asked = Conversation(talk.talk.system, talk.talk.turns[:-1])
-            anew = Session(model, ears=talk.ears)
-            took = {OURS: talk.times.first_token, READ: first_token(anew, asked)}
+            times = talk.times
+            took = {OURS: times.first_token, READ: first_token(Session(model, ears=known(model, asked)), asked)}
             took[ALL] = first_token(Session(model), asked)
-            yield {"turn": turn, "seconds": took, "positions": talk.times.positions, "reused": talk.times.reused}
+            yield {"turn": turn, "seconds": took, "positions": times.positions, "reused": times.reused}
+
+
+def known(model: DualSLM, talk: Conversation) -> Ears:
+    """Ears that have heard every recording of a talk but the last."""
+    ears = Ears(model)
+    if earlier := talk.turns[:-2]:
+        ears.rows([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
+    return ears
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
