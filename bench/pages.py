@@ -68,15 +68,15 @@ def latency(result: dict[str, Any]) -> str:
     """Time to the first token at the first turn and the last, each way, and the ratios."""
     said = [
         f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
-        f"median of {result['rounds']} talks, lowest and highest ratio in brackets.\n",
+        f"the quickest of {result['rounds']} talks, in brackets the median of the talks' own ratios.\n",
         _row("size", "way", "turn 1, s", f"turn {result['talk']}, s"),
         "|---|---|--:|--:|",
     ]
     for one in result["sizes"]:
         said += [_row(one["size"], way, f"{first:.3f}", f"{last:.3f}") for way, (first, last) in one["rows"].items()]
         said += [
-            _row(one["size"], f"**{name}**", "", f"**{middle:.2f}** [{low:.2f}, {high:.2f}]")
-            for name, (low, middle, high) in one["ratios"].items()
+            _row(one["size"], f"**{name}**", "", f"**{quickest:.2f}** ({median:.2f})")
+            for name, (quickest, median) in one["ratios"].items()
         ]
     return "\n".join([*said, ""])
 
