@@ -61,6 +61,7 @@ class _Places:
         self.offset.append(offset)
 
     def packed(self) -> NDArray[Any]:
+        """As one array."""
         out = np.empty(len(self.file), PLACE)
         for name in ("file", "task", "offset"):
             out[name] = np.frombuffer(getattr(self, name), PLACE[name].newbyteorder("=")) if len(out) else 0
@@ -73,6 +74,7 @@ class Talks:
     Args:
         paths: of the manifests.
         seed: of the prompts, choices and captions that are drawn for lines with tasks.
+        weights: how often the talks of each manifest stand here; those of manifests beyond them once.
 
     Attributes:
         left_out: how many talks are not given though a line asks for them, by task and reason; among them those
@@ -85,27 +87,35 @@ class Talks:
             of two LLMs.
     """
 
-    def __init__(self, paths: Sequence[str | Path], seed: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Path], seed: int = 0, weights: Sequence[float] = ()) -> None:
         self.paths, self.seed = [Path(path) for path in paths], seed
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        places = {kind: _Places() for kind in TASK_KINDS}
-        for number, path in enumerate(self.paths):
-            for offset, row in rows(path):
-                self._check_writer(row, path)
-                out = left_out(row)
-                self.left_out.update(f"{name}: {why}" for name, why in out.items())
-                for kind, task in _talks_of(row, out):
-                    places[kind].add(number, task, offset)
+        found: dict[TaskKind, list[NDArray[Any]]] = {kind: [np.empty(0, PLACE)] for kind in TASK_KINDS}
+        for number in range(len(self.paths)):
+            weight = weights[number] if number < len(weights) else 1.0
+            for kind, places in self._places(number).items():
+                found[kind].append(_weighted(places, weight, self.seed))
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-        self.places: dict[TaskKind, NDArray[Any]] = {kind: found.packed() for kind, found in places.items()}
+        self.places = {kind: np.concatenate(some) for kind, some in found.items()}
+
+    def _places(self, number: int) -> dict[TaskKind, NDArray[Any]]:
+        """The places of the talks of one manifest."""
+        places = {kind: _Places() for kind in TASK_KINDS}
+        for offset, row in rows(self.paths[number]):
+            self._check_writer(row, self.paths[number])
+            out = left_out(row)
+            self.left_out.update(f"{name}: {why}" for name, why in out.items())
+            for kind, task in _talks_of(row, out):
+                places[kind].add(number, task, offset)
+        return {kind: some.packed() for kind, some in places.items()}
 
     def count(self, kind: TaskKind) -> int:
-        """How many talks there are of a kind."""
+        """How many talks there are of a kind, weighted: those of an epoch."""
         return len(self.places[kind])
 
     def get(self, kind: TaskKind, index: int) -> Told:
@@ -200,6 +210,13 @@ def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part
         caption=part.get("caption") if seed is None else caption_of(part, seed),
         labels=part.get("labels") or {},
     )
+
+
+def _weighted(places: NDArray[Any], weight: float, seed: int) -> NDArray[Any]:
+    """Places as often as the weight says: whole times in order, and of what is left a drawn part, in order too."""
+    whole, part = divmod(weight, 1)
+    drawn = np.random.default_rng(seed).permutation(len(places))[: round(part * len(places))]
+    return np.concatenate([*[places] * int(whole), places[np.sort(drawn)]])
 
 
 def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:

@@ -74,6 +74,18 @@ def test_an_epoch_has_every_talk_once(recipe: Recipe, lessons: Lessons) -> None:
             assert len(set(ids[epoch * count : (epoch + 1) * count])) == count
 
 
+def test_a_weighted_manifest_is_seen_as_often(recipe: Recipe) -> None:
+    path = recipe.data.train[0]
+    once, weighted = Talks([path]), Talks([path, path], weights=[2.5, 0.25])
+    count = once.count("linguistic")
+    assert weighted.count("linguistic") == 2 * count + round(0.5 * count) + round(0.25 * count)
+    drawn = Counter(weighted.get("linguistic", index).id for index in range(round(2.5 * count)))
+    assert set(drawn.values()) == {2, 3}
+    assert len(drawn) == count
+    again = Talks([path, path], weights=[2.5, 0.25])
+    assert all((again.places[kind] == weighted.places[kind]).all() for kind in TASK_KINDS)
+
+
 def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
     stage = recipe.stages[0]
     assert stage.linguistic is not None
