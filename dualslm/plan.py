@@ -60,8 +60,9 @@ PAPER_LENGTHS: Mapping[TaskKind, Lengths] = MappingProxyType(
     }
 )
 PAPER_TALKS: Mapping[TaskKind, int] = MappingProxyType(
-    # LibriSpeech; TextrolSpeech; StyleTalk and DailyTalk, all turns (paper §IV-A)
-    {"linguistic": 281_241, "paralinguistic": 236_220, "dual": 26_000}
+    # LibriSpeech; TextrolSpeech's training split, a question for each recording, and MELD; StyleTalk and DailyTalk,
+    # all turns (paper §IV-A)
+    {"linguistic": 281_241, "paralinguistic": 212_598 + 9_988, "dual": 26_000}
 )
 
 
@@ -121,7 +122,7 @@ def estimate(recipe: Recipe) -> Estimate:
     weights |= {path: 1.0 for stage in recipe.stages for path in stage.also}
     assumed = not weights or not all(Path(path).exists() for path in weights)
     talks, lengths, seconds = _assumed() if assumed else _counted(weights)
-    steps = {stage.name: _steps(stage, talks) for stage in recipe.stages}
+    steps = {stage.name: stage.steps_over(talks) for stage in recipe.stages}
     flops = {}
     for stage in recipe.stages:
         lessons = _drawn(stage, steps[stage.name])
@@ -166,15 +167,6 @@ def lesson_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: L
 def _learning(products: float, first: float) -> float:
     """FLOPs of multiplications that learn: forward, both gradients; none towards what the first layer reads."""
     return 6 * products - 2 * first
-
-
-def _steps(stage: Stage, talks: Mapping[TaskKind, int]) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    assert stage.epochs is not None
-    whole = sum(kind.share for kind in stage.kinds.values())
-    longest = max(talks[name] * whole / kind.share for name, kind in stage.kinds.items())
-    return max(1, round(stage.epochs * longest / stage.batch))
 
 
 def _drawn(stage: Stage, steps: int) -> dict[TaskKind, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -140,6 +140,7 @@ class Stage:
     warmup: int = 0
     """Optimiser steps."""
     epochs: int | None = None
+    """Times through the talks of the kind with the largest share; the larger kind where shares are equal."""
     steps: int | None = None
     """Optimiser steps."""
     also: tuple[str, ...] = ()
@@ -164,6 +165,15 @@ class Stage:
     def kinds(self) -> dict[TaskKind, Kind]:
         """The kinds of task that this stage trains on."""
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
+
+    def steps_over(self, talks: Mapping[TaskKind, int]) -> int:
+        """Its optimiser steps, with so many talks of each kind in an epoch."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        shares = {name: kind.share for name, kind in self.kinds.items()}
+        share, count = max((share, talks[name]) for name, share in shares.items())
+        return max(1, round(self.epochs * count * sum(shares.values()) / share / self.batch))
 
     @property
     def learns(self) -> set[Channel]:
@@ -193,7 +203,7 @@ class Data:
     train: tuple[str, ...] = ()
     """Manifests to learn from."""
     weights: tuple[float, ...] = ()
-    """How often an epoch has the talks of each training manifest; each once unless given, and 0.5 is a fixed half."""
+    """How often an epoch has the talks of each training manifest; each once unless given, and 0.5 is half of them."""
     validation: tuple[str, ...] = ()
     """Manifests that choose the best checkpoint."""
     features: str = "runs/features"

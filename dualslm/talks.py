@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,13 +69,43 @@ class _Places:
         return out
 
 
+@dataclass(frozen=True)
+class _Weighted:
+    """The places of one manifest's talks of a kind, as often as its weight says."""
+
+    places: NDArray[Any]
+    weight: float
+    seed: str
+
+    def __len__(self) -> int:
+        return round(self.weight * len(self.places))
+
+    def place(self, index: int, epoch: int) -> Any:
+        """Whole times stand in the order of the manifest; what is left goes on through an order that is drawn."""
+        count = len(self.places)
+        whole = int(self.weight) * count
+        if index < whole:
+            return self.places[index % count]
+        turn, place = divmod(epoch * (len(self) - whole) + index - whole, count)
+        return self.places[permuted(count, 1, f"{self.seed}/{turn}")[place]]
+
+
+@lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
+def permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
+    """The indices up to a count in an order drawn by the seed, neighbours by so many."""
+    groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
+    order = (groups[:, None] * together + np.arange(together)).ravel()
+    return order[order < count].astype(np.uint32)
+
+
 class Talks:
     """The talks of some manifests, by kind.
 
     Args:
         paths: of the manifests.
         seed: of the prompts, choices and captions that are drawn for lines with tasks.
-        weights: how often the talks of each manifest stand here; those of manifests beyond them once.
+        weights: how often an epoch has the talks of each manifest; once beyond the weights that are given. Of a
+            fraction it has a part, and the next epoch the part that follows.
 
     Attributes:
         left_out: how many talks are not given though a line asks for them, by task and reason; among them those
@@ -92,16 +123,15 @@ class Talks:
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        found: dict[TaskKind, list[NDArray[Any]]] = {kind: [np.empty(0, PLACE)] for kind in TASK_KINDS}
+        self.places: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
         for number in range(len(self.paths)):
             weight = weights[number] if number < len(weights) else 1.0
             for kind, places in self._places(number).items():
-                found[kind].append(_weighted(places, weight, self.seed))
+                self.places[kind].append(_Weighted(places, weight, f"{self.seed}/{number}/{kind}"))
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-        self.places = {kind: np.concatenate(some) for kind, some in found.items()}
 
     def _places(self, number: int) -> dict[TaskKind, NDArray[Any]]:
         """The places of the talks of one manifest."""
@@ -115,18 +145,25 @@ class Talks:
         return {kind: some.packed() for kind, some in places.items()}
 
     def count(self, kind: TaskKind) -> int:
-        """How many talks there are of a kind, weighted: those of an epoch."""
-        return len(self.places[kind])
+        """How many talks of a kind an epoch has."""
+        return sum(len(some) for some in self.places[kind])
 
-    def get(self, kind: TaskKind, index: int) -> Told:
-        """A talk."""
-        number, task, offset = (int(value) for value in self.places[kind][index])
+    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Told:
+        """A talk of an epoch."""
+        number, task, offset = (int(value) for value in self._place(kind, index, epoch))
         path = self.paths[number]
         with path.open("rb") as file:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
         return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
+
+    def _place(self, kind: TaskKind, index: int, epoch: int) -> Any:
+        for some in self.places[kind]:
+            if index < len(some):
+                return some.place(index, epoch)
+            index -= len(some)
+        raise IndexError(index)
 
     def speeches(self) -> Iterator[Speech]:
         """Every recording of every line that gives a talk, in order of the lines."""
@@ -210,13 +247,6 @@ def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part
         caption=part.get("caption") if seed is None else caption_of(part, seed),
         labels=part.get("labels") or {},
     )
-
-
-def _weighted(places: NDArray[Any], weight: float, seed: int) -> NDArray[Any]:
-    """Places as often as the weight says: whole times in order, and of what is left a drawn part, in order too."""
-    whole, part = divmod(weight, 1)
-    drawn = np.random.default_rng(seed).permutation(len(places))[: round(part * len(places))]
-    return np.concatenate([*[places] * int(whole), places[np.sort(drawn)]])
 
 
 def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
