@@ -280,8 +280,11 @@ class DualSLM(nn.Module):
 
         Args:
             folder: made where it is missing.
-            **card: fields of `Card` to state otherwise, for example `encoder="./encoder"`.
+            **card: fields of `Card` to state otherwise, for example `license="apache-2.0"` or `encoder="./encoder"`.
         """
+        return self._save(folder, None, card)
+
+    def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
         stated = Card(
             encoder=self.encoder.name,
             llm=self.llm.name,
@@ -294,12 +297,12 @@ class DualSLM(nn.Module):
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )
-        return checkpoint.write(folder, replace(stated, **card), self.adapters)
+        return checkpoint.write(folder, replace(stated, **card), self.adapters, repo=repo)
 
-    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes; returns the address of the commit."""
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:
+        """Uploads what `save_pretrained` writes, with a page that says how to use it; returns the commit's address."""
         with tempfile.TemporaryDirectory() as folder:
-            return checkpoint.upload(self.save_pretrained(folder), repo, private=private, token=token)
+            return checkpoint.upload(self._save(folder, repo, card), repo, private=private, token=token)
 
 
 def _audio(clip: Speech) -> Any:
