@@ -220,6 +220,7 @@ class DualSLM(nn.Module):
         quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        capture: bool = False,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -231,6 +232,7 @@ class DualSLM(nn.Module):
             quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
+            capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -257,6 +259,8 @@ class DualSLM(nn.Module):
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        if capture:
+            mind.capture()
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
@@ -264,8 +268,11 @@ class DualSLM(nn.Module):
 
         Args:
             folder: made where it is missing.
-            **card: fields of `Card` to state otherwise, for example `encoder="./encoder"`.
+            **card: fields of `Card` to state otherwise, for example `license="apache-2.0"` or `encoder="./encoder"`.
         """
+        return self._save(folder, None, card)
+
+    def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
         stated = Card(
             encoder=self.encoder.name,
             llm=self.llm.name,
@@ -278,12 +285,12 @@ class DualSLM(nn.Module):
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )
-        return checkpoint.write(folder, replace(stated, **card), self.adapters)
+        return checkpoint.write(folder, replace(stated, **card), self.adapters, repo=repo)
 
-    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes; returns the address of the commit."""
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:
+        """Uploads what `save_pretrained` writes, with a page that says how to use it; returns the commit's address."""
         with tempfile.TemporaryDirectory() as folder:
-            return checkpoint.upload(self.save_pretrained(folder), repo, private=private, token=token)
+            return checkpoint.upload(self._save(folder, repo, card), repo, private=private, token=token)
 
 
 def _audio(clip: Speech) -> Any:

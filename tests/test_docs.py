@@ -21,7 +21,10 @@ from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("benchmarks", "corpora", "decisions", "manifest", "paper-map", "talk", "tasks")),
+    *(
+        f"docs/{name}.md"
+        for name in ("benchmarks", "corpora", "decisions", "five-clips", "manifest", "paper-map", "talk", "tasks")
+    ),
 ]
 
 

@@ -132,6 +132,19 @@ def test_a_cache_that_forgets_is_not_reused(build: Build, family: str) -> None:
         assert session.times.reused == 0
 
 
+def test_captured_steps_leave_a_cache_to_go_on_with(build: Build) -> None:
+    model = build(small_tokenizer())
+    model.llm.capture()
+    session = Session(model, Conversation("Be kind."), how=SHORT)
+    pieces = session.say(*TURNS[0])
+    next(pieces)
+    pieces.close()
+    for parts in TURNS[1:3]:
+        assert session.reply(*parts) == fresh(session)
+        assert session.times is not None
+        assert session.times.reused > 20
+
+
 def test_a_conversation_without_state_reuses_what_it_shares(session: Session) -> None:
     """As a server sees it: the whole talk comes with every request, other recordings of equal sound."""
     talk = Conversation("Be kind.").user(clip(1.0, 1))
