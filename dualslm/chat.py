@@ -96,7 +96,7 @@ class Chat:
             except KeyboardInterrupt:
                 self._note("\n/quit or Ctrl-D ends the talk")
             except DualSLMError as error:
-                self.console.print(f"[red]{escape(' '.join(str(error).split()))}[/]", soft_wrap=True)
+                self._note(" ".join(str(error).split()), style="red")
 
     def take(self, line: str) -> None:
         """Does what a line asks for.
@@ -257,8 +257,8 @@ class Chat:
         text = f"{number}{f' ({self.tone_name})' if self.tone_name else ''} > "
         return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if self.console.is_terminal else ""
 
-    def _note(self, text: str) -> None:
-        self.console.print(text, style="dim", markup=False, soft_wrap=not self.console.is_terminal)
+    def _note(self, text: str, style: str = "dim") -> None:
+        self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 COMMANDS: Mapping[str, _Command] = {
@@ -367,6 +367,6 @@ def _brief(times: Times) -> str:
     left_out = f" · {times.left_out} oldest turns left out" if times.left_out else ""
     new = times.positions - times.reused
     return (
-        f"{times.first_token:.2f} s to the first token, {times.tokens_per_second:.0f} tokens/s"
-        f" · {new} of {times.positions} positions were new{left_out}"
+        f"{times.first_token:.2f} s to the first token · {times.tokens_per_second:.0f} tokens/s"
+        f" · {new} of {times.positions} new{left_out}"
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
 examples:
