@@ -6,6 +6,7 @@ the reply, which stands as far as it was said. Whatever cannot be done is told i
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from rich.cells import cell_len
 from rich.markup import escape
@@ -210,7 +211,7 @@ class Chat:
             raise DualSLMError("save it where?", got="no folder", do="write /save FOLDER")
         past = self.session.past
         settings = {"view": str(self.session.view), "past": None if past is None else str(past)}
-        path = saved.save(Path(_unquoted(folder)).expanduser(), self.session.talk, settings)
+        path = saved.save(_path(folder), self.session.talk, settings)
         self._note(f"saved; dualslm chat --load {shlex.quote(str(path))} goes on with it")
 
     def undo(self, _: str) -> None:
@@ -279,7 +280,7 @@ def spoken(line: str) -> Iterator[Part]:
     Raises:
         DualSLMError: what is named like a recording is none.
     """
-    if _path(line).is_file():  # a name with spaces that nobody quoted
+    if _is_file(line):  # a name with spaces that nobody quoted
         yield Speech(load(_path(line)))
         return
     place, found = 0, WORD.match(line)
@@ -292,12 +293,18 @@ def spoken(line: str) -> Iterator[Part]:
 
 def _path(word: str) -> Path:
     """A path as terminals and file managers drop it: quoted, escaped or as a URL."""
-    url = urlparse(word)
-    return Path(unquote(url.path) if url.scheme == "file" else _unquoted(word)).expanduser()
+    word = _unquoted(word)
+    if word.startswith("file://"):
+        return Path(unquote(word.removeprefix("file://")))
+    return Path(os.path.expanduser(word))  # Path.expanduser fails for unknown users
 
 
 def _is_file(word: str) -> bool:
-    return ("/" in word or "." in word) and _path(word).is_file()
+    """Whether a word, or a whole line of text, names a file."""
+    try:
+        return ("/" in word or "." in word) and _path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null in it
+        return False
 
 
 def _unquoted(word: str) -> str:

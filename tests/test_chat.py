@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from badaudio import BAD, Maker
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rich.console import Console
 from terminal import Terminal
@@ -177,6 +179,7 @@ def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: M
         ("/undo", "nothing to take back"),
         ("/save", "no folder"),
         ("missing.wav", "No such file"),
+        ("x" * 300 + ".wav", "File name too long"),
         ("/tone missing.wav", "No such file"),
         ("", "name a recording"),
     ],
@@ -228,6 +231,23 @@ def test_paths_as_terminals_drop_them(tmp_path: Path, typed: str) -> None:
 
 @pytest.mark.parametrize("line", ["hello", "I can't go.", "It was 3.5 km / 2 miles", "I heard a.wav", "and/or", "..."])
 def test_text_is_no_path(line: str) -> None:
+    assert not list(spoken(line))
+
+
+@given(st.text(max_size=400))
+@settings(deadline=None)
+def test_whatever_is_typed_is_text_or_told(line: str) -> None:
+    try:
+        parts = list(spoken(line))
+    except DualSLMError:
+        return
+    assert not parts or isinstance(parts[0], Speech)
+
+
+@pytest.mark.parametrize(
+    "line", ["a/b " * 300, "~nobody/x", "file://[", "http://[x", "'", "\\", "a\0/b", "x." + "y" * 5000]
+)
+def test_odd_lines_are_text(line: str) -> None:
     assert not list(spoken(line))
 
 
