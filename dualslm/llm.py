@@ -336,6 +336,7 @@ class Draw:
                 self.warp.append(TopPLogitsWarper(how.top_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The next token (B,) of each."""
         if self.greedy:
             return logits_BV.argmax(-1)
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)

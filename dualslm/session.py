@@ -187,7 +187,7 @@ class Session:
             how: decoding settings; the session's own when None.
         """
         began, how = time.perf_counter(), how or self.how
-        prompt, left_out = fitted(talk, self._prompt, self.ears.length, self.context, how.max_new_tokens)
+        prompt, left_out = self._fitted(talk, how)
         (row,) = self.ears.rows([prompt])
         encoded = self._now()
         positions, reused = len(row.marks), min(self.memory.shares(row.marks), len(row.marks) - 1)
@@ -204,6 +204,9 @@ class Session:
                 yield piece
         if rest := pieces.rest():
             yield rest
+
+    def _fitted(self, talk: Conversation, how: Decoding) -> tuple[Prompt, int]:
+        return fitted(talk, self._prompt, self.ears.length, self.context, how.max_new_tokens)
 
     def _prompt(self, talk: Conversation) -> Prompt:
         past = self.past or self.view

@@ -4,7 +4,7 @@ vLLM started with `--enable-prompt-embeds` takes a prompt as embeddings (`/v1/co
 and L alike, so that it reads position by position what the LLM in process reads, whatever the view and the chat
 template. A talk without a recording goes as token ids. No model class is ported and no weight changes.
 
-Dimensions: T positions of a prompt, D width of the LLM, V vocabulary.
+Dimensions: T positions of a prompt, D width of the LLM.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ import base64
 import io
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
 
 from dualslm.backend import Piece, Reason, UnavailableError
 from dualslm.ears import Marked
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import Decoding
 
 CONNECT = 10.0  # s
 SILENCE = 300.0  # s without a byte
@@ -146,44 +142,3 @@ def _reason(choice: Mapping[str, Any]) -> Reason | None:
     if told in (None, "stop", "length"):
         return told
     raise UnavailableError("vLLM ended this reply on its own", got=str(told), do="ask again")
-
-
-# ---------------------------------------------------------------------- what stays here of the LLM
-
-
-def front(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
-    """An LLM of which only the tokenizer and the input embeddings are here; it can embed, and nothing more.
-
-    The table alone is read from the safetensors file.
-
-    Args:
-        name: hub id or folder.
-        revision: of the hub.
-        dtype: of the embeddings.
-        device: where they lie.
-
-    Raises:
-        DualSLMError: nothing there, or no table in it.
-    """
-    try:
-        wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
-        folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError) as error:
-        got = str(error).strip().splitlines()[0]
-        raise DualSLMError(f"cannot load the LLM {name!r}", got=got, do="give a hub id that you can reach, or a folder") from error
-    table = shell.get_input_embeddings()
-    key = next(key for key, value in shell.named_parameters() if value is table.weight)
-    table.weight = nn.Parameter(_read(folder, key).to(device, dtype), requires_grad=False)
-    return FrozenLM(shell, tokenizer, name=name, revision=revision, identity="")
-
-
-def _read(folder: Path, key: str) -> Tensor:
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if key in tensors.keys():  # noqa: SIM118 - not a mapping
-                found: Tensor = tensors.get_tensor(key)
-                return found
-    raise DualSLMError("the LLM's token embeddings are missing", got=f"no {key} in {folder}", do="use whole weights")
