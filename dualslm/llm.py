@@ -207,7 +207,7 @@ class FrozenLM(nn.Module):
     @torch.no_grad()
     def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = _Draw(how, read.logits_BV.device)
+        draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
         stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
@@ -322,7 +322,7 @@ class Pieces:
         return piece
 
 
-class _Draw:
+class Draw:
     """Draws the next token by the decoding settings."""
 
     def __init__(self, how: Decoding, device: torch.device) -> None:
@@ -336,6 +336,7 @@ class _Draw:
                 self.warp.append(TopPLogitsWarper(how.top_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The next token (B,) of each."""
         if self.greedy:
             return logits_BV.argmax(-1)
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
