@@ -7,6 +7,19 @@ into questions, `ask` puts one to a server, `answers` reads what comes back, `ru
 
 from dualslm.judges.protocols import PROTOCOLS
 from dualslm.judges.run import Outcome, compare, judge, verdicts
+from dualslm.judges.sanity import calibration, controls, trust
 from dualslm.judges.spec import JudgeSpec
+from dualslm.judges.tables import summary
 
-__all__ = ["PROTOCOLS", "JudgeSpec", "Outcome", "compare", "judge", "verdicts"]
+__all__ = [
+    "PROTOCOLS",
+    "JudgeSpec",
+    "Outcome",
+    "calibration",
+    "compare",
+    "controls",
+    "judge",
+    "summary",
+    "trust",
+    "verdicts",
+]

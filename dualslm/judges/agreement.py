@@ -54,7 +54,7 @@ def spearman(one_N: Scores, two_N: Scores) -> float | None:
     ranks = [_ranks(one_N), _ranks(two_N)]
     if len(one_N) < 2 or any(rank.std() == 0 for rank in ranks):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def tau(one: Sequence[float], two: Sequence[float]) -> float | None:

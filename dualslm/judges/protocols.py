@@ -95,7 +95,7 @@ class Item:
     replies: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Protocol:
     """One way of judging.
 

@@ -50,7 +50,7 @@ class Question:
 
     def record(self, verdict: Verdict) -> dict[str, Any]:
         """A line of verdicts.jsonl."""
-        found = {"scores": verdict.scores, "status": "scored" if verdict.scores else "unscored"}
+        found: dict[str, Any] = {"scores": verdict.scores, "status": "scored" if verdict.scores else "unscored"}
         found |= {"reason": verdict.reason, "raw": verdict.raw, "rung": verdict.rung, "asked": verdict.asked}
         return {
             **self.known,

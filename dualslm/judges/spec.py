@@ -50,7 +50,7 @@ class JudgeSpec:
         if lacking or len(given) < len(pairs) or not given.keys() <= cls.__dataclass_fields__.keys():
             raise DualSLMError("that names no judge", got=repr(text), do=f"write {FORM}")
         try:
-            return cls(**{key: NUMBERS.get(key, str)(value) for key, value in given.items()})  # type: ignore[arg-type]
+            return cls(**{key: NUMBERS.get(key, str)(value) for key, value in given.items()})
         except ValueError as error:
             raise DualSLMError("that names no judge", got=error, do=f"write {FORM}") from error
 

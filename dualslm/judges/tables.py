@@ -143,12 +143,13 @@ def _mean(records: Sequence[Record], dimension: str, seed: int) -> dict[str, Any
         sums_NC.append((1.0, x, y, x * x, x * y))
         clusters.append(str(some[0]["cluster"] or item))
     counts = np.array(sums_NC)
-    mean, slope = figure(counts, clusters, _average, seed=seed), figure(counts, clusters, _slope, seed=seed)
-    slopes = {f"slope_{key}": value for key, value in slope.as_json().items() if key in ("value", "low", "high")}
+    mean = figure(counts, clusters, _average, seed=seed).as_json()
+    varied = len({*counts[:, 1]}) > 1
+    slope = figure(counts, clusters, _slope, seed=seed).as_json() if varied else dict.fromkeys(("value", "low", "high"))
     return {
-        **{"mean" if key == "value" else key: value for key, value in mean.as_json().items()},
+        **{"mean" if key == "value" else key: value for key, value in mean.items()},
         "words": float(counts[:, 1].mean()),
-        **slopes,
+        **{f"slope_{key}": slope[key] for key in ("value", "low", "high")},
     }
 
 
@@ -248,7 +249,7 @@ def _mean_of(judge: Replies, system: str, shared: Sequence[tuple[str, str]]) -> 
 def _pairs(records: Sequence[Record], seed: int) -> Table:
     """A win counts only where both orders name the same system; where they differ it is a tie, and counted."""
     out = []
-    for (judge, protocol, pair), some in _groups(records, "judge", "protocol", "system").items():
+    for (judge, protocol, _), some in _groups(records, "judge", "protocol", "system").items():
         one, two = _names(some)
         items = {item: _scored(both) for (item,), both in _groups(some, "item_id").items()}
         whole = [both for both in items.values() if len(both) == 2]
