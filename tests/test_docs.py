@@ -20,7 +20,7 @@ from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("benchmarks", "corpora", "decisions", "manifest", "paper-map", "tasks")),
+    *(f"docs/{name}.md" for name in ("benchmarks", "corpora", "decisions", "judges", "manifest", "paper-map", "tasks")),
 ]
 
 
