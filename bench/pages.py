@@ -1,4 +1,4 @@
-"""Writes the measured tables of docs/benchmarks.md and docs/judges.md from the result files; nothing there is typed.
+"""Writes the measured tables of docs/benchmarks.md from the result files; nothing there is typed.
 
     python bench/pages.py [--check]
 
@@ -9,38 +9,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualslm.judges import PROTOCOLS
 from dualslm.tiny.readme import put
 
-DOCS = Path(__file__).parents[1] / "docs"
-RESULTS = DOCS / "results"
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
 
 
 def main() -> int:
     """Writes or compares."""
-    stale = False
-    for page, tables in PAGES.items():
-        text = fresh = (DOCS / page).read_text()
-        for name, table in tables.items():
-            fresh = put(fresh, name, table())
-        stale |= fresh != text
-        if "--check" not in sys.argv:
-            (DOCS / page).write_text(fresh)
-    return int(stale and "--check" in sys.argv)
+    text = PAGE.read_text()
+    fresh = text
+    for name, table in TABLES.items():
+        fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
+    if "--check" in sys.argv:
+        return int(fresh != text)
+    PAGE.write_text(fresh)
+    return 0
 
 
-def _result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
-
-
-def train_step() -> str:
+def train_step(result: dict[str, Any]) -> str:
     """One table a workload: how many times as long as ours each step takes, and what the FLOPs predict."""
-    result = _result("train_step")
     said = [
         f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
         f"size {result['size']}, {result['samples']} samples a step, median of {result['rounds']} rounds.\n"
@@ -57,9 +48,8 @@ def train_step() -> str:
     return "\n".join(said)
 
 
-def word_errors() -> str:
+def word_errors(result: dict[str, Any]) -> str:
     """How the errors fall on sentences, and their rate in each company."""
-    result = _result("word_errors")
     said = [
         f"`{result['command']}`; n = {result['n']}, seed {result['seed']}.\n",
         _row("sentences", "how many", "errors"),
@@ -71,40 +61,29 @@ def word_errors() -> str:
     return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
 
 
-def protocols() -> str:
-    """Every protocol, and the words of the three that say all."""
-    said = [_row("protocol", "print", "a judge reads", "it answers"), "|---|---|---|---|"]
-    for name, one in PROTOCOLS.items():
-        answers = ", ".join(f"{key} {_ends(values)}" for key, values in one.allowed.items())
-        said.append(_row(f"`{name}`", f"`{one.print}`", "; ".join(one.sees), answers))
-    for name in ("cs-1", "egs-1", "pair-1"):
-        said += [f"\n`{name}`:\n", "```text", PROTOCOLS[name].instructions, "```"]
+def step_profile(result: dict[str, Any]) -> str:
+    """Where the time and the work of our step go, and the least that they can take."""
+    rows = result["rows"]
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}; size {result['size']}, "
+        f"{result['samples']} samples a step.\n",
+        _row("", *(row["work"] for row in rows)),
+        "|---|" + "--:|" * len(rows),
+    ]
+    said += [_row(f"TFLOP: {name}", *(f"{row['parts'][name] / 1e12:.3f}" for row in rows)) for name in rows[0]["parts"]]
+    said.append(_row("TFLOP: all, as PyTorch counts", *(f"{row['tflop']:.3f}" for row in rows)))
+    for name in rows[0]["operators"]:
+        said.append(_row(f"time: {name}", *(f"{row['operators'].get(name, 0):.0%}" for row in rows)))
+    said.append(_row("a step, s", *(f"{row['seconds']:.3f}" for row in rows)))
+    said.append(_row("its FLOPs at a bare product's rate, s", *(f"{row['floor']:.3f}" for row in rows)))
     return "\n".join([*said, ""])
-
-
-def _ends(values: Sequence[object]) -> str:
-    return f"{values[0]} to {values[-1]}" if isinstance(values[0], int) else " or ".join(map(str, values))
-
-
-def trial() -> str:
-    """What the trial of the judges said, word for word."""
-    result = _result("judges")
-    counts = [sum(row[key] for row in result["coverage"]) for key in ("n", "scored", "asked_again")]
-    rungs = ", ".join(f"{name} {count}" for one in result["judges"] for name, count in one["rungs"].items())
-    head = f"`{result['command']}`; {result['server']}; {counts[0]} questions, {counts[1]} verdicts, "
-    head += f"{counts[2]} asked once more; answers bound by {rungs}.\n"
-    told = [line for row in result["trust"] for line in row["told"]]
-    return "\n".join([head, "```text", *told, "```", ""])
 
 
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "benchmarks.md": {"train_step": train_step, "word_errors": word_errors},
-    "judges.md": {"protocols": protocols, "trial": trial},
-}
+TABLES = {"train_step": train_step, "step_profile": step_profile, "word_errors": word_errors}
 
 
 if __name__ == "__main__":
