@@ -377,15 +377,15 @@ def test_judges_are_tried_before_they_judge(tmp_path: Path) -> None:
     def think(body: Body, number: int) -> Say:
         return Say('{"better": "tie"}') if "first_reply" in body["messages"][1]["content"] else sensible(body)
 
-    said = rows(4) + rows(4, "rival")
+    said = rows(4)
     with fake(think) as server:
-        what = command.Order((server.judge(),), ("cs-1",), pairs=(("ours", "rival"),))
+        what = command.Order((server.judge(),), ("cs-1",), pairs=(("ours", "gold"),), controls=True)
         only = command.run(what, tmp_path)
         found = command.run(what, tmp_path, said, run_id="r")
-    assert len(server.bodies) == 100 + 8 + 8
+    assert len(server.bodies) == 100 + 20 + 8
     assert only.report.keys() == {"trust"}
     assert found.enough
     assert any("can be trusted" in line for line in found.told)
     assert found.report["trust"][0]["usable"]
-    assert (len(found.report["scores"]), found.report["pairs"][0]["ties"]) == (4, 4)
-    assert "scores: 8 of 8 verdicts, 0 from before, 8 requests sent" in found.told
+    assert (len(found.report["scores"]), found.report["pairs"][0]["ties"]) == (10, 4)
+    assert "scores: 20 of 20 verdicts, 0 from before, 20 requests sent" in found.told

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from dualslm.errors import DualSLMError
 from dualslm.judges import protocols as known
 from dualslm.judges.run import Outcome, Show, compare, judge, verdicts
-from dualslm.judges.sanity import calibration, trust
+from dualslm.judges.sanity import calibration, controls, trust
 from dualslm.judges.spec import FORM, JudgeSpec
 from dualslm.judges.tables import summary
 
@@ -37,6 +37,7 @@ class Order:
         protocols: that score single replies.
         repeats: of each question.
         pairs: systems that are compared.
+        controls: also judge replies made from the references, as systems of their own.
         cache: of raw answers; a file in the output folder when None.
     """
 
@@ -44,6 +45,7 @@ class Order:
     protocols: tuple[str, ...] = DEFAULT
     repeats: int = 1
     pairs: tuple[tuple[str, str], ...] = ()
+    controls: bool = False
     cache: Path | None = None
 
 
@@ -75,6 +77,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--protocol", action="append", default=[], metavar="P", help=f"default: {', '.join(DEFAULT)}")
     add("--repeats", type=int, default=1, metavar="N", help="ask so often, to see whether a judge agrees with itself")
     add("--pair", action="append", default=[], metavar="A:B", help="also compare two systems, in both orders")
+    add("--controls", action="store_true", help="also judge the references, shuffled ones, and a generic reply")
     add("--judge-cache", metavar="FILE", help=f"raw answers of all runs (default: {CACHE} in the output folder)")
     add("--sanity", action="store_true", help="only try the judges on the shipped calibration items")
 
@@ -86,7 +89,7 @@ def order(args: argparse.Namespace) -> Order | None:
         DualSLMError: a judge, protocol or pair that is none, or options that need a judge.
     """
     if not args.judge:
-        if args.sanity or args.pair or args.protocol:
+        if args.sanity or args.pair or args.protocol or args.controls:
             raise DualSLMError("nobody to judge", got="no --judge", do=f"add --judge {FORM}")
         return None
     pairs = [tuple(text.split(":")) for text in args.pair]
@@ -97,6 +100,7 @@ def order(args: argparse.Namespace) -> Order | None:
         tuple(known.protocol(name).id for name in args.protocol or DEFAULT),
         args.repeats,
         tuple((one, two) for one, two in pairs),
+        args.controls,
         Path(args.judge_cache) if args.judge_cache else None,
     )
 
@@ -130,14 +134,15 @@ def run(
     found.told += [line for row in found.report["trust"] for line in row["told"]]
     if predictions is None:
         return found
+    rows = [*predictions, *(controls(predictions) if what.controls else [])]
     common: dict[str, Any] = {"tested": tested, "run_id": run_id}
     with _bar("judging") as show:
         paths = out / VERDICTS, cache
-        scored = judge(predictions, what.judges, what.protocols, *paths, repeats=what.repeats, show=show, **common)
+        scored = judge(rows, what.judges, what.protocols, *paths, repeats=what.repeats, show=show, **common)
     records = found.take("scores", scored)
     if what.pairs:
         with _bar("comparing") as show:
-            compared = compare(predictions, what.pairs, what.judges, out / PAIRS, cache, show=show, **common)
+            compared = compare(rows, what.pairs, what.judges, out / PAIRS, cache, show=show, **common)
         records += found.take("pairs", compared)
     found.report |= summary(records, seed=seed)
     return found
