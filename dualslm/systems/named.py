@@ -13,7 +13,6 @@ from dualslm.systems.item import Item, System
 if TYPE_CHECKING:
     from dualslm.llm import Decoding, FrozenLM
 
-EMBEDDED = "tiny"
 RECIPE = "recipe.toml"
 
 
@@ -59,7 +58,7 @@ def opened(spec: str, means: Means) -> System:
     if kind not in SYSTEMS:
         if pairs:
             raise DualSLMError("unknown kind of system", got=repr(kind), do=f"choose one of {', '.join(SYSTEMS)}")
-        return _ours(spec, means)
+        return _checkpoint({"model": spec}, means)
     must, may, make = SYSTEMS[kind]
     given = dict(pair.partition("=")[::2] for pair in pairs)
     lacking = [key for key in must if not given.get(key)]
@@ -92,19 +91,17 @@ def checkpoint_of(run: str) -> str:
     return str(folder / done[-1])
 
 
-def _ours(name: str, means: Means) -> System:
-    from dualslm import tiny
+def _checkpoint(given: Mapping[str, str], means: Means) -> System:
     from dualslm.model import DualSLM
     from dualslm.systems.ours import Ours
 
-    if name == EMBEDDED:
-        return Ours(tiny.load(device=means.device or "cpu"), means.how, EMBEDDED, means.weigh)
-    folder = checkpoint_of(name)
-    return Ours(DualSLM.from_pretrained(folder, device=means.device), means.how, _called(folder), means.weigh)
+    folder = checkpoint_of(given["model"])
+    model = DualSLM.from_pretrained(folder, device=means.device)
+    return Ours(model, means.how, given.get("name") or called(folder), means.weigh)
 
 
-def _called(folder: str) -> str:
-    """A checkpoint's name in reports: run and stage of a folder, a hub id as it is."""
+def called(folder: str) -> str:
+    """A model's name in reports: the last two parts of a folder, such as run and stage, and a hub id as it is."""
     path = Path(folder)
     return "/".join(path.resolve().parts[-2:]) if path.is_dir() else folder
 
@@ -159,6 +156,7 @@ def _emotion2vec(given: Mapping[str, str], means: Means) -> System:
 
 
 SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
+    "dualslm": (("model",), (), _checkpoint),
     "majority": ((), (), _majority),
     "server": (("url", "model"), (), _server),
     "llm": (("model",), (), _text),
@@ -166,9 +164,10 @@ SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
     "qwen2-audio": (("model",), (), _qwen2_audio),
     "emotion2vec": ((), ("model",), _emotion2vec),
 }
-"""Every kind that is no checkpoint of ours: keys that it must have, keys that it may have, and how it is opened."""
+"""Every kind: keys that it must have, keys that it may have, and how it is opened."""
 
 
 def card(system: System) -> dict[str, Any]:
-    """A system's name and what it is."""
-    return {"name": system.name, **system.about}
+    """A system's name and what it is, without the folders of this machine."""
+    told = {key: called(value) if isinstance(value, str) else value for key, value in system.about.items()}
+    return {"name": system.name, **told}
