@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from judgekit import Body, Fake, Say, block, fake, rows, sensible
 
 from dualslm import client
 from dualslm.errors import DualSLMError
-from dualslm.judges import JudgeSpec, Outcome, command, judge, summary, verdicts
+from dualslm.judges import JudgeSpec, Outcome, judge, summary, verdicts
 
 FORMS = ["json_schema", "json_object", None, None]
 
@@ -351,41 +350,3 @@ def test_other_tasks_are_not_judged(tmp_path: Path) -> None:
         assert outcome.asked == 1
         with pytest.raises(DualSLMError, match="nothing to judge"):
             run(server, tmp_path, predictions=rows(2, task="asr"))
-
-
-# ---------------------------------------------------------------------- from the command line
-
-
-def parsed(*words: str) -> Any:
-    parser = argparse.ArgumentParser()
-    command.add(parser)
-    return command.order(parser.parse_args(words))
-
-
-def test_options_become_an_order(tmp_path: Path) -> None:
-    spec = "name=a,base_url=http://localhost:1/v1,model=m"
-    what = parsed("--judge", spec, "--judge", spec.replace("name=a", "name=b"), "--protocol", "egs", "--pair", "x:y")
-    assert [judge.name for judge in what.judges] == ["a", "b"]
-    assert (what.protocols, what.pairs, what.repeats) == (("egs-1",), (("x", "y"),), 1)
-    assert parsed() is None
-    for words in (["--sanity"], ["--judge", spec, "--pair", "x"], ["--judge", spec, "--protocol", "bleu"]):
-        with pytest.raises(DualSLMError):
-            parsed(*words)
-
-
-def test_judges_are_tried_before_they_judge(tmp_path: Path) -> None:
-    def think(body: Body, number: int) -> Say:
-        return Say('{"better": "tie"}') if "first_reply" in body["messages"][1]["content"] else sensible(body)
-
-    said = rows(4)
-    with fake(think) as server:
-        what = command.Order((server.judge(),), ("cs-1",), pairs=(("ours", "gold"),), controls=True)
-        only = command.run(what, tmp_path)
-        found = command.run(what, tmp_path, said, run_id="r")
-    assert len(server.bodies) == 100 + 20 + 8
-    assert only.report.keys() == {"trust"}
-    assert found.enough
-    assert any("can be trusted" in line for line in found.told)
-    assert found.report["trust"][0]["usable"]
-    assert (len(found.report["scores"]), found.report["pairs"][0]["ties"]) == (10, 4)
-    assert "scores: 20 of 20 verdicts, 0 from before, 20 requests sent" in found.told

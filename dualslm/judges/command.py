@@ -1,4 +1,4 @@
-"""The judges' part of `dualslm eval`: its options, and what is done with them.
+"""The judges' part of `dualslm eval`: what its options ask for, and how it is done.
 
 Every judge is tried on the calibration items before its scores are shown, so that no table of scores stands without a
 word on whether they mean anything.
@@ -68,18 +68,6 @@ class Judged:
         self.enough &= outcome.enough
         self.told += [f"{what}: {line}" for line in outcome.told()]
         return verdicts(outcome.path)
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser the judges' options."""
-    add = parser.add_argument_group("judges of replies").add_argument
-    add("--judge", action="append", default=[], metavar="JUDGE", help=f"{FORM}; once for each judge")
-    add("--protocol", action="append", default=[], metavar="P", help=f"default: {', '.join(DEFAULT)}")
-    add("--repeats", type=int, default=1, metavar="N", help="ask so often, to see whether a judge agrees with itself")
-    add("--pair", action="append", default=[], metavar="A:B", help="also compare two systems, in both orders")
-    add("--controls", action="store_true", help="also judge the references, shuffled ones, and a generic reply")
-    add("--judge-cache", metavar="FILE", help=f"raw answers of all runs (default: {CACHE} in the output folder)")
-    add("--sanity", action="store_true", help="only try the judges on the shipped calibration items")
 
 
 def order(args: argparse.Namespace) -> Order | None:

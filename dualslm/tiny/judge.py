@@ -91,8 +91,8 @@ def serving(rows: Sequence[Row]) -> Iterator[JudgeSpec]:
 def answer(messages: Sequence[Mapping[str, str]], right: Mapping[str, str]) -> str:
     """The verdict as JSON, or a sentence where the question is not known.
 
-    Content and C1 count the sentences for the words and the memory, style and C3 the one for the tone, C4 all of them;
-    the world has no ill words, so C2 is 10. A single sentence without anything right in it ("I see.") claims nothing
+    Content and C1 count all sentences, style and C3 the one for the tone, C4 those for the words and the memory; the
+    world has no ill words, so C2 is 10. A single sentence without anything right in it ("I see.") claims nothing
     wrong either, and is a step above a reply to something else.
     """
     content = messages[1]["content"]
@@ -102,10 +102,10 @@ def answer(messages: Sequence[Mapping[str, str]], right: Mapping[str, str]) -> s
     reply = json.loads(content.rsplit("<reply>\n", 1)[1].removesuffix("\n</reply>"))
     hits = [sentence in reply for sentence in SENTENCE.split(truth)]
     silent = not any(hits) and len(SENTENCE.split(reply)) == 1
-    tone, words, every = float(hits[0]), SILENT if silent else _share(hits[1:]), _share(hits)
+    tone, words, every = float(hits[0]), _share(hits[1:]), SILENT if silent else _share(hits)
     if '"C1"' in messages[0]["content"]:
-        return json.dumps({"C1": _on(10, words), "C2": 10, "C3": _on(10, tone), "C4": _on(10, every)})
-    return json.dumps({"content": _on(5, words), "style": _on(5, tone)})
+        return json.dumps({"C1": _on(10, every), "C2": 10, "C3": _on(10, tone), "C4": _on(10, words)})
+    return json.dumps({"content": _on(5, every), "style": _on(5, tone)})
 
 
 def _question(content: str) -> str:
