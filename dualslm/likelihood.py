@@ -87,7 +87,8 @@ def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influen
     """
     whole = talk.copy().assistant(reply)
     views = [view, View("none", view.ling), View(view.para, "none")]
-    prompts = [render(whole, ears.model.llm.tokenizer, one, history=view, supervise="last") for one in views]
+    tokenizer = ears.model.llm.tokenizer
+    prompts = [render(whole, tokenizer, one, history=view, supervise="last", cut_off=True) for one in views]
     rows = ears.rows(prompts)
     spans = _spans(rows[0])
     prompts += [prompts[0]] * len(spans)
@@ -101,7 +102,7 @@ def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influen
         ((span.start - first) * seconds, (span.stop - first) * seconds, loss)
         for span, loss in zip(spans, lost, strict=True)
     ]
-    tokens = [text_of(ears.model.llm.tokenizer, [token]) for token in ids]
+    tokens = [text_of(tokenizer, [token]) for token in ids]
     return Influence(tokens, (full_K - no_para_K).tolist(), (full_K - no_ling_K).tolist(), pieces)
 
 

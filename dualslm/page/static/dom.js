@@ -112,7 +112,7 @@ export function tint(answer, { tokens, para, ling }) {
       .toSorted((a, b) => words.indexOf(a) - words.indexOf(b))
       .map((word) => word.text.trim().replace(/[.,!?;:]+$/, "")).join(", ");
   const line = (kind, name, found) => h("p", {}, h(`em.${kind}`, {}, name), " ", found || "nothing");
-  return h("div.rests", {}, line("p", "Rests on the tone:", most("para")), line("l", "Rests on the words:", most("ling")));
+  return h("div.rests", {}, line("p", "rests on the tone:", most("para")), line("l", "rests on the words:", most("ling")));
 }
 
 /** The server's words about what is wrong: "wrong: got this; do that". */
@@ -121,16 +121,18 @@ export function complaint(text) {
   return h("div.error", { role: "alert" }, h("strong", {}, wrong), rest ? h("span", {}, `${rest}.`) : null);
 }
 
-/** "first token 0.08 s" and so on, of what is known. */
+/** "encode 2 ms" and so on, of what is known. */
 export function times(found) {
   const rate = found.tokens > 1 && found.decode > 0 ? (found.tokens - 1) / found.decode : null;
   const some = [
-    ["encoded in", found.encode, (v) => `${v.toFixed(2)} s`],
-    ["read in", found.prefill, (v) => `${v.toFixed(2)} s`],
-    ["first token after", found.first_token, (v) => `${v.toFixed(2)} s`],
-    ["", rate, (v) => `${v.toFixed(v < 10 ? 1 : 0)} tokens/s`],
-    ["", found.reused || null, (v) => `${v} of ${found.positions} positions reused`],
+    found.encode >= 0 && `encode ${span(found.encode)}`,
+    found.prefill >= 0 && `prefill ${span(found.prefill)}`,
+    found.first_token !== null && `first token ${span(found.first_token)}`,
+    rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`,
+    found.reused > 0 && `${found.reused} of ${found.positions} positions reused`,
+    found.left_out > 0 && `${found.left_out} oldest turns left out`,
   ];
-  return h("p.meta", {}, ...some.filter(([, value]) => value !== null && value !== undefined)
-    .map(([label, value, form]) => h("span", {}, `${label} ${form(value)}`.trim())));
+  return h("p.meta", {}, ...some.filter(Boolean).map((text) => h("span", {}, text)));
 }
+
+const span = (s) => (s < 0.9995 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(1)} s`);

@@ -24,6 +24,7 @@ async function say(turn) {
   const node = showTurn(turn, page);
   $("turns").append(node);
   node.scrollIntoView({ block: "start", behavior: "smooth" });
+  node.focus({ preventScroll: true });
   await node.begin();
 }
 
@@ -63,6 +64,7 @@ async function clip({ file }) {
   return take(await answer.blob(), file);
 }
 page.clip = clip;
+page.notice = notice;
 
 function notice(text) {
   $("notice").textContent = text;

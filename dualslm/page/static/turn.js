@@ -8,12 +8,14 @@ import { take } from "./sound.js";
 export function showTurn(turn, page) {
   const replies = h("div.replies", {});
   const below = h("div", {});
-  const node = h("li.turn", {}, turn.speech ? spoken(turn) : h("div.said.typed", {}, turn.text), replies, below);
+  const node = h("li.turn", { tabIndex: -1 }, turn.speech ? spoken(turn) : h("div.said.typed", {}, turn.text), replies, below);
   turn.nodes = { node, replies, below };
   node.begin = async () => {
     const hearing = turn.speech && page.about.can.heard ? hear(turn) : null;
     const went = await answer(turn, page, null);
     await hearing;
+    if (went && turn.deaf) turn.heardNode.replaceChildren(complaint(turn.deaf));
+    if (turn.deaf) turn.heardNode.hidden = !went;
     if (went && turn.speech) below.replaceChildren(acts(turn, page));
   };
   return node;
@@ -22,7 +24,8 @@ export function showTurn(turn, page) {
 function spoken(turn) {
   turn.player = player(turn.speech);
   turn.heardNode = h("div.heard", { hidden: true });
-  return h("div.said", {}, turn.player, turn.heardNode);
+  const shown = turn.speech.bars ? turn.player : h("p.name", {}, turn.speech.name);
+  return h("div.said", {}, shown, turn.heardNode);
 }
 
 // ---------------------------------------------------------------- what was heard
@@ -38,7 +41,6 @@ async function hear(turn) {
   try {
     turn.heard = await api.hear(turn.speech.data);
   } catch (error) {
-    turn.heardNode.hidden = true;
     turn.deaf = error.message;
     return;
   }
@@ -55,15 +57,17 @@ async function answer(turn, page, tone) {
   const text = h("p.answer", { "aria-live": "polite", "aria-busy": "true" });
   const line = h("div.reply", {}, how(reply), text);
   turn.nodes.replies.append(line);
+  const end = () => turn.panel?.hidden === false ? turn.panel : line;
+  end().scrollIntoView({ block: "nearest" });
   let went = true;
   await page.run(async (signal) => {
     try {
       const found = await api.reply(page.talk.request(turn, tone, channels), signal, (piece) => {
         reply.text += piece;
-        text.textContent = reply.text;
+        following(end(), () => (text.textContent = reply.text));
       });
       reply.times = found;
-      line.append(times(found));
+      following(end(), () => line.append(times(found)));
     } catch (error) {
       if (error.name === "AbortError" && reply.text) line.append(h("p.meta", {}, "stopped; the talk keeps what was said"));
       else went = failed(turn, page, line, error);
@@ -72,6 +76,13 @@ async function answer(turn, page, tone) {
   text.setAttribute("aria-busy", "false");
   if (went) keep(turn, page, reply, line, text);
   return went;
+}
+
+/** Changes something above the end of a node; whoever saw its end still sees it. */
+function following(node, change) {
+  const seen = node.getBoundingClientRect().bottom < window.innerHeight;
+  change();
+  if (seen) node.scrollIntoView({ block: "nearest" });
 }
 
 function failed(turn, page, line, error) {
@@ -101,6 +112,7 @@ function keep(turn, page, reply, line, text) {
     one.radio.name = turn.group ??= `turn-${crypto.randomUUID?.() ?? Math.random()}`;
     one.radio.title = "the talk goes on from this reply";
     one.radio.setAttribute("aria-label", "The talk goes on from this reply");
+    if (!one.line.querySelector(".how")) one.line.prepend(h("p.how", {}, "as it was said"));
     one.line.prepend(one.radio);
   });
 }
@@ -108,13 +120,13 @@ function keep(turn, page, reply, line, text) {
 // ---------------------------------------------------------------- what can be done with a turn
 
 function acts(turn, page) {
-  const panel = tones(turn, page);
+  const panel = (turn.panel = tones(turn, page));
   panel.hidden = true;
   const open = h("button.quiet", { type: "button", "aria-expanded": "false" }, "Same words, another tone");
   open.onclick = () => {
     panel.hidden = !panel.hidden;
     open.setAttribute("aria-expanded", String(!panel.hidden));
-    if (!panel.hidden) panel.querySelector("button")?.focus();
+    if (!panel.hidden) panel.scrollIntoView({ block: "nearest" });
   };
   const weigh = h("button.quiet", { type: "button" }, "What the reply rests on");
   weigh.onclick = () => rests(turn, page, weigh);
@@ -139,8 +151,9 @@ async function rests(turn, page, button) {
 
 function tones(turn, page) {
   const again = async (tone) => {
-    if (page.busy()) return;
-    await answer(turn, page, tone);
+    if (page.busy()) return page.notice("A reply is growing: stop it first, or wait.");
+    page.notice("");
+    return answer(turn, page, tone);
   };
   const captions = Object.entries(turn.heard?.captions ?? {});
   const chips = captions.map(([value, caption]) =>
