@@ -70,7 +70,10 @@ def degrees(ears: Ears, speech: Speech, questions: Questions, heard: Heard) -> d
     scores = torch.stack([row.sum() for row in _scores(ears, prompts, ears.rows(prompts))]) if prompts else Tensor()
     counts = [len(questions.attributes[name].values) for name in known]
     shares = [some.softmax(0).tolist() for some in scores.split(counts)]
-    return {name: dict(zip(questions.attributes[name].values, some, strict=True)) for name, some in zip(known, shares)}
+    return {
+        name: dict(zip(questions.attributes[name].values, some, strict=True))
+        for name, some in zip(known, shares, strict=True)
+    }
 
 
 def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influence:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
 ANGRY, HAPPY, EXAM = CLIPS / "hear_1_angry.wav", CLIPS / "hear_2_happy.wav", CLIPS / "tones_1_happy.wav"
+NORMAL = View()
 TONE = {"gender": "male", "pitch": "middle", "tempo": "fast", "energy": "loud", "emotion": "angry"}
 
 
@@ -92,7 +93,7 @@ def session() -> Session:
     return Session(tiny.load(), Conversation(world.LISTEN), questions=ASKED, context=tiny.CONTEXT)
 
 
-def reply(session: Session, *said: Speech | str, view: View = View()) -> str:
+def reply(session: Session, *said: Speech | str, view: View = NORMAL) -> str:
     talk = Conversation(world.LISTEN)
     session.view = view
     for part in said:

@@ -78,14 +78,12 @@ const strength = (nats) => (nats > 0.3 ? nats / (nats + 2) : 0);
 export function gauges(attributes) {
   const rows = Object.entries(attributes).map(([name, { value, degrees }]) => {
     const shares = Object.entries(degrees ?? (value ? { [value]: 1 } : {}));
-    const cells = shares.map(([choice, share]) => {
-      const cell = h(`li${choice === value ? ".best" : ""}`, {
+    const cells = shares.map(([choice, share]) =>
+       h(`div${choice === value ? ".best" : ""}`, {
         role: "meter", "aria-label": `${name} ${choice}`, "aria-valuemin": 0, "aria-valuemax": 100,
         "aria-valuenow": Math.round(100 * share), title: `${choice}: ${percent(share)}`,
-      }, choice, h("i", { "--degree": share }));
-      return cell;
-    });
-    return h("div.gauge", {}, h("dt", {}, name), h("dd", {}, cells.length ? h("ul", {}, ...cells) : h("span.wait", {}, "no clear answer")));
+      }, choice, h("i", { "--degree": share })));
+    return h("div.gauge", {}, h("dt", {}, name), h("dd", {}, cells.length ? h("div.cells", {}, ...cells) : h("span.wait", {}, "no clear answer")));
   });
   return h("dl.gauges", {}, ...rows);
 }

@@ -34,8 +34,8 @@ async function hear(turn) {
   const words = h("p.words", {}, h("span.wait", {}, "listening"));
   const tone = h("div", {}, h("span.wait", {}, "listening"));
   turn.heardNode.replaceChildren(
-    h("div", {}, h("h3", {}, h("em.l", {}, "Words"), h("span", {}, " from L alone")), words),
-    h("div", {}, h("h3", {}, h("em.p", {}, "Tone"), h("span", {}, " from P alone")), tone),
+    h("div", {}, h("h2", {}, h("em.l", {}, "Words"), h("span", {}, " from L alone")), words),
+    h("div", {}, h("h2", {}, h("em.p", {}, "Tone"), h("span", {}, " from P alone")), tone),
   );
   turn.heardNode.hidden = false;
   try {
