@@ -22,7 +22,7 @@ def main() -> int:
     """Writes or compares."""
     text = PAGE.read_text()
     fresh = text
-    for name, table in {"train_step": train_step, "word_errors": word_errors}.items():
+    for name, table in TABLES.items():
         fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
     if "--check" in sys.argv:
         return int(fresh != text)
@@ -61,8 +61,29 @@ def word_errors(result: dict[str, Any]) -> str:
     return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
 
 
+def step_profile(result: dict[str, Any]) -> str:
+    """Where the time and the work of our step go, and the least that they can take."""
+    rows = result["rows"]
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}; size {result['size']}, "
+        f"{result['samples']} samples a step.\n",
+        _row("", *(row["work"] for row in rows)),
+        "|---|" + "--:|" * len(rows),
+    ]
+    said += [_row(f"TFLOP: {name}", *(f"{row['parts'][name] / 1e12:.3f}" for row in rows)) for name in rows[0]["parts"]]
+    said.append(_row("TFLOP: all, as PyTorch counts", *(f"{row['tflop']:.3f}" for row in rows)))
+    for name in rows[0]["operators"]:
+        said.append(_row(f"time: {name}", *(f"{row['operators'].get(name, 0):.0%}" for row in rows)))
+    said.append(_row("a step, s", *(f"{row['seconds']:.3f}" for row in rows)))
+    said.append(_row("its FLOPs at a bare product's rate, s", *(f"{row['floor']:.3f}" for row in rows)))
+    return "\n".join([*said, ""])
+
+
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+TABLES = {"train_step": train_step, "step_profile": step_profile, "word_errors": word_errors}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing as replacing  # others import it from here
+from dualslm.modelcard import modelcard
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
@@ -44,6 +45,7 @@ class Card:
         linguistic: arguments of `LinguisticAdapter`.
         recipe: the recipe it was trained by.
         metrics: what was measured on it.
+        license: of the adapters, by the hub's name for it, for example "apache-2.0".
         format: of this file.
     """
 
@@ -57,11 +59,18 @@ class Card:
     linguistic: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
     format: int = FORMAT
 
 
-def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module) -> Path:
+def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, repo: str | None = None) -> Path:
     """Saves a checkpoint; each file is written under a temporary name, synced and renamed.
+
+    Args:
+        folder: made where it is missing.
+        card: what the checkpoint says of itself.
+        adapters: whose weights are saved.
+        repo: the hub id that it is to have, for its page.
 
     Returns:
         The folder.
@@ -72,7 +81,7 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module) -> Pa
     with replacing(path / WEIGHTS) as partial:
         save_file(state, partial, metadata={"format": "pt"})
     with replacing(path / README) as partial:
-        partial.write_text(_readme(card))
+        partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
     with replacing(path / CARD) as partial:
         partial.write_text(json.dumps({"model_type": "dualslm", **asdict(card)}, indent=2) + "\n")
     return path
@@ -185,14 +194,3 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _beside(folder: Path, name: str) -> str:
     return str((folder / name).resolve()) if name.startswith(".") else name
-
-
-def _readme(card: Card) -> str:
-    bases = "".join(f"- {base}\n" for base in (card.llm, card.encoder) if not base.startswith((".", "/")))
-    front = f"---\nlibrary_name: dualslm\ntags:\n- speech\n- audio-text-to-text\n{'base_model:' * bool(bases)}"
-    return (
-        f"{front}\n{bases}---\n\n# Speech adapters for {card.llm}\n\n"
-        f"Paralinguistic and linguistic adapters that let the frozen LLM `{card.llm}` hear speech through the "
-        f"frozen encoder `{card.encoder}`.\n\n```python\nfrom dualslm import DualSLM\n\n"
-        'model = DualSLM.from_pretrained("this repository")\nprint(model.reply("hello.wav"))\n```\n'
-    )

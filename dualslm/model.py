@@ -33,6 +33,7 @@ from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
 from dualslm.recipe import Quantise
+from dualslm.table import table_only
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
@@ -220,6 +221,8 @@ class DualSLM(nn.Module):
         quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        capture: bool = False,
+        answers: bool = True,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -231,6 +234,8 @@ class DualSLM(nn.Module):
             quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
+            capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
+            answers: False loads no more of the LLM than its token embeddings, to hear for one that runs elsewhere.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -245,18 +250,18 @@ class DualSLM(nn.Module):
             device=where,
         )
         checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
-        mind = FrozenLM.from_pretrained(
-            llm or card.llm,
-            revision=None if llm else card.llm_revision,
-            dtype=trunk,
-            device=where,
-            quantise=quantise,
-        )
+        named, pinned = llm or card.llm, None if llm else card.llm_revision
+        if answers:
+            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantise=quantise)
+        else:
+            mind = table_only(named, revision=pinned, dtype=trunk, device=where)
         checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        if capture:
+            mind.capture()
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
@@ -264,8 +269,11 @@ class DualSLM(nn.Module):
 
         Args:
             folder: made where it is missing.
-            **card: fields of `Card` to state otherwise, for example `encoder="./encoder"`.
+            **card: fields of `Card` to state otherwise, for example `license="apache-2.0"` or `encoder="./encoder"`.
         """
+        return self._save(folder, None, card)
+
+    def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
         stated = Card(
             encoder=self.encoder.name,
             llm=self.llm.name,
@@ -278,12 +286,12 @@ class DualSLM(nn.Module):
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )
-        return checkpoint.write(folder, replace(stated, **card), self.adapters)
+        return checkpoint.write(folder, replace(stated, **card), self.adapters, repo=repo)
 
-    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes; returns the address of the commit."""
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:
+        """Uploads what `save_pretrained` writes, with a page that says how to use it; returns the commit's address."""
         with tempfile.TemporaryDirectory() as folder:
-            return checkpoint.upload(self.save_pretrained(folder), repo, private=private, token=token)
+            return checkpoint.upload(self._save(folder, repo, card), repo, private=private, token=token)
 
 
 def _audio(clip: Speech) -> Any:

@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +62,40 @@ class _Places:
         self.offset.append(offset)
 
     def packed(self) -> NDArray[Any]:
+        """As one array."""
         out = np.empty(len(self.file), PLACE)
         for name in ("file", "task", "offset"):
             out[name] = np.frombuffer(getattr(self, name), PLACE[name].newbyteorder("=")) if len(out) else 0
         return out
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """The places of one manifest's talks of a kind, as often as its weight says."""
+
+    places: NDArray[Any]
+    weight: float
+    seed: str
+
+    def __len__(self) -> int:
+        return round(self.weight * len(self.places))
+
+    def place(self, index: int, epoch: int) -> Any:
+        """Whole times stand in the order of the manifest; what is left goes on through an order that is drawn."""
+        count = len(self.places)
+        whole = int(self.weight) * count
+        if index < whole:
+            return self.places[index % count]
+        turn, place = divmod(epoch * (len(self) - whole) + index - whole, count)
+        return self.places[permuted(count, 1, f"{self.seed}/{turn}")[place]]
+
+
+@lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
+def permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
+    """The indices up to a count in an order drawn by the seed, neighbours by so many."""
+    groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
+    order = (groups[:, None] * together + np.arange(together)).ravel()
+    return order[order < count].astype(np.uint32)
 
 
 class Talks:
@@ -73,6 +104,8 @@ class Talks:
     Args:
         paths: of the manifests.
         seed: of the prompts, choices and captions that are drawn for lines with tasks.
+        weights: how often an epoch has the talks of each manifest; once beyond the weights that are given. Of a
+            fraction it has a part, and the next epoch the part that follows.
 
     Attributes:
         left_out: how many talks are not given though a line asks for them, by task and reason; among them those
@@ -85,38 +118,52 @@ class Talks:
             of two LLMs.
     """
 
-    def __init__(self, paths: Sequence[str | Path], seed: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Path], seed: int = 0, weights: Sequence[float] = ()) -> None:
         self.paths, self.seed = [Path(path) for path in paths], seed
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        places = {kind: _Places() for kind in TASK_KINDS}
-        for number, path in enumerate(self.paths):
-            for offset, row in rows(path):
-                self._check_writer(row, path)
-                out = left_out(row)
-                self.left_out.update(f"{name}: {why}" for name, why in out.items())
-                for kind, task in _talks_of(row, out):
-                    places[kind].add(number, task, offset)
+        self.places: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
+        for number in range(len(self.paths)):
+            weight = weights[number] if number < len(weights) else 1.0
+            for kind, places in self._places(number).items():
+                self.places[kind].append(_Weighted(places, weight, f"{self.seed}/{number}/{kind}"))
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-        self.places: dict[TaskKind, NDArray[Any]] = {kind: found.packed() for kind, found in places.items()}
+
+    def _places(self, number: int) -> dict[TaskKind, NDArray[Any]]:
+        """The places of the talks of one manifest."""
+        places = {kind: _Places() for kind in TASK_KINDS}
+        for offset, row in rows(self.paths[number]):
+            self._check_writer(row, self.paths[number])
+            out = left_out(row)
+            self.left_out.update(f"{name}: {why}" for name, why in out.items())
+            for kind, task in _talks_of(row, out):
+                places[kind].add(number, task, offset)
+        return {kind: some.packed() for kind, some in places.items()}
 
     def count(self, kind: TaskKind) -> int:
-        """How many talks there are of a kind."""
-        return len(self.places[kind])
+        """How many talks of a kind an epoch has."""
+        return sum(len(some) for some in self.places[kind])
 
-    def get(self, kind: TaskKind, index: int) -> Told:
-        """A talk."""
-        number, task, offset = (int(value) for value in self.places[kind][index])
+    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Told:
+        """A talk of an epoch."""
+        number, task, offset = (int(value) for value in self._place(kind, index, epoch))
         path = self.paths[number]
         with path.open("rb") as file:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
         return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
+
+    def _place(self, kind: TaskKind, index: int, epoch: int) -> Any:
+        for some in self.places[kind]:
+            if index < len(some):
+                return some.place(index, epoch)
+            index -= len(some)
+        raise IndexError(index)
 
     def speeches(self) -> Iterator[Speech]:
         """Every recording of every line that gives a talk, in order of the lines."""

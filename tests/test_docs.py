@@ -20,7 +20,10 @@ from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("benchmarks", "corpora", "decisions", "manifest", "paper-map", "tasks")),
+    *(
+        f"docs/{name}.md"
+        for name in ("benchmarks", "corpora", "decisions", "five-clips", "manifest", "paper-map", "tasks")
+    ),
 ]
 
 

@@ -99,6 +99,13 @@ def test_counts_come_from_the_manifest(tmp_path: Path) -> None:
     assert found.steps == {"joint": 7, "disentangle": 7}
 
 
+def test_weights_of_manifests_count(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    weighted = replace(recipe, data=replace(recipe.data, weights=(2.5,)))
+    assert plan.estimate(weighted).talks == {"linguistic": 30, "paralinguistic": 30}
+    assert plan.estimate(weighted).encoder_flops == plan.estimate(recipe).encoder_flops
+
+
 @pytest.mark.parametrize("name", ["paper-qwen", "paper-llama", "small", "tiny"])
 def test_every_shipped_recipe_is_planned_without_torch(root: Path, name: str) -> None:
     code = (

@@ -89,6 +89,6 @@ def test_every_requirement_is_pinned(root: Path) -> None:
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    names = {re.split("[<>=]", one)[0].replace("_", "-") for group in groups for one in group}
+    names = {re.split("[<>=;]", one)[0].replace("_", "-") for group in groups for one in group}
     assert not names - pins.keys()
     assert not any("+" in version for version in pins.values())

@@ -176,6 +176,14 @@ def test_stages_have_names_of_their_own() -> None:
         dataclasses.replace(read, stages=read.stages * 2)
 
 
+def test_weights_of_manifests() -> None:
+    assert small('data.train=["a", "b"]', "data.weights=[1, 2.5]").data.weights == (1.0, 2.5)
+    with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 1 for 2 manifests"):
+        small('data.train=["a", "b"]', "data.weights=[1]")
+    with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 0\.0"):
+        small('data.train=["a"]', "data.weights=[0]")
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DualSLMError, match="No such file"):
         recipe.load(tmp_path / "none.toml")
