@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -178,12 +179,17 @@ class FrozenLM(nn.Module):
 
     @contextmanager
     def _head_reads(self, keep_BT: Tensor | None) -> Iterator[None]:
-        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row."""
+        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row.
+
+        Another thread that reads at the same time is left alone.
+        """
         if keep_BT is None:
             yield
             return
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep_BT][None],))
+        head, mine = self.model.get_output_embeddings(), get_ident()
+        hook = head.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0][keep_BT][None],) if get_ident() == mine else None
+        )
         try:
             yield
         finally:
