@@ -178,7 +178,7 @@ def gap(result: Result, claim: Claim) -> Difference | None:
 
 
 def _head(result: Result) -> str:
-    done = len({key for key in result["marks"]})
+    done = len(result["marks"])
     steps = ", ".join(f"{name} {one['steps']} steps of {one['batch']}" for name, one in result["lengths"].items())
     missing = result["missing"]
     rest = f"**Not done yet: {'; '.join(missing)}.** The same command goes on with them.\n" if missing else ""
@@ -290,8 +290,6 @@ def _reservations(result: Result) -> str:
   embeddings at 10 Hz. It can be replaced by nothing, so ERR does not apply to it.
 - **Histories of one length** are those talks of the same manifest that have {result["fixed"]} exchanges: about a
   quarter of the distinct conversations, for as many steps.
-- An earlier prototype of this world, without alignment, saw word errors from L alone fall from 82 to 6 % by ERR, and
-  replacement by text begin to work, and no gain for P and L together. One seed, n = 100.
 - One tiny world, one tiny LLM: what does not hold here may hold at the paper's size, and the other way round.
 """
 

@@ -97,7 +97,8 @@ def line(
     counts = np.stack([np.asarray(parts, float), np.asarray(wholes or np.ones(len(parts)), float)], 1)
     made = figure(counts, groups)
     by = 1 if percent else 100
-    return Line(label, made.value / by, made.low / by, made.high / by, made.n, zero)
+    low, high = min(made.low, made.value), max(made.high, made.value)  # Wilson's ends round to a hair beyond 0 and 100
+    return Line(label, made.value / by, low / by, high / by, made.n, zero)
 
 
 @dataclass
@@ -164,10 +165,11 @@ class Desk:
         """One recording's embeddings by one adapter, or the encoder's last layer where `channel` is None (T, D)."""
         key = (channel, id(speech))
         if key not in self.known:
-            self.known[key] = embeddings(self.model, self._frames(speech), channel)
+            self.known[key] = embeddings(self.model, self.frames(speech), channel)
         return self.known[key]
 
-    def _frames(self, speech: Speech) -> Frames:
+    def frames(self, speech: Speech) -> Frames:
+        """One recording's frames."""
         return (self.hear or self.model.hear)([speech])
 
 

@@ -73,7 +73,7 @@ def _features(desk: Desk, clips: Sequence[Speech]) -> dict[str, Features]:
         if name == "P" and len({len(one) for one in kept}) == 1:
             found["P, every embedding"] = _table([one.flatten() for one in kept])
         if channel is not None:
-            untrained = [embeddings(fresh, (desk.hear or fresh.hear)([clip]), channel) for clip in clips]
+            untrained = [embeddings(fresh, desk.frames(clip), channel) for clip in clips]
             found[f"{name} untrained"] = _table([one.mean(0) for one in untrained])
     return found
 
@@ -105,9 +105,8 @@ def fitted(table: Features, truth: Sequence[str], groups: Sequence[str]) -> list
             right[test] = labels[test] == labels[train][0]
             continue
         own, other = _standardised(table, train, test)
-        inner = min(3, min(list(labels[train]).count(value) for value in set(labels[train])))
         model: Any = LogisticRegressionCV(
-            Cs=[1 / shrink for shrink in SHRINK], cv=max(2, inner), max_iter=200, use_legacy_attributes=False
+            Cs=[1 / shrink for shrink in SHRINK], cv=2, max_iter=200, use_legacy_attributes=False
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a rare class missing in an inner fold, a fit that stops early
