@@ -29,5 +29,5 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantised,label,hf,eval]'
+	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,eval]'
 	touch $@ .venv/installed

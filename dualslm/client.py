@@ -144,7 +144,7 @@ def _is_address(url: str) -> bool:
 
 def _pause(turn: int, wish: str | None) -> float:
     """How long to wait, in s: the server's wish where it has one, at least."""
-    own = WAIT * 2**turn * random.uniform(0.5, 1.5)
+    own = WAIT * 2.0**turn * random.uniform(0.5, 1.5)
     return min(LONGEST, max(own, _seconds(wish)))
 
 
@@ -157,6 +157,7 @@ def _seconds(wish: str | None) -> float:
     except ValueError:
         pass
     try:
-        return (email.utils.parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
+        then: datetime = email.utils.parsedate_to_datetime(wish)
+        return (then - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
         return 0.0

@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from dualslm.captured import Captured, Step
 from dualslm.errors import DualSLMError
 from dualslm.layers import quantised
 from dualslm.prompt import stop_ids
@@ -101,6 +102,7 @@ class FrozenLM(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.revision, self.identity = name, revision, identity
         self.stops = stop_ids(tokenizer) | _configured_stops(model)
+        self.captured: Captured | None = None
 
     @property
     def width(self) -> int:
@@ -206,18 +208,55 @@ class FrozenLM(nn.Module):
     def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
         draw = _Draw(how, read.logits_BV.device)
-        logits_BV, mask_BT = read.logits_BV, read.mask_BT
+        logits_BV = read.logits_BV
         ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
         stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
-        for step in range(how.max_new_tokens):
-            ids_B = draw(logits_BV)
-            ended |= torch.isin(ids_B, stops)
-            yield [None if done else int(token) for token, done in zip(ids_B, ended.tolist(), strict=True)]
-            if bool(ended.all()) or step + 1 == how.max_new_tokens:
-                return
+        with self._steps(read, how.max_new_tokens) as step:
+            for left in reversed(range(how.max_new_tokens)):
+                ids_B = draw(logits_BV)
+                ended |= torch.isin(ids_B, stops)
+                yield [None if done else int(token) for token, done in zip(ids_B, ended.tolist(), strict=True)]
+                if bool(ended.all()) or not left:
+                    return
+                logits_BV = step(ids_B)
+
+    @contextmanager
+    def _steps(self, read: Prefilled, most: int) -> Iterator[Step]:
+        """The way from token to token: captured where that was asked for, or as the model is."""
+        if self.captured is not None:
+            with self.captured.steps(read.cache, read.mask_BT, most) as step:
+                yield step
+            return
+        mask_BT = read.mask_BT
+
+        def plain(ids_B: Tensor) -> Tensor:
+            nonlocal mask_BT
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             mask = None if bool(mask_BT.all()) else mask_BT
-            logits_BV = self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
+            return self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
+
+        yield plain
+
+    def capture(self) -> None:
+        """Decodes with captured steps from now on; the first replies of each length and batch are slow.
+
+        Raises:
+            DualSLMError: its cache drops keys (a sliding window).
+        """
+        if not self.keeps_every_position:
+            raise DualSLMError(
+                "this LLM's steps cannot be captured", got="a cache that drops keys", do="leave capture out"
+            )
+        self.captured = Captured(self.model)
+
+    def answer(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[str]:
+        """Whole replies to prompts of embeddings, each (T, D)."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.decode(self.prefill(prompts), how):
+            for reply, token in zip(replies, tokens, strict=True):
+                if token is not None:
+                    reply.append(token)
+        return [text_of(self.tokenizer, reply) for reply in replies]
 
     @classmethod
     def from_pretrained(
@@ -259,6 +298,30 @@ class FrozenLM(nn.Module):
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 
 
+class Pieces:
+    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> str:
+        """What can be shown now that this token has come; empty while a character is not whole."""
+        self.ids.append(token)
+        text = text_of(self.tokenizer, self.ids)
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(self.shown)
+        return self._show(text) if whole else ""
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._show(text_of(self.tokenizer, self.ids))
+
+    def _show(self, text: str) -> str:
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
+
+
 class _Draw:
     """Draws the next token by the decoding settings."""
 
@@ -278,6 +341,11 @@ class _Draw:
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
         chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
         return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply's tokens, without special ones."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.errors import DualSLMError
 from dualslm.fill import Hear, rows
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
 from dualslm.recipe import Quantise
@@ -154,13 +154,7 @@ class DualSLM(nn.Module):
     def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
         """Replies to rendered prompts, for example with cached frames."""
         with torch.no_grad():
-            read = self.llm.prefill(self.embed(prompts, hear))
-        replies: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.llm.decode(read, how):
-            for reply, token in zip(replies, tokens, strict=True):
-                if token is not None:
-                    reply.append(token)
-        return [self._text(reply) for reply in replies]
+            return self.llm.answer(self.embed(prompts, hear), how)
 
     def stream(
         self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
@@ -169,17 +163,11 @@ class DualSLM(nn.Module):
         prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        reply: list[int] = []
-        shown = ""
+        pieces = Pieces(self.llm.tokenizer)
         for (token,) in self.llm.decode(read, how):
-            if token is None:
-                break
-            reply.append(token)
-            text = self._text(reply)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown) and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        if rest := self._text(reply)[len(shown) :]:
+            if token is not None and (piece := pieces.add(token)):
+                yield piece
+        if rest := pieces.rest():
             yield rest
 
     def as_talk(self, said: Said, system: str | None = None) -> Conversation:
@@ -187,10 +175,6 @@ class DualSLM(nn.Module):
         if isinstance(said, Conversation):
             return said
         return Conversation(system).user(said if isinstance(said, Speech) else Speech(said))
-
-    def _text(self, ids: Sequence[int]) -> str:
-        text = self.llm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
 
     # ------------------------------------------------------------------ keeping
 
@@ -236,6 +220,7 @@ class DualSLM(nn.Module):
         quantise: Quantise | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        capture: bool = False,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -247,6 +232,7 @@ class DualSLM(nn.Module):
             quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
+            capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -273,6 +259,8 @@ class DualSLM(nn.Module):
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        if capture:
+            mind.capture()
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:

@@ -27,6 +27,7 @@ from dualslm.instruments import Desk, Material, Reading, context, leaks, measure
 from dualslm.instruments.items import Item, of_rows
 from dualslm.instruments.probes import fitted, probes
 from dualslm.llm import Decoding
+from dualslm.model import GREEDY
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, recordings, world
 
@@ -211,7 +212,7 @@ def test_a_model_that_forgets_is_found(parts: DualSLM, material: Material) -> No
 class Transcriber(Rigged):
     """Writes down whatever it hears, whatever it is told."""
 
-    def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = Decoding()) -> list[str]:
+    def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
         answers = super().answer(prompts, hear=hear, how=how)
         return [said(prompt.clips[-1]) if prompt.clips else one for prompt, one in zip(prompts, answers, strict=True)]
 

@@ -14,7 +14,7 @@ from typing import Any
 from dualslm.errors import DualSLMError
 from dualslm.fill import Hear
 from dualslm.instruments.context import alarm, history
-from dualslm.instruments.desk import Desk, Line, Reading
+from dualslm.instruments.desk import Desk, Line, Reading, remembered
 from dualslm.instruments.items import LIMIT, Material, read
 from dualslm.instruments.leaks import tone_from_words, words_from_tone
 from dualslm.instruments.probes import probes
@@ -22,7 +22,7 @@ from dualslm.instruments.replacement import attribution, equivalence
 from dualslm.instruments.swap import source_swap, style_contrast
 from dualslm.model import DualSLM
 
-__all__ = ["INSTRUMENTS", "Desk", "Line", "Material", "Reading", "measure", "read", "run"]
+__all__ = ["INSTRUMENTS", "LIMIT", "Desk", "Line", "Material", "Reading", "measure", "read", "run"]
 
 INSTRUMENTS: Mapping[str, Callable[[Desk, Material], Reading]] = {
     "leak-tone": tone_from_words,
@@ -77,7 +77,7 @@ def run(
     """
     if unknown := [name for name in names if name not in INSTRUMENTS]:
         raise DualSLMError("unknown instrument", got=unknown[0], do=f"choose some of {', '.join(INSTRUMENTS)}")
-    return measure(Desk(model.eval(), hear, seed=seed), read(manifests, limit=limit, seed=seed), names, say)
+    return measure(Desk(model.eval(), hear or remembered(model), seed=seed), read(manifests, limit=limit, seed=seed), names, say)
 
 
 def measure(

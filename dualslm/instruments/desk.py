@@ -8,7 +8,7 @@ Dimensions: B talks, K target tokens of a talk, V vocabulary, D width of the LLM
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,6 @@ class Desk:
     batch: int = 32
     longest: int = 48
     seed: int = 0
-    known: dict[tuple[Channel | None, int], Tensor] = field(default_factory=dict)
 
     def answers(self, talks: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0) -> list[str]:
         """What the model answers to unanswered talks; drawn at a temperature where `heat` is above 0."""
@@ -161,12 +160,9 @@ class Desk:
         means = iter([nats / tokens for nats, tokens in flat])
         return [int(np.argmin([next(means) for _ in some])) for some in choices]
 
-    def kept(self, speech: Speech, channel: Channel | None) -> Tensor:
+    def embeddings(self, speech: Speech, channel: Channel | None) -> Tensor:
         """One recording's embeddings by one adapter, or the encoder's last layer where `channel` is None (T, D)."""
-        key = (channel, id(speech))
-        if key not in self.known:
-            self.known[key] = embeddings(self.model, self.frames(speech), channel)
-        return self.known[key]
+        return embeddings(self.model, self.frames(speech), channel)
 
     def frames(self, speech: Speech) -> Frames:
         """One recording's frames."""
@@ -179,6 +175,19 @@ def embeddings(model: DualSLM, frames: Frames, channel: Channel | None) -> Tenso
     if channel is None:
         return frames.last_BTD[0, : int(frames.lengths_B[0])].float()
     return model.adapt(channel, frames)[0].float()
+
+
+def remembered(model: DualSLM) -> Hear:
+    """The model's own ears, which hear every recording once: an instrument asks about it many times."""
+    kept: dict[int, tuple[Speech, Tensor]] = {}  # with the clip itself, so that its number stays its own
+
+    def hear(clips: Sequence[Speech]) -> Frames:
+        for clip in clips:
+            if id(clip) not in kept:
+                kept[id(clip)] = (clip, model.hear([clip]).layers_NBTD[:, 0])
+        return Frames.stack([kept[id(clip)][1] for clip in clips])
+
+    return hear
 
 
 def _some(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -68,7 +68,7 @@ def _features(desk: Desk, clips: Sequence[Speech]) -> dict[str, Features]:
     found: dict[str, Features] = {}
     channels: Mapping[str, Channel | None] = {"P": "para", "L": "ling", "the encoder": None}
     for name, channel in channels.items():
-        kept = [desk.kept(clip, channel) for clip in clips]
+        kept = [desk.embeddings(clip, channel) for clip in clips]
         found[name] = _table([one.mean(0) for one in kept])
         if name == "P" and len({len(one) for one in kept}) == 1:
             found["P, every embedding"] = _table([one.flatten() for one in kept])

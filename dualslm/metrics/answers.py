@@ -60,7 +60,7 @@ SLOT = re.compile(
     r"\b(is|are|was|as|sounds?|sounding|seems?|feels?|feeling|be|answer|choose|say|expresses|conveys)\b|:"
 )
 FILLER = re.compile(
-    r"(\s|[\"'*(]|\b(a|an|the|very|quite|rather|somewhat|clearly|most|likely|probably|of|being|like|spoken|in|to be)\b)*$"
+    r"(\s|[\"'*(]|\b(a|an|the|very|quite|rather|somewhat|clearly|most|likely|probably|of|being|like|in|to be)\b)*$"
 )
 LISTED = re.compile(r"^[\s,/]*\b(or|and)?\b[\s,/]*")
 
