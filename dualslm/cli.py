@@ -16,20 +16,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
-from dualslm.cli_data import add_features, add_label, add_targets, quiet_transformers
+from dualslm.cli_data import add_features, add_label, add_targets
+from dualslm.cli_eval import add_eval
+from dualslm.cli_model import add_model, quiet_transformers
+from dualslm.cli_model import model_of as _model
+from dualslm.cli_model import new_talk as _new_talk
+from dualslm.cli_talk import add_chat, add_serve
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
-    from dualslm.model import DualSLM
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
 examples:
   dualslm demo                                     hear and see what it does, offline
   dualslm ask hello.wav                            reply to a recording
+  dualslm chat                                     talk to it: speak, type or name recordings
+  dualslm serve                                    OpenAI's API on http://127.0.0.1:8000/v1
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
@@ -38,6 +44,7 @@ examples:
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
   dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
   dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
+  dualslm eval                                     the paper's tables in miniature, on the embedded model
 """
 
 
@@ -95,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
+    add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
+    add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"))
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
@@ -102,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
     add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
+    add_eval(verbs.add_parser("eval", help="ask, measure, compare, report: the paper's tables"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser
@@ -152,10 +162,7 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
     add("--style", default="", metavar="WORDS", help="how --say says it, for example sad,slow")
     add("--tone", metavar="FILE", help="take how it is said from this recording instead")
     add("--view", default="speech,speech", metavar="P,L", help="source of each channel: speech, text or none")
-    add("--system", metavar="TEXT", help="system text of the talk")
-    add("--model", metavar="PATH_OR_ID", help="trained adapters (default: the embedded tiny model)")
-    add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
-    add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+    add_model(parser)
 
 
 # ---------------------------------------------------------------------- verbs
@@ -262,15 +269,6 @@ def _view(args: argparse.Namespace) -> View:
     return View.parse(args.view)
 
 
-def _new_talk(args: argparse.Namespace) -> Conversation:
-    """An empty talk; the embedded LLM knows no talk without a system text, so it gets the one of a listener."""
-    from dualslm.conversation import Conversation
-    from dualslm.tiny.world import LISTEN
-
-    embedded = args.model is None and args.llm is None
-    return Conversation(LISTEN if embedded and args.system is None else args.system)
-
-
 def _utterances(args: argparse.Namespace) -> list[Utterance]:
     """Everything that is said, decoded: a bad file is told before a model is loaded."""
     said = [_recording(file) for file in args.files]
@@ -301,30 +299,6 @@ def _made(text: str, style: str) -> Utterance:
     from dualslm.tiny.voices import say
 
     return Utterance(text, Speech(say(text, style.split()), transcript=text))
-
-
-def _model(args: argparse.Namespace) -> DualSLM:
-    """The model that the options name: embedded, trained, or any two parts with fresh adapters."""
-    from rich.console import Console
-
-    if args.model is None and (args.encoder is None) != (args.llm is None):
-        missing = "--llm" if args.llm is None else "--encoder"
-        raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
-    with Console(stderr=True).status("loading the model"):
-        return _load(args.model, args.encoder, args.llm)
-
-
-def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
-    quiet_transformers()
-    from dualslm import tiny
-    from dualslm.model import DualSLM
-
-    if name is not None:
-        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm)
-    if encoder is None or llm is None:
-        return tiny.load()
-    print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
-    return DualSLM.from_parts(encoder=encoder, llm=llm)
 
 
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dualslm.cli_model import quiet_transformers
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -123,11 +124,3 @@ def _told(out: Path, found: Mapping[str, Any]) -> str:
     reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in found[part].items()]
     without = f"; without: {', '.join(reasons)}" if reasons else ""
     return f"{out}: {found['written']} targets, {found['cut_off']} cut off{without}"
-
-
-def quiet_transformers() -> None:
-    """No warnings and bars of transformers among our lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -80,7 +80,8 @@ class Speech:
         caption: how it is said, in words, for `View(para="text")` and for training.
         labels: attribute values, for example {"emotion": "sad"}.
         rate: the sampling rate of `audio` in Hz where it is an array.
-        tone: another utterance that the paralinguistic channel is taken from: the source swap.
+        tone: another utterance that the paralinguistic channel is taken from: the source swap. Where it has a
+            caption and no recording, P is that text.
     """
 
     audio: str | os.PathLike[str] | bytes | NDArray[np.floating] | None = None
@@ -91,7 +92,10 @@ class Speech:
     tone: Speech | None = None
 
     def in_the_tone_of(self, other: Speech) -> Speech:
-        """These words, said as `other` is said: P comes from `other`, L stays."""
+        """These words, said as `other` is said: P comes from `other`, L stays.
+
+        An `other` without a recording is a description: `Speech(caption="sad, slow")`.
+        """
         return replace(self, tone=other)
 
 

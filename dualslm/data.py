@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,7 +23,7 @@ from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache
 from dualslm.prompt import Prompt, Text, render
 from dualslm.recipe import Kind, Stage, TaskKind, ViewDraw
-from dualslm.talks import Talks, Told
+from dualslm.talks import Talks, Told, permuted
 
 BLOCK = 1000  # lessons after which the kinds stand exactly in their shares
 TRIES = 100  # talks tried at one place before the data are called unusable
@@ -112,12 +111,8 @@ class Lessons(Dataset[Batch]):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the stage; an epoch ends when every kind has been gone through once."""
-        if self.stage.steps is not None:
-            return self.stage.steps
-        assert self.stage.epochs is not None
-        needed = max(self.talks.count(kind) / self.pattern.count(kind) for kind in self.stage.kinds) * BLOCK
-        return max(1, round(self.stage.epochs * needed / self.stage.batch))
+        """Optimiser steps of the stage."""
+        return self.stage.steps_over({kind: self.talks.count(kind) for kind in self.stage.kinds})
 
     def __len__(self) -> int:
         return self.steps
@@ -169,8 +164,8 @@ class Lessons(Dataset[Batch]):
         for ahead in range(min(count, TRIES)):
             epoch, place = divmod(turn + ahead, count)
             together = self.stage.kinds[kind].together
-            index = int(_permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
-            told = self.talks.get(kind, index)
+            index = int(permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
+            told = self.talks.get(kind, index, epoch)
             fault = self._fault(told.talk)
             if fault is None:
                 return told, tuple(skipped)
@@ -198,14 +193,6 @@ def _shuffled(pattern: tuple[TaskKind, ...], seed: str) -> tuple[TaskKind, ...]:
     order = list(pattern)
     random.Random(seed).shuffle(order)
     return tuple(order)
-
-
-@lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
-def _permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
-    """The indices in an order drawn by the seed, neighbours by so many."""
-    groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
-    order = (groups[:, None] * together + np.arange(together)).ravel()
-    return order[order < count].astype(np.uint32)
 
 
 def _sources(kind: Kind, talk: Conversation) -> ViewDraw:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -178,12 +179,17 @@ class FrozenLM(nn.Module):
 
     @contextmanager
     def _head_reads(self, keep_BT: Tensor | None) -> Iterator[None]:
-        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row."""
+        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row.
+
+        Another thread that reads at the same time is left alone.
+        """
         if keep_BT is None:
             yield
             return
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep_BT][None],))
+        head, mine = self.model.get_output_embeddings(), get_ident()
+        hook = head.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0][keep_BT][None],) if get_ident() == mine else None
+        )
         try:
             yield
         finally:
@@ -207,7 +213,7 @@ class FrozenLM(nn.Module):
     @torch.no_grad()
     def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = _Draw(how, read.logits_BV.device)
+        draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
         stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
@@ -249,6 +255,15 @@ class FrozenLM(nn.Module):
             )
         self.captured = Captured(self.model)
 
+    def answer(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[str]:
+        """Whole replies to prompts of embeddings, each (T, D)."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.decode(self.prefill(prompts), how):
+            for reply, token in zip(replies, tokens, strict=True):
+                if token is not None:
+                    reply.append(token)
+        return [text_of(self.tokenizer, reply) for reply in replies]
+
     @classmethod
     def from_pretrained(
         cls,
@@ -289,7 +304,31 @@ class FrozenLM(nn.Module):
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 
 
-class _Draw:
+class Pieces:
+    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> str:
+        """What can be shown now that this token has come; empty while a character is not whole."""
+        self.ids.append(token)
+        text = text_of(self.tokenizer, self.ids)
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(self.shown)
+        return self._show(text) if whole else ""
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._show(text_of(self.tokenizer, self.ids))
+
+    def _show(self, text: str) -> str:
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
+
+
+class Draw:
     """Draws the next token by the decoding settings."""
 
     def __init__(self, how: Decoding, device: torch.device) -> None:
@@ -303,11 +342,17 @@ class _Draw:
                 self.warp.append(TopPLogitsWarper(how.top_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The next token (B,) of each."""
         if self.greedy:
             return logits_BV.argmax(-1)
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
         chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
         return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply's tokens, without special ones."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -29,10 +29,11 @@ from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.errors import DualSLMError
 from dualslm.fill import Hear, rows
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
 from dualslm.recipe import Quantise
+from dualslm.table import table_only
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
@@ -154,13 +155,7 @@ class DualSLM(nn.Module):
     def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
         """Replies to rendered prompts, for example with cached frames."""
         with torch.no_grad():
-            read = self.llm.prefill(self.embed(prompts, hear))
-        replies: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.llm.decode(read, how):
-            for reply, token in zip(replies, tokens, strict=True):
-                if token is not None:
-                    reply.append(token)
-        return [self._text(reply) for reply in replies]
+            return self.llm.answer(self.embed(prompts, hear), how)
 
     def stream(
         self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
@@ -169,17 +164,11 @@ class DualSLM(nn.Module):
         prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        reply: list[int] = []
-        shown = ""
+        pieces = Pieces(self.llm.tokenizer)
         for (token,) in self.llm.decode(read, how):
-            if token is None:
-                break
-            reply.append(token)
-            text = self._text(reply)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown) and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        if rest := self._text(reply)[len(shown) :]:
+            if token is not None and (piece := pieces.add(token)):
+                yield piece
+        if rest := pieces.rest():
             yield rest
 
     def as_talk(self, said: Said, system: str | None = None) -> Conversation:
@@ -187,10 +176,6 @@ class DualSLM(nn.Module):
         if isinstance(said, Conversation):
             return said
         return Conversation(system).user(said if isinstance(said, Speech) else Speech(said))
-
-    def _text(self, ids: Sequence[int]) -> str:
-        text = self.llm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
 
     # ------------------------------------------------------------------ keeping
 
@@ -237,6 +222,7 @@ class DualSLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | None = None,
         capture: bool = False,
+        answers: bool = True,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -249,6 +235,7 @@ class DualSLM(nn.Module):
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
             capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
+            answers: False loads no more of the LLM than its token embeddings, to hear for one that runs elsewhere.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -263,13 +250,11 @@ class DualSLM(nn.Module):
             device=where,
         )
         checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
-        mind = FrozenLM.from_pretrained(
-            llm or card.llm,
-            revision=None if llm else card.llm_revision,
-            dtype=trunk,
-            device=where,
-            quantise=quantise,
-        )
+        named, pinned = llm or card.llm, None if llm else card.llm_revision
+        if answers:
+            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantise=quantise)
+        else:
+            mind = table_only(named, revision=pinned, dtype=trunk, device=where)
         checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")

@@ -60,8 +60,9 @@ PAPER_LENGTHS: Mapping[TaskKind, Lengths] = MappingProxyType(
     }
 )
 PAPER_TALKS: Mapping[TaskKind, int] = MappingProxyType(
-    # LibriSpeech; TextrolSpeech; StyleTalk and DailyTalk, all turns (paper §IV-A)
-    {"linguistic": 281_241, "paralinguistic": 236_220, "dual": 26_000}
+    # LibriSpeech; TextrolSpeech's training split, a question for each recording, and MELD; StyleTalk and DailyTalk,
+    # all turns (paper §IV-A)
+    {"linguistic": 281_241, "paralinguistic": 212_598 + 9_988, "dual": 26_000}
 )
 
 
@@ -116,10 +117,12 @@ def estimate(recipe: Recipe) -> Estimate:
         DualSLMError: a model whose sizes are not known here, or a manifest that is no manifest.
     """
     encoder, llm = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    paths = dict.fromkeys([*recipe.data.train, *(path for stage in recipe.stages for path in stage.also)])
-    assumed = not paths or not all(Path(path).exists() for path in paths)
-    talks, lengths, seconds = _assumed() if assumed else _counted(list(paths))
-    steps = {stage.name: _steps(stage, talks) for stage in recipe.stages}
+    train = recipe.data.train
+    weights = dict(zip(train, recipe.data.weights or [1.0] * len(train), strict=True))
+    weights |= {path: 1.0 for stage in recipe.stages for path in stage.also}
+    assumed = not weights or not all(Path(path).exists() for path in weights)
+    talks, lengths, seconds = _assumed() if assumed else _counted(weights)
+    steps = {stage.name: stage.steps_over(talks) for stage in recipe.stages}
     flops = {}
     for stage in recipe.stages:
         lessons = _drawn(stage, steps[stage.name])
@@ -164,15 +167,6 @@ def lesson_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: L
 def _learning(products: float, first: float) -> float:
     """FLOPs of multiplications that learn: forward, both gradients; none towards what the first layer reads."""
     return 6 * products - 2 * first
-
-
-def _steps(stage: Stage, talks: Mapping[TaskKind, int]) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    assert stage.epochs is not None
-    whole = sum(kind.share for kind in stage.kinds.values())
-    longest = max(talks[name] * whole / kind.share for name, kind in stage.kinds.items())
-    return max(1, round(stage.epochs * longest / stage.batch))
 
 
 def _drawn(stage: Stage, steps: int) -> dict[TaskKind, float]:
@@ -237,15 +231,15 @@ def _assumed() -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], floa
     return dict(PAPER_TALKS), dict(PAPER_LENGTHS), seconds
 
 
-def _counted(paths: Sequence[str]) -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], float]:
-    """Counts and mean lengths of the talks in some manifests, and the seconds of their recordings, each once."""
+def _counted(weights: Mapping[str, float]) -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], float]:
+    """Counts and mean lengths of the talks in weighted manifests, and the seconds of their recordings, each once."""
     sums: dict[TaskKind | Literal["waiting"], list[float]] = {}
     recordings: dict[str, float] = {}
-    for name, row in _rows(paths):
+    for name, row, weight in _rows(weights):
         before, spoken, after, reply = _measured(row["turns"], recordings)
         cell = sums.setdefault(name, [0.0] * 5)
         for place, value in enumerate((1.0, before + len(row.get("system") or ""), spoken, after, reply)):
-            cell[place] += value
+            cell[place] += weight * value
     written: dict[TaskKind, list[float]] = {kind: sums[kind] for kind in TASK_KINDS if kind in sums}
     if "waiting" in sums:
         written.setdefault("dual", sums["waiting"])
@@ -258,17 +252,17 @@ def _counted(paths: Sequence[str]) -> tuple[Mapping[TaskKind, int], Mapping[Task
         )
         for kind, (count, context, spoken, after, reply) in written.items()
     }
-    return {kind: int(cell[0]) for kind, cell in written.items()}, lengths, sum(recordings.values())
+    return {kind: round(cell[0]) for kind, cell in written.items()}, lengths, sum(recordings.values())
 
 
-def _rows(paths: Sequence[str]) -> Iterator[tuple[TaskKind | Literal["waiting"], Mapping[str, Any]]]:
-    """Every talk by its kind, and those whose answer is yet to be written, with a stand-in for it."""
+def _rows(weights: Mapping[str, float]) -> Iterator[tuple[TaskKind | Literal["waiting"], Mapping[str, Any], float]]:
+    """Every talk by its kind with its weight, and those whose answer is yet to be written, with a stand-in for it."""
     stand_in = {"role": "assistant", "parts": ["x" * round(PAPER_LENGTHS["dual"].reply * CHARACTERS_A_TOKEN)]}
-    for path in paths:
+    for path, weight in weights.items():
         for _, row in rows(Path(path)):
-            yield from ((made["kind"], made) for made in finished(row))
+            yield from ((made["kind"], made, weight) for made in finished(row))
             if (talk := waiting(row)) is not None:
-                yield "waiting", {**talk, "turns": [*talk["turns"], stand_in]}
+                yield "waiting", {**talk, "turns": [*talk["turns"], stand_in]}, weight
 
 
 def _measured(turns: Sequence[Mapping[str, Any]], recordings: dict[str, float]) -> tuple[float, float, float, float]:

@@ -223,9 +223,10 @@ class _Writer:
         tone = speech
         while tone.tone is not None:
             tone = tone.tone
-        if view.para == "speech":
+        described = tone is not speech and tone.audio is None and tone.caption is not None
+        if view.para == "speech" and not described:
             self._slot("para", tone)
-        elif view.para == "text":
+        elif view.para != "none":
             self._add(_bracketed(_known(tone.caption, "caption", 'view "text" of P')), quoted=True)
         if view.ling == "speech":
             self._slot("ling", speech)

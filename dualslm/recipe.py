@@ -7,28 +7,23 @@ dataclass is made, whether it is made from TOML or in Python.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import os
 import random
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, get_args
 
 import tomli_w
 
+from dualslm import strict
 from dualslm.conversation import CHANNELS, Channel, Source, View
 from dualslm.errors import DualSLMError
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
 Quantise: TypeAlias = Literal["int8", "nf4"]
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
-NAMES: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-Table = TypeVar("Table")
 
 
 def _require(holds: bool, key: str, got: object, do: str) -> None:
@@ -145,6 +140,7 @@ class Stage:
     warmup: int = 0
     """Optimiser steps."""
     epochs: int | None = None
+    """Times through the talks of the kind with the largest share; the larger kind where shares are equal."""
     steps: int | None = None
     """Optimiser steps."""
     also: tuple[str, ...] = ()
@@ -169,6 +165,15 @@ class Stage:
     def kinds(self) -> dict[TaskKind, Kind]:
         """The kinds of task that this stage trains on."""
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
+
+    def steps_over(self, talks: Mapping[TaskKind, int]) -> int:
+        """Its optimiser steps, with so many talks of each kind in an epoch."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        shares = {name: kind.share for name, kind in self.kinds.items()}
+        share, count = max((share, talks[name]) for name, share in shares.items())
+        return max(1, round(self.epochs * count * sum(shares.values()) / share / self.batch))
 
     @property
     def learns(self) -> set[Channel]:
@@ -197,6 +202,8 @@ class Data:
 
     train: tuple[str, ...] = ()
     """Manifests to learn from."""
+    weights: tuple[float, ...] = ()
+    """How often an epoch has the talks of each training manifest; each once unless given, and 0.5 is half of them."""
     validation: tuple[str, ...] = ()
     """Manifests that choose the best checkpoint."""
     features: str = "runs/features"
@@ -205,6 +212,10 @@ class Data:
     """A larger share of lessons with recordings that cannot be read stops the training."""
 
     def __post_init__(self) -> None:
+        given = f"{len(self.weights)} for {len(self.train)} manifests"
+        _require(len(self.weights) in (0, len(self.train)), "weights", given, "give one for each under data.train")
+        for weight in self.weights:
+            _above_zero(weights=weight)
         _require(0 <= self.unreadable <= 1, "unreadable", self.unreadable, "give a share from 0 to 1")
 
 
@@ -275,124 +286,9 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
 
 def parse(text: str, overrides: Iterable[str] = (), *, name: str = "the recipe") -> Recipe:
     """Reads a recipe from TOML text; see `load`."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DualSLMError(f"{name} is not TOML", got=str(error), do="mend that line") from error
-    for override in overrides:
-        _override(raw, override)
-    return _table(Recipe, raw, "")
+    return strict.read(Recipe, text, overrides, name=name)
 
 
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as TOML that `parse` reads back."""
-    return tomli_w.dumps(_plain(recipe))
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as tables of what TOML can say; a key that is None is left out."""
-    if is_dataclass(value):
-        entries = {_key(entry): _plain(getattr(value, entry.name)) for entry in fields(value)}
-        return {key: entry for key, entry in entries.items() if entry is not None}
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _key(entry: dataclasses.Field[Any]) -> str:
-    return str(entry.metadata.get("key", entry.name))
-
-
-def _table(kind: type[Table], raw: object, where: str) -> Table:
-    """A TOML table → the dataclass `kind`; `where` is the full key so far."""
-    assert is_dataclass(kind)
-    if not isinstance(raw, dict):
-        raise _wrong(where, "a table", raw)
-    known = {_key(entry): entry for entry in fields(kind)}
-    _refuse_unknown(raw, known, where)
-    for key, entry in known.items():
-        if key not in raw and entry.default is MISSING:
-            raise DualSLMError(f"the recipe lacks {where}{key}", got="nothing", do=f"add {where}{key} = ...")
-    hints = get_type_hints(kind)
-    values = {known[key].name: _value(hints[known[key].name], raw[key], where + key) for key in raw}
-    try:
-        return kind(**values)
-    except DualSLMError as error:
-        raise DualSLMError(where + error.wrong, got=error.got, do=error.do) from None
-
-
-def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise DualSLMError(
-                f"the recipe has an unknown key {where}{key}",
-                got=repr(key),
-                do=_suggest(key, sorted(known), prefix=where),
-            )
-
-
-def _value(kind: Any, raw: object, where: str) -> Any:
-    """A TOML value → a value of the type `kind`."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that stands there is an X
-        return _value(inner[0], raw, where)
-    if origin is tuple:
-        if not isinstance(raw, list):
-            raise _wrong(where, "a list", raw)
-        return tuple(_value(inner[0], part, f"{where}.{number}") for number, part in enumerate(raw, 1))
-    if origin is Literal:
-        if raw not in inner:
-            raise DualSLMError(f"{where} is unknown", got=repr(raw), do=_suggest(str(raw), inner))
-        return raw
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _table(kind, raw, f"{where}.")
-    return _scalar(kind, raw, where)
-
-
-def _scalar(kind: type, raw: object, where: str) -> Any:
-    if kind is float and type(raw) is int:
-        return float(raw)
-    if type(raw) is not kind:  # isinstance would let true pass for 1
-        raise _wrong(where, NAMES[kind], raw)
-    return raw
-
-
-def _wrong(where: str, wanted: str, raw: object) -> DualSLMError:
-    got = "a table" if isinstance(raw, dict) else "a list" if isinstance(raw, list) else repr(raw)
-    return DualSLMError(f"{where.rstrip('.')} must be {wanted}", got=got, do="mend it in the recipe")
-
-
-def _suggest(word: str, known: Sequence[str], *, prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Writes one "key.to.set=value" into the raw recipe."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise DualSLMError("not an override", got=repr(override), do="write for example stage.1.lr=1e-5")
-    here: Any = raw
-    for depth, key in enumerate(keys[:-1], 1):
-        here = _step(here, key, ".".join(keys[:depth]))
-    if not isinstance(here, dict):
-        raise DualSLMError(f"{path.strip()} cannot be set", got="no table there", do="name a key of a table")
-    here[keys[-1]] = _parse_value(text.strip())
-
-
-def _step(here: Any, key: str, where: str) -> Any:
-    """One key down; a list is stepped into by number, counted from 1."""
-    if isinstance(here, list):
-        if not key.isdecimal() or not 1 <= int(key) <= len(here):
-            do = f"give a number from 1 to {len(here)}"
-            raise DualSLMError(f"there is no {where} in the recipe", got=repr(key), do=do)
-        return here[int(key) - 1]
-    return here.setdefault(key, {}) if isinstance(here, dict) else here
-
-
-def _parse_value(text: str) -> Any:
-    """A TOML value; what is none, such as a hub id without quotes, is text."""
-    try:
-        value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return value["value"] if value.keys() == {"value"} else text
+    return tomli_w.dumps(strict.plain(recipe))

@@ -1,8 +1,8 @@
 """Manifests → talks (docs/manifest.md): counted when they are opened, read from disk when they are wanted.
 
 A line with `kind` is one talk with its answer; a line with `tasks` is one talk for each task that its recording
-has a label for (`dualslm.tasks`). Only the place of every talk is kept, 11 bytes each (`places.py`), so that a
-manifest of millions of lines fits in memory. No torch.
+has a label for (`dualslm.tasks`). Only the place of every talk is kept, 9 bytes each (`places.py`), so that a manifest
+of millions of lines fits in memory. No torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +21,12 @@ from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
 from dualslm.errors import DualSLMError
-from dualslm.places import AS_IT_IS, NAMES, Places, llm_of, places, talks_of
+from dualslm.places import AS_IT_IS, NAMES, llm_of, places, talks_of
 from dualslm.places import TARGETS as TARGETS  # others import it from here
 from dualslm.places import rows as rows
 from dualslm.recipe import TASK_KINDS, TaskKind
 from dualslm.tasks import NO_ANSWER, caption, draw, left_out, one_task
 
-PLACE = np.dtype([("file", "u2"), ("task", "u1"), ("offset", "i8")])
 WAITS = f"respond: {NO_ANSWER}"
 
 
@@ -43,12 +44,44 @@ class Told(NamedTuple):
     cut_off: bool = False
 
 
+@dataclass(frozen=True)
+class _Weighted:
+    """The places of one manifest's talks of a kind, as often as its weight says."""
+
+    number: int
+    places: NDArray[Any]
+    weight: float
+    seed: str
+
+    def __len__(self) -> int:
+        return round(self.weight * len(self.places))
+
+    def place(self, index: int, epoch: int) -> Any:
+        """Whole times stand in the order of the manifest; what is left goes on through an order that is drawn."""
+        count = len(self.places)
+        whole = int(self.weight) * count
+        if index < whole:
+            return self.places[index % count]
+        turn, place = divmod(epoch * (len(self) - whole) + index - whole, count)
+        return self.places[permuted(count, 1, f"{self.seed}/{turn}")[place]]
+
+
+@lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
+def permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
+    """The indices up to a count in an order drawn by the seed, neighbours by so many."""
+    groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
+    order = (groups[:, None] * together + np.arange(together)).ravel()
+    return order[order < count].astype(np.uint32)
+
+
 class Talks:
     """The talks of some manifests, by kind.
 
     Args:
         paths: of the manifests.
         seed: of the prompts, choices and captions that are drawn for lines with tasks.
+        weights: how often an epoch has the talks of each manifest; once beyond the weights that are given. Of a
+            fraction it has a part, and the next epoch the part that follows.
 
     Attributes:
         left_out: how many talks are not given though a line asks for them, by task and reason; among them those
@@ -61,38 +94,47 @@ class Talks:
             of two LLMs.
     """
 
-    def __init__(self, paths: Sequence[str | Path], seed: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Path], seed: int = 0, weights: Sequence[float] = ()) -> None:
         self.paths, self.seed = [Path(path) for path in paths], seed
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        opened: list[Places] = []
-        for path in self.paths:
+        self.heard: list[bytes] = []
+        self.places: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
+        for number, path in enumerate(self.paths):
             found = places(path)
             self._check_writers(found.writers, path)
             self.left_out += found.left_out
             self.answers += found.answers
-            opened.append(found)
-        self.heard = [found.heard for found in opened]
+            self.heard.append(found.heard)
+            weight = weights[number] if number < len(weights) else 1.0
+            for kind, some in found.kinds.items():
+                self.places[kind].append(_Weighted(number, some, weight, f"{self.seed}/{number}/{kind}"))
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-        self.places: dict[TaskKind, NDArray[Any]] = {kind: _joined(opened, kind) for kind in TASK_KINDS}
 
     def count(self, kind: TaskKind) -> int:
-        """How many talks there are of a kind."""
-        return len(self.places[kind])
+        """How many talks of a kind an epoch has."""
+        return sum(len(some) for some in self.places[kind])
 
-    def get(self, kind: TaskKind, index: int) -> Told:
-        """A talk."""
-        number, task, offset = (int(value) for value in self.places[kind][index])
-        path = self.paths[number]
+    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Told:
+        """A talk of an epoch."""
+        number, place = self._place(kind, index, epoch)
+        path, task, offset = self.paths[number], int(place["task"]), int(place["offset"])
         with path.open("rb") as file:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
         return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
+
+    def _place(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
+        for some in self.places[kind]:
+            if index < len(some):
+                return some.number, some.place(index, epoch)
+            index -= len(some)
+        raise IndexError(index)
 
     def speeches(self) -> Iterator[Speech]:
         """Every recording of every line that gives a talk, in order of the lines."""
@@ -112,17 +154,6 @@ class Talks:
                     got=f"{_llm(told)} beside {_llm(self.writer)}",
                     do="learn from the targets of one LLM alone",
                 )
-
-
-def _joined(opened: Sequence[Places], kind: TaskKind) -> NDArray[Any]:
-    """The places of one kind in all manifests."""
-    parts = [np.empty(0, PLACE)]
-    for number, found in enumerate(opened):
-        own = found.kinds[kind]
-        part = np.empty(len(own), PLACE)
-        part["file"], part["task"], part["offset"] = number, own["task"], own["offset"]
-        parts.append(part)
-    return np.concatenate(parts)
 
 
 def recordings(talks: Talks) -> list[str]:

@@ -92,7 +92,7 @@ def read(recipe: Recipe) -> tuple[dict[str, Talks], Talks | None]:
     """
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
-    once = lru_cache(None)(partial(Talks, seed=recipe.seed))
+    once = lru_cache(None)(partial(Talks, seed=recipe.seed, weights=recipe.data.weights))
     talks = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
     return talks, Talks(recipe.data.validation, recipe.seed) if recipe.data.validation else None
 

@@ -75,6 +75,33 @@ def test_an_epoch_has_every_talk_once(recipe: Recipe, lessons: Lessons) -> None:
             assert len(set(ids[epoch * count : (epoch + 1) * count])) == count
 
 
+def test_a_weighted_manifest_is_seen_as_often(recipe: Recipe) -> None:
+    path = recipe.data.train[0]
+    count = Talks([path]).count("linguistic")
+    weighted = Talks([path, path], weights=[2.5, 0.25])
+    first, second = round(2.5 * count), round(0.25 * count)
+    assert weighted.count("linguistic") == first + second
+    drawn = [Counter(weighted.get("linguistic", index, epoch).id for index in range(first)) for epoch in (0, 1)]
+    assert set(drawn[0].values()) == {2, 3}
+    assert set((drawn[0] + drawn[1]).values()) == {5}
+
+
+def test_a_part_of_a_manifest_is_another_part_in_the_next_epoch(recipe: Recipe) -> None:
+    quarter = Talks([recipe.data.train[0]], weights=[0.25])
+    count = quarter.count("linguistic")
+    ids = [quarter.get("linguistic", index, epoch).id for epoch in range(4) for index in range(count)]
+    assert len(set(ids)) == len(ids) == 4 * count
+    assert ids == [quarter.get("linguistic", index, epoch).id for epoch in range(4) for index in range(count)]
+
+
+def test_an_epoch_is_that_of_the_kind_with_the_largest_share(recipe: Recipe) -> None:
+    stage = replace(recipe.stages[0], steps=None, epochs=2, batch=10)
+    assert stage.linguistic is not None
+    mostly = replace(stage, linguistic=replace(stage.linguistic, share=4.0))
+    assert mostly.steps_over({"linguistic": 80, "paralinguistic": 10_000}) == 2 * 100 // 10
+    assert stage.steps_over({"linguistic": 80, "paralinguistic": 100}) == 2 * 200 // 10
+
+
 def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
     stage = recipe.stages[0]
     assert stage.linguistic is not None
@@ -229,7 +256,9 @@ def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: 
     for some in (first, again):
         assert recordings(some) == recordings(plain)
         assert [some.get("linguistic", n).id for n in range(3)] == [plain.get("linguistic", n).id for n in range(3)]
-        assert all((some.places[kind] == plain.places[kind]).all() for kind in plain.places)
+        for kind, (own,) in plain.places.items():
+            (other,) = some.places[kind]
+            assert (own.places == other.places).all()
 
     index.write_bytes(index.read_bytes()[:-100] + bytes(100))
     assert Talks([path]).count("linguistic") == plain.count("linguistic")

@@ -15,7 +15,7 @@ from dualslm.conversation import Source, View
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage, ViewDraw
 
-SHIPPED = ["paper-qwen", "paper-llama", "small", "tiny"]
+SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "small", "tiny"]
 TAG = re.compile(r"# (paper §|measured: |assumed: )\S")
 
 
@@ -55,7 +55,7 @@ def test_every_recipe_is_known_to_these_tests(root: Path) -> None:
     assert sorted(path.stem for path in (root / "recipes").iterdir()) == sorted(SHIPPED)
 
 
-@pytest.mark.parametrize("name", ["paper-qwen", "paper-llama"])
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama"])
 def test_the_paper(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert read.optimiser.weight_decay == 0.05
@@ -174,6 +174,14 @@ def test_stages_have_names_of_their_own() -> None:
     read = small()
     with pytest.raises(DualSLMError, match="only only"):
         dataclasses.replace(read, stages=read.stages * 2)
+
+
+def test_weights_of_manifests() -> None:
+    assert small('data.train=["a", "b"]', "data.weights=[1, 2.5]").data.weights == (1.0, 2.5)
+    with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 1 for 2 manifests"):
+        small('data.train=["a", "b"]', "data.weights=[1]")
+    with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 0\.0"):
+        small('data.train=["a"]', "data.weights=[0]")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

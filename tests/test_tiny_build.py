@@ -43,6 +43,18 @@ def test_a_finished_build_is_not_done_again(built: Path, capsys: pytest.CaptureF
     assert (built / "llm" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_what_is_not_built_is_the_shipped_part(tmp_path: Path) -> None:
+    recipe = build._recipe(tmp_path, build.QUICK)
+    assert (recipe.model.encoder, recipe.model.llm) == (str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"))
+
+
+def test_the_recipes_talks_are_made_with_nothing_built(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="the build speaks: pip install 'dualslm[voices]'")
+    assert main([*VERBS, str(tmp_path), "--steps", "talks"]) == 0
+    assert (tmp_path / "talks" / "train.jsonl").read_text()
+    assert not (tmp_path / "encoder").exists()
+
+
 def test_an_unknown_step_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*VERBS, str(tmp_path), "--steps", "llm,singing"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown build step: got singing")

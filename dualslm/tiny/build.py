@@ -98,7 +98,7 @@ def run(
     Args:
         out: the build folder; `llm`, `encoder`, `adapters` and `figures.json` appear in it.
         size: how much of everything.
-        steps: which of `STEPS`; the others' results must be there.
+        steps: which of `STEPS`; an LLM or encoder that is not in the folder is the shipped one.
         device: "cpu" or "cuda"; the GPU where there is one.
         processes: that speak side by side; all cores unless given.
         ship: copy the result into the package.
@@ -153,7 +153,7 @@ def _pretrain(part: str, out: Path, size: dict[str, Any], device: str, processes
 def _recipe(out: Path, size: Size) -> Recipe:
     """The tiny recipe on the parts and the talks of this build."""
     recipe = load(RECIPE)
-    parts = replace(recipe.model, encoder=str(out / "encoder"), llm=str(out / "llm"))
+    parts = replace(recipe.model, encoder=str(_part(out, "encoder")), llm=str(_part(out, "llm")))
     lines, checks = ((str(out / "talks" / f"{name}.jsonl"),) for name in TALKS)
     data = replace(recipe.data, train=lines, validation=checks, features=str(out / "frames"))
     stages = tuple(
@@ -161,6 +161,11 @@ def _recipe(out: Path, size: Size) -> Recipe:
         for stage in recipe.stages
     )
     return replace(recipe, model=parts, data=data, stages=stages)
+
+
+def _part(out: Path, name: str) -> Path:
+    """A frozen part: the one of this build, or else the shipped one."""
+    return out / name if (out / name / "card.json").exists() else WEIGHTS / name
 
 
 def without_err(recipe: Recipe) -> Recipe:
@@ -209,7 +214,8 @@ def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings
 
 def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     """Examines the adapters after each stage, and those without ERR."""
-    model = DualSLM.from_pretrained(out / "adapters", device=device, dtype=torch.float32)
+    encoder, llm = (str(_part(out, name)) for name in ("encoder", "llm"))
+    model = DualSLM.from_pretrained(out / "adapters", encoder=encoder, llm=llm, device=device, dtype=torch.float32)
     sets = {name: _record(model, name, size.tested, processes) for name in ("seen", "unseen")}
     names = [stage.name for stage in load(RECIPE).stages]
     found = {}
@@ -256,6 +262,8 @@ def _write_result(path: Path, figures: dict[str, exam.Figures], device: str, cou
 def _ship(out: Path) -> None:
     """Copies what a user needs into the package."""
     for part in ("encoder", "llm", "adapters"):
+        if not (out / part).exists():  # it is the shipped one
+            continue
         target = WEIGHTS / part
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(out / part, target, ignore=shutil.ignore_patterns("checkpoint*", "pool*", "new"))

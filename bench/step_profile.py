@@ -1,0 +1,165 @@
+"""Where the time and the work of one training step of ours go, and what would be the least.
+
+    python bench/step_profile.py [--size cpu|small|full] [--samples 8] [--out docs/results/step_profile.json]
+
+The same step, sizes and lengths as `train_step.py`. The first table shares the time among operators, by PyTorch's
+profiler. The second tells what the FLOPs are spent on, as `dualslm plan` counts them. `floor` is what the counted
+FLOPs would take at the rate of a bare product of the size that the LLM's feed-forward has, measured in the same run:
+no step that does this work can be quicker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import SHAPES, Shape, Step, Work, ours, works
+
+from dualslm.plan import Lengths, lesson_cost
+from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage
+from dualslm.shapes import EncoderShape, LLMShape
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimiser": ("adam",)}
+
+
+def operators(step: Step) -> dict[str, float]:
+    """The share of a step's time in each group of operators."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as seen:
+        step()
+    times: Counter[str] = Counter()
+    for event in seen.key_averages():
+        took = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        name = event.key.removeprefix("aten::").lower()
+        times[_group(name)] += took
+    return {name: took / times.total() for name, took in times.most_common()}
+
+
+def _group(name: str) -> str:
+    for group, words in GROUPS.items():
+        if name in words or (words is not PRODUCTS and any(word in name for word in words)):
+            return group
+    return "everything else"
+
+
+def counted(step: Step) -> float:
+    """FLOPs of a step by PyTorch's counter."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def parts(shape: Shape, work: Work) -> dict[str, float]:
+    """FLOPs of a step by what they are spent on, as `dualslm plan` counts them."""
+    model = ModelRecipe(encoder="", llm="", linguistic=Linguistic(hidden=shape.hidden))
+    stage = Stage(name="any", lr=1.0, batch=1, steps=1, dual=Kind(learns=("para", "ling")))
+    ears = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
+    mind = LLMShape(
+        shape.d_llm, shape.layers, shape.heads, shape.kv_heads, shape.d_llm // shape.heads, shape.ffn, shape.vocabulary
+    )
+    lengths = Lengths(work.context, work.seconds, 4, work.reply, work.branches)
+    cost = lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths)
+    return {
+        "context, forward alone, shared": work.samples * cost.prefix,
+        "P, L and reply, forward and back": work.samples * cost.llm,
+        "adapters": work.samples * cost.adapters,
+    }
+
+
+def rate(shape: Shape, rows: int, device: str, rounds: int) -> float:
+    """FLOP/s of a bare product with the LLM's feed-forward weights."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = torch.randn(rows, shape.d_llm, device=device, dtype=dtype)
+    weight = torch.randn(shape.ffn, shape.d_llm, device=device, dtype=dtype)
+    times = [_seconds(lambda: x @ weight.T) for _ in range(5 * rounds)]
+    return 2 * x.shape[0] * weight.numel() / statistics.median(times)
+
+
+def _seconds(run: Any) -> float:
+    _wait()
+    began = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - began
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    """One row a workload."""
+    found = []
+    for one in works(samples):
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        step = ours(SHAPES[size], one, device, dtype)["ours"]
+        flops = counted(step)
+        seconds, bare = [], []
+        for _ in range(rounds):
+            seconds.append(_seconds(step))
+            bare.append(rate(SHAPES[size], samples * 100, device, rounds))
+        row = {"work": one.name, "seconds": statistics.median(seconds), "tflop": flops / 1e12}
+        floor = row["tflop"] * 1e12 / statistics.median(bare)
+        found.append({**row, "floor": floor, "parts": parts(SHAPES[size], one), "operators": operators(step)})
+    return found
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Time by operator and work by part, one column a workload."""
+    rows = result["rows"]
+    names = [row["work"] for row in rows]
+    times = Table("time, %", *names)
+    for name in rows[0]["operators"]:
+        times.add_row(name, *(f"{100 * row['operators'].get(name, 0):.0f}" for row in rows))
+    times.add_row("step, s", *(f"{row['seconds']:.3f}" for row in rows))
+    times.add_row("floor, s", *(f"{row['floor']:.3f}" for row in rows))
+    times.add_row("floor / step", *(f"{row['floor'] / row['seconds']:.0%}" for row in rows))
+    work = Table("work, TFLOP", *names)
+    for name in rows[0]["parts"]:
+        work.add_row(name, *(f"{row['parts'][name] / 1e12:.3f}" for row in rows))
+    work.add_row("all, as PyTorch counts", *(f"{row['tflop']:.3f}" for row in rows))
+    return [times, work]
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--size", choices=list(SHAPES), default="full" if gpu else "cpu")
+    parser.add_argument("--samples", type=int, default=48 if gpu else 8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    device = "cuda" if gpu else "cpu"
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "size": args.size,
+        "samples": args.samples,
+        "rows": measure(args.size, args.samples, args.rounds, device),
+    }
+    for table in tables(result):
+        Console().print(table)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
