@@ -85,7 +85,8 @@ def compared(own: tuple[np.ndarray, np.ndarray], before: tuple[np.ndarray, np.nd
     more = (own[0] - before[0])[some].sum(1) / own[1][some].sum(1)
     low, high = np.quantile(more, [0.025, 0.975])
     loss = float(own[0].sum() / own[1].sum())
-    return {"loss": loss, "more": loss - float(before[0].sum() / before[1].sum()), "low": float(low), "high": float(high)}
+    difference = loss - float(before[0].sum() / before[1].sum())
+    return {"loss": loss, "more": difference, "low": float(low), "high": float(high)}
 
 
 if __name__ == "__main__":
