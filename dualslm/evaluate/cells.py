@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dualslm.metrics import answers, labels, words
+from dualslm.metrics import answers, labels, wer
 from dualslm.metrics.bootstrap import Difference, Floats, difference, figure, rate
 from dualslm.metrics.figure import Figure
 
@@ -114,15 +114,15 @@ def _words(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[s
     clusters = [str(row["cluster"]) for row in rows]
     figures: dict[str, Figure] = {}
     kinds: dict[str, dict[str, int]] = {}
-    for name, normalise in words.NORMALISERS.items():
+    for name, normalise in wer.NORMALISERS.items():
         references = [normalise(row["truth"]) for row in rows]
-        found = [words.edits(ref, normalise(row["answer"])) for ref, row in zip(references, rows, strict=True)]
+        found = [wer.edits(ref, normalise(row["answer"])) for ref, row in zip(references, rows, strict=True)]
         counts = np.array([(sum(one), len(ref)) for one, ref in zip(found, references, strict=True)], dtype=np.float64)
         figures[f"wer_{name}"] = figure(counts, clusters, seed=seed)
-        sums = {key: sum(getattr(one, key) for one in found) for key in words.Edits._fields}
+        sums = {key: sum(getattr(one, key) for one in found) for key in wer.Edits._fields}
         empty = sum(not ref for ref in references)
         kinds[name] = {**sums, "reference_words": int(counts[:, 1].sum()), "empty_references": empty}
-    bare = [words.unwrapped(row["answer"]) for row in rows]
+    bare = [wer.unwrapped(row["answer"]) for row in rows]
     stripped = [_errors({**row, "answer": text}) for row, text in zip(rows, bare, strict=True)]
     figures["wer_stripped"] = figure(np.array(stripped), clusters, seed=seed)
     figures["preambles"] = _proportion(
@@ -133,12 +133,12 @@ def _words(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[s
 
 
 def _errors(row: Record) -> tuple[float, float]:
-    reference = words.raw(row["truth"])
-    return float(sum(words.edits(reference, words.raw(row["answer"])))), float(len(reference))
+    reference = wer.raw(row["truth"])
+    return float(sum(wer.edits(reference, wer.raw(row["answer"])))), float(len(reference))
 
 
 def _runaway(row: Record) -> bool:
-    return len(words.raw(row["answer"])) > words.RUNAWAY * max(1, len(words.raw(row["truth"])))
+    return len(wer.raw(row["answer"])) > wer.RUNAWAY * max(1, len(wer.raw(row["truth"])))
 
 
 # ---------------------------------------------------------------------- replies
@@ -147,7 +147,7 @@ def _runaway(row: Record) -> bool:
 def _replies(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[str, Any]]:
     """What can be said of replies without a judge: length, emptiness, overlap with a reference where there is one."""
     clusters = [str(row["cluster"]) for row in rows]
-    lengths = [len(words.words(row["answer"])) for row in rows]
+    lengths = [len(wer.words(row["answer"])) for row in rows]
     figures = {
         "length": figure(np.array([(length, 1) for length in lengths], dtype=np.float64), clusters, _mean, seed=seed),
         "empty": _proportion([not row["answer"].strip() for row in rows], clusters, seed),
@@ -161,7 +161,7 @@ def _replies(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict
 
 def _overlap(row: Record) -> tuple[float, float]:
     """ROUGE-L: the F1 of the longest common subsequence of words."""
-    wanted, got = words.words(row["truth"]), words.words(row["answer"])
+    wanted, got = wer.words(row["truth"]), wer.words(row["answer"])
     if not wanted or not got:
         return float(wanted == got), 1.0
     common = [0] * (len(got) + 1)

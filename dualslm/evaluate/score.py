@@ -25,7 +25,7 @@ from dualslm.errors import DualSLMError
 from dualslm.evaluate import cells
 from dualslm.evaluate.predict import META, records
 from dualslm.files import replacing
-from dualslm.metrics import answers, words
+from dualslm.metrics import answers, wer
 from dualslm.metrics.bootstrap import RESAMPLES, holm
 
 REPORT = "report.json"
@@ -75,7 +75,7 @@ def score(
         "seed": seed,
         "resamples": RESAMPLES,
         "protocols": {"bootstrap": BOOTSTRAP, "parser": answers.PROTOCOL, "wer": "raw/1, whisper/1"},
-        "normaliser": words.normaliser() if spoken else None,
+        "normaliser": wer.normaliser() if spoken else None,
         "sources": sources,
         "systems": [card for source in sources for card in source.pop("systems")],
         "skipped": {why: count for source in sources for why, count in source["skipped"].items()},

@@ -50,9 +50,9 @@ class Difference:
 
 
 def rate(sums: Floats) -> Floats:
-    """Counts [part, whole] → percent."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out: Floats = 100 * sums[..., 0] / sums[..., 1]
+    """Counts [part, whole] → percent; NaN of nothing."""
+    part, whole = sums[..., 0], sums[..., 1]
+    out: Floats = 100 * part / np.where(whole > 0, whole, np.nan)
     return out
 
 
@@ -147,7 +147,7 @@ def _parts(clusters: int) -> Iterator[int]:
 
 def _ends(drawn_R: Floats, clusters: int) -> tuple[float, float]:
     """The percentiles that make the interval; NaN with one cluster."""
-    if clusters < 2:
+    if clusters < 2 or np.isnan(drawn_R).all():
         return math.nan, math.nan
     tail = NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * student(clusters - 1))
     low, high = np.nanpercentile(drawn_R, [100 * tail, 100 * (1 - tail)])

@@ -46,7 +46,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     z = 1.959964
     middle = (right + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (right * (1 - right) / n + z * z / (4 * n * n)) ** 0.5
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+    return 100 * (0.0 if right == 0 else middle - half), 100 * (1.0 if right == 1 else middle + half)
 
 
 def share(right: Sequence[bool]) -> Figure:

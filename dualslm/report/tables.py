@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -274,7 +275,8 @@ def _replies(cells: Sequence[Row]) -> list[Table]:
     for one in asked:
         figures = one["figures"]
         overlap = cell(figures.get("rouge_l"))
-        row = (overlap, cell(figures.get("length")), cell(figures.get("empty")))
+        length = replace(cell(figures.get("length")), number=None)  # not on an axis of percents
+        row = (overlap, length, cell(figures.get("empty")))
         lines.append(Line(f"{row_label(one)} · {_set(one)}", row, str(one["n"]), _kind(one)))
     note = "ROUGE-L against the reference reply, where there is one: how near, not how good."
     columns = ("ROUGE-L, %", "words a reply", "empty, %")
