@@ -20,6 +20,7 @@ EMBEDDED = "tiny"
 STEPS = ("predict", "score", "report")
 PACKAGES = ("numpy", "torch", "transformers", "whisper-normalizer")
 OUT = Path("runs/eval")
+INSTRUMENTS = "instruments.json"
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--view", action="append", default=[], metavar="P,L", help="only this view; may be repeated")
     add("--system", action="append", default=[], metavar="KIND,KEY=VALUE", help="another system, for example majority")
     add("--likelihoods", action="store_true", help="also the likelihood of every choice")
-    add("--instruments", metavar="F.json", help="what instruments measured, for the report")
+    add("--instruments", action="store_true", help="also measure what each channel of every RUN tells and should not")
     add(
         "--only",
         choices=STEPS,
@@ -106,6 +107,30 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     }
     with _Bar("asking") as bar:
         predict.run(out, asked, settings, command=command(), versions=versions(), show=bar)
+    if args.instruments and not int(os.environ.get("RANK", "0")):
+        _instruments(args, out, manifests)
+
+
+def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path]) -> None:
+    """The instruments on every run, for the report."""
+    import json
+
+    from dualslm import instruments, tiny
+    from dualslm.files import replacing
+    from dualslm.model import DualSLM
+
+    found = {}
+    for run in args.runs or [EMBEDDED]:
+        model = DualSLM.from_pretrained(tiny.ADAPTERS if run == EMBEDDED else run, device=args.device)
+        limit = args.limit or instruments.LIMIT
+        for name, one in instruments.run(model, manifests, limit=limit, seed=args.seed, say=_say).items():
+            found[f"{run}: {name}"] = {**one, "title": f"{one['title']} ({run})"}
+    with replacing(out / INSTRUMENTS) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
@@ -115,7 +140,7 @@ def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
     from dualslm.evaluate import score
 
     judged, enough = _judged(args, out, files)
-    measured = json.loads(Path(args.instruments).read_text()) if args.instruments else None
+    measured = json.loads((out / INSTRUMENTS).read_text()) if (out / INSTRUMENTS).exists() else None
     report = score.score(
         files, seed=args.seed, command=command(), versions=versions(), judged=judged, instruments=measured
     )
