@@ -258,7 +258,7 @@ class Chat:
         return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if self.console.is_terminal else ""
 
     def _note(self, text: str) -> None:
-        self.console.print(text, style="dim", markup=False, soft_wrap=True)
+        self.console.print(text, style="dim", markup=False, soft_wrap=not self.console.is_terminal)
 
 
 COMMANDS: Mapping[str, _Command] = {
@@ -317,7 +317,7 @@ class Flow:
 
     def add(self, piece: str) -> None:
         """Prints every word that is whole; one that never ends, as in Chinese, as it comes."""
-        *whole, self.held = re.split(r"(?<=\s)", self.held + piece)
+        *whole, self.held = re.split(r"(?=\s)", self.held + piece)
         if cell_len(self.held) > LONG_WORD:
             whole, self.held = [*whole, self.held], ""
         for word in whole:
@@ -329,12 +329,13 @@ class Flow:
         self.held = ""
 
     def _put(self, word: str) -> None:
-        width = cell_len(word.rstrip())
-        if self.column and self.console.is_terminal and self.column + width > self.console.width:
+        """Prints a word with the space in front of it, or on a new line without."""
+        wide = self.column + cell_len(word) > self.console.width
+        if wide and self.column and self.console.is_terminal:
             self.console.print()
-            self.column = 0
+            self.column, word = 0, word.lstrip()
         self.console.print(word, end="", style="green", markup=False, soft_wrap=True)
-        self.column = 0 if word.endswith("\n") else self.column + cell_len(word)
+        self.column = cell_len(word) - 1 if word.startswith("\n") else self.column + cell_len(word)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def test_a_wrong_context_is_refused(model: DualSLM) -> None:
 def test_an_interrupted_reply_stays_as_far_as_it_was_said(session: Session) -> None:
     pieces = session.say(clip(1.0, 1))
     said = next(pieces) + next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert session.talk.turns[-1].parts == (said,)
     assert not session.record[-1].whole
     assert session.reply("Go on.") == fresh(session)
