@@ -32,8 +32,8 @@ from dualslm.evaluate import items
 from dualslm.llm import Decoding, FrozenLM
 from dualslm.model import DualSLM
 from dualslm.prompt import render
-from dualslm.systems.item import Item
-from dualslm.systems.named import Means, card, checkpoint_of, opened
+from dualslm.systems.item import Item, card
+from dualslm.systems.named import Means, checkpoint_of, opened
 from dualslm.systems.ours import ORACLE, TRANSCRIPT, Cascade, Ours, TextLM
 
 HOW = Decoding(max_new_tokens=6)
