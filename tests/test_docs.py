@@ -23,7 +23,17 @@ DOCS = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("benchmarks", "corpora", "decisions", "five-clips", "manifest", "paper-map", "talk", "tasks")
+        for name in (
+            "benchmarks",
+            "corpora",
+            "decisions",
+            "five-clips",
+            "judges",
+            "manifest",
+            "paper-map",
+            "talk",
+            "tasks",
+        )
     ),
 ]
 
@@ -98,6 +108,7 @@ def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
         assert here.exists(), f"{name} names {target}"
 
 
-def test_the_tables_of_the_benchmarks_are_those_of_the_result_files(root: Path) -> None:
-    done = subprocess.run([sys.executable, str(root / "bench" / "pages.py"), "--check"], check=False)
-    assert done.returncode == 0, "run python bench/pages.py"
+@pytest.mark.parametrize("script", ["pages.py", "judges.py"])
+def test_what_the_pages_show_is_what_the_result_files_hold(root: Path, script: str) -> None:
+    done = subprocess.run([sys.executable, str(root / "bench" / script), "--check"], check=False)
+    assert done.returncode == 0, f"run python bench/{script}"
