@@ -14,7 +14,7 @@ test: .venv/installed-dev
 
 # vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
 test-vllm: .venv/installed-dev .venv-vllm/installed
-	$(BIN)/python -m pytest tests/test_vllm.py
+	$(BIN)/python -m pytest tests/test_vllm.py tests/test_serve_vllm.py tests/test_vllm_judge.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check
@@ -33,7 +33,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,serve]'
+	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,serve,eval]'
 	touch $@ .venv/installed
 
 .venv-vllm/installed: constraints-vllm.txt

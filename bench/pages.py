@@ -24,6 +24,9 @@ def main() -> int:
     fresh = text
     for name, table in TABLES.items():
         fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
+    served = json.loads((RESULTS / "serve.json").read_text())
+    for name, table in SERVED.items():
+        fresh = put(fresh, name, table(served[name]))
     if "--check" in sys.argv:
         return int(fresh != text)
     PAGE.write_text(fresh)
@@ -61,6 +64,23 @@ def word_errors(result: dict[str, Any]) -> str:
     return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
 
 
+def latency(result: dict[str, Any]) -> str:
+    """Time to the first token at the first turn and the last, each way, and the ratios."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"the quickest of {result['rounds']} talks, in brackets the median of the talks' own ratios.\n",
+        _row("size", "way", "turn 1, s", f"turn {result['talk']}, s"),
+        "|---|---|--:|--:|",
+    ]
+    for one in result["sizes"]:
+        said += [_row(one["size"], way, f"{first:.3f}", f"{last:.3f}") for way, (first, last) in one["rows"].items()]
+        said += [
+            _row(one["size"], f"**{name}**", "", f"**{quickest:.2f}** ({median:.2f})")
+            for name, (quickest, median) in one["ratios"].items()
+        ]
+    return "\n".join([*said, ""])
+
+
 def step_profile(result: dict[str, Any]) -> str:
     """Where the time and the work of our step go, and the least that they can take."""
     rows = result["rows"]
@@ -83,6 +103,7 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+SERVED = {"latency": latency}  # the parts of docs/results/serve.json
 TABLES = {"train_step": train_step, "step_profile": step_profile, "word_errors": word_errors}
 
 

@@ -86,7 +86,7 @@ def windows(samples: Samples, window_samples: int) -> list[Samples]:
 
 def _from_path(path: Path) -> Samples:
     name = str(path)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not path.is_file():  # Path.exists fails for a name that is too long
         got = "a folder" if path.is_dir() else "a pipe or a device"
         raise DualSLMError(f"{name} is not an audio file", got=got, do="give one file, or its bytes")
     try:

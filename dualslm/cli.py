@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
 from dualslm.cli_data import add_features, add_label, add_targets
+from dualslm.cli_eval import add_eval
 from dualslm.cli_model import add_model, quiet_transformers
 from dualslm.cli_model import model_of as _model
 from dualslm.cli_model import new_talk as _new_talk
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
 examples:
@@ -43,6 +44,7 @@ examples:
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
   dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
   dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
+  dualslm eval                                     the paper's tables in miniature, on the embedded model
 """
 
 
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
     add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
+    add_eval(verbs.add_parser("eval", help="ask, measure, compare, report: the paper's tables"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser

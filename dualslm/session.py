@@ -225,12 +225,16 @@ class Session:
         return Conversation(talk.system, turns)
 
     def _in_words(self, speech: Speech, past: View) -> Speech:
+        """A recording with its words and its voice as they were heard; what it came with stays."""
         tone = speech.tone or speech
-        lacks_words = past.ling == "text" and speech.transcript is None
-        lacks_caption = past.para == "text" and tone.caption is None
-        words = self.heard(speech).words if lacks_words else speech.transcript
-        caption = self.heard(tone).caption if lacks_caption else tone.caption
-        return replace(speech, transcript=words, caption=caption or "a voice", tone=None)
+        words, caption = speech.transcript, tone.caption
+        if past.ling == "text" and words is None and speech.audio is not None:
+            words = self.heard(speech).words
+        if past.para == "text" and caption is None and tone.audio is not None:
+            caption = self.heard(tone).caption or ""  # nothing was heard of the voice: empty brackets
+        if past.para != "text":
+            return replace(speech, transcript=words)
+        return replace(speech, transcript=words, caption=caption, tone=None)
 
     def _now(self) -> float:
         if self.model.llm.device.type == "cuda":

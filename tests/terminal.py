@@ -48,7 +48,7 @@ class Terminal:
         self.seen = text[found.end() :]
         return text[: found.end()]
 
-    def type(self, line: str) -> None:
+    def enter(self, line: str) -> None:
         """Types a line and Enter."""
         os.write(self.file, (line + "\n").encode())
 

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from badaudio import BAD, Maker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rich.console import Console
 from terminal import Terminal
 
@@ -78,39 +82,39 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"RIFF, or so they say")
     with Terminal(["dualslm.cli", "chat"], tmp_path) as screen:
         screen.wait_for("/help says more.*1 > ")
-        screen.type("'my molly.wav'")
+        screen.enter("'my molly.wav'")
         assert "That is a lovely name for a dog." in screen.wait_for(TIMES + "2 > ")
-        screen.type("It was a long day.")
+        screen.enter("It was a long day.")
         screen.wait_for(TIMES + "3 > ")
-        screen.type("bad.wav")
+        screen.enter("bad.wav")
         assert "Traceback" not in screen.wait_for(r"cannot decode bad.wav[^\n]*\n3 > ")
-        screen.type("/tone angry.wav")
+        screen.enter("/tone angry.wav")
         screen.wait_for(r"in the tone of angry.wav.*3 \(angry.wav\) > ")
-        screen.type("happy.wav")
+        screen.enter("happy.wav")
         assert "angry?" in screen.wait_for(TIMES)
-        screen.type("/tone off")
-        screen.type("/undo")
+        screen.enter("/tone off")
+        screen.enter("/undo")
         screen.wait_for("taken back\n3 > ")
-        screen.type("/view speech,none")
+        screen.enter("/view speech,none")
         screen.wait_for("P from speech, L from none")
-        screen.type("/view speech,speech")
-        screen.type("/heard 1")
+        screen.enter("/view speech,speech")
+        screen.enter("/heard 1")
         screen.wait_for(r"words, from L alone +I have a dog called Molly.*voice, from P alone[^\n]*neutral")
-        screen.type("/save the talk")
+        screen.enter("/save the talk")
         screen.wait_for("saved; dualslm chat --load 'the talk'.*3 > ")
-        screen.type("lost.wav")
+        screen.enter("lost.wav")
         here = screen.wait_for(TIMES + "4 > ")
         assert "Molly" in here
-        screen.type("/quit")
+        screen.enter("/quit")
         assert screen.process.wait(60) == 0
     with Terminal(["dualslm.cli", "chat", "--load", "the talk"], tmp_path) as screen:
         shown = screen.wait_for("3 > ")
         assert "s of speech)" in shown
         assert "lovely name" in shown
-        screen.type("lost.wav")
+        screen.enter("lost.wav")
         again = screen.wait_for(TIMES)
         assert again.split("\n")[-3] == here.split("\n")[-3]
-        screen.type("\x04")  # Ctrl-D
+        screen.enter("\x04")  # Ctrl-D
         assert screen.process.wait(60) == 0
 
 
@@ -121,11 +125,11 @@ def test_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
         screen.wait_for("1 > ")
         screen.interrupt()
         screen.wait_for("/quit or Ctrl-D ends the talk\n1 > ")
-        screen.type("lost.wav")
+        screen.enter("lost.wav")
         screen.wait_for("Do not")
         screen.interrupt()
         assert "Traceback" not in screen.wait_for("2 > ")
-        screen.type("/quit")
+        screen.enter("/quit")
         assert screen.process.wait(60) == 0
 
 
@@ -175,6 +179,7 @@ def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: M
         ("/undo", "nothing to take back"),
         ("/save", "no folder"),
         ("missing.wav", "No such file"),
+        ("x" * 300 + ".wav", "File name too long"),
         ("/tone missing.wav", "No such file"),
         ("", "name a recording"),
     ],
@@ -226,6 +231,23 @@ def test_paths_as_terminals_drop_them(tmp_path: Path, typed: str) -> None:
 
 @pytest.mark.parametrize("line", ["hello", "I can't go.", "It was 3.5 km / 2 miles", "I heard a.wav", "and/or", "..."])
 def test_text_is_no_path(line: str) -> None:
+    assert not list(spoken(line))
+
+
+@given(st.text(max_size=400))
+@settings(deadline=None)
+def test_whatever_is_typed_is_text_or_told(line: str) -> None:
+    try:
+        parts = list(spoken(line))
+    except DualSLMError:
+        return
+    assert not parts or isinstance(parts[0], Speech)
+
+
+@pytest.mark.parametrize(
+    "line", ["a/b " * 300, "~nobody/x", "file://[", "http://[x", "'", "\\", "a\0/b", "x." + "y" * 5000]
+)
+def test_odd_lines_are_text(line: str) -> None:
     assert not list(spoken(line))
 
 
@@ -282,7 +304,7 @@ def test_what_is_no_saved_talk(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the microphone
 
 
-def blocks(*waves: np.ndarray) -> Iterator[np.ndarray]:  # type: ignore[type-arg]
+def blocks(*waves: NDArray[np.floating[Any]]) -> Iterator[NDArray[np.float32]]:
     sound = np.concatenate(waves).astype(np.float32)
     for start in range(0, len(sound) - BLOCK + 1, BLOCK):
         yield sound[start : start + BLOCK]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ def run(model: DualSLM, settings: Settings, *, questions: Questions, context: in
     """
     if settings.host not in HERE and settings.key is None:
         print(f"dualslm: warning: anybody who reaches {settings.host} can use this server", file=sys.stderr)
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn passes it on once it has stopped; the exit status is then 0
     asyncio.run(_serve(model, settings, questions, context, system))
 
 
