@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browser import PATIENCE, chromium, drop, drop_file, last_reply, playwright
+from servekit import process
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech, View
@@ -32,32 +26,11 @@ NORMAL = View()
 TONE = {"gender": "male", "pitch": "middle", "tempo": "fast", "energy": "loud", "emotion": "angry"}
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server(root: Path) -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "dualslm.cli", "serve", "--port", str(port)]
-    if "DEVAPP" in os.environ:
-        command = [sys.executable, os.environ["DEVAPP"], str(port)]
-    process = subprocess.Popen(command, cwd=root)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, "the server has ended"
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
+def server() -> Iterator[str]:
+    with process() as (address, run):
+        yield address.removesuffix("v1")
+        assert run.poll() is None
 
 
 @pytest.fixture(scope="module")
@@ -248,11 +221,3 @@ def test_files_of_the_page_and_no_others(server: str) -> None:
     for name in ("page/__init__.py", "page/..%2f__init__.py", "page/clips/..%2f__init__.py", "page/nothing.js"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(server + name)
-
-
-def test_audio_that_is_none_is_refused(server: str) -> None:
-    for audio in ("***", "aGVsbG8="):
-        body = json.dumps({"audio": audio}).encode()
-        ask = urllib.request.Request(server + "page/heard", body, {"Content-Type": "application/json"})
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(ask)
