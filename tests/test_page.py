@@ -114,9 +114,9 @@ def test_the_same_words_in_another_tone_get_another_reply(page: Page, session: S
 
 def test_what_a_reply_rests_on(page: Page) -> None:
     drop_file(page, ANGRY)
-    page.get_by_role("button", name="What the reply rests on").click()
+    page.get_by_role("button", name="What decided the reply").click()
     rests = page.locator(".rests").inner_text()
-    tone, words = rests.split("rests on the words:")
+    tone, words = rests.split("decided by the words:")
     assert "You" in tone
     assert "bank" in words
     assert page.locator(".answer").inner_text().startswith("You have every right")
@@ -224,7 +224,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     drop_file(page, ANGRY)
     page.get_by_role("button", name="Same words, another tone").click()
-    page.get_by_role("button", name="What the reply rests on").click()
+    page.get_by_role("button", name="What decided the reply").click()
     page.locator(".rests").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 

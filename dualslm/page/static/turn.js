@@ -129,7 +129,7 @@ function acts(turn, page) {
     open.setAttribute("aria-expanded", String(!panel.hidden));
     if (!panel.hidden) panel.scrollIntoView({ block: "nearest" });
   };
-  const weigh = h("button.chip", { type: "button" }, "What the reply rests on");
+  const weigh = h("button.chip", { type: "button" }, "What decided the reply");
   weigh.onclick = () => rests(turn, page, weigh);
   const away = h("span.wait", {}, "The LLM runs elsewhere: how sure it is, and what a reply rests on, cannot be told.");
   return h("div", {}, h("div.acts", {}, open, page.about.likelihoods ? weigh : away), panel);
