@@ -1,10 +1,10 @@
-# demo, test, check: each makes .venv where it is missing and installs anew only when the pins have changed.
+# demo, test, check, study: each makes .venv where it is missing and installs anew only when the pins have changed.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test check hooks
+.PHONY: demo test check study hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -17,6 +17,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# which of the paper's claims hold in the tiny world: hours on one core; goes on where it was stopped
+study: .venv/installed-dev
+	$(BIN)/python bench/study.py
 
 hooks: .venv/installed-dev
 	$(BIN)/pre-commit install

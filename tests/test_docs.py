@@ -22,7 +22,17 @@ DOCS = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("benchmarks", "corpora", "decisions", "five-clips", "manifest", "paper-map", "tasks")
+        for name in (
+            "benchmarks",
+            "corpora",
+            "decisions",
+            "five-clips",
+            "instruments",
+            "manifest",
+            "paper-map",
+            "study",
+            "tasks",
+        )
     ),
 ]
 
