@@ -33,6 +33,8 @@ DOCS = [
             "paper-map",
             "scale",
             "talk",
+            "instruments",
+            "study",
             "tasks",
         )
     ),
