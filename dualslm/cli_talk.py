@@ -55,6 +55,7 @@ def _serve(args: argparse.Namespace) -> int:
             "serving needs more packages", got=f"no {error.name}", do="pip install 'dualslm[serve]'"
         ) from error
     from dualslm.serve.gate import Limits
+    from dualslm.tiny import CLIPS
 
     counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience)
     if min(counts) <= 0 or args.waiting < 0 or not 0 <= args.port < 2**16:
@@ -67,6 +68,7 @@ def _serve(args: argparse.Namespace) -> int:
         limits=limits,
         key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
         page=not args.no_page,
+        clips=CLIPS,
         vllm=args.vllm,
         vllm_model=args.vllm_model,
         vllm_key=os.environ.get("DUALSLM_VLLM_KEY") or None,

@@ -34,6 +34,8 @@ DOCS = [
             "paper-map",
             "scale",
             "talk",
+            "instruments",
+            "study",
             "tasks",
         )
     ),

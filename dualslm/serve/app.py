@@ -1,4 +1,4 @@
-"""The routes: chat completions, transcriptions, attributes, models, health, metrics, and the page if installed.
+"""The routes: chat completions, transcriptions, attributes, models, health, metrics, and the page.
 
 OpenAI's own clients talk to them unchanged; errors come in OpenAI's shape and status, so that a client raises the
 right class. Audio comes as bytes in the request and in no other way.
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
@@ -21,10 +21,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from dualslm import __version__
 from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
+from dualslm.page import mount
 from dualslm.serve.errors import answer_errors, told
 from dualslm.serve.front import Ask, Front, Read
 from dualslm.serve.gate import Limits, Meters, Queue, RefusedError, allowed
 from dualslm.serve.guard import Guard
+from dualslm.serve.inside import add_inside
 from dualslm.serve.wire import ChatRequest, Envelope, ask_of, speech_of, usage
 
 T = TypeVar("T")
@@ -33,7 +35,13 @@ Format = Literal["json", "text", "verbose_json"]
 
 
 def app(
-    front: Front, *, name: str = "dualslm", limits: Limits = LIMITS, key: str | None = None, page: bool = True
+    front: Front,
+    *,
+    name: str = "dualslm",
+    limits: Limits = LIMITS,
+    key: str | None = None,
+    page: bool = True,
+    clips: Path | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -42,9 +50,10 @@ def app(
         name: of the model, which requests have to name.
         limits: of requests.
         key: that requests must bring as a bearer token; none is asked for when None.
-        page: mount the web page at / where it is installed and no key is asked for.
+        page: add the web page at /.
+        clips: a folder of example recordings for the page.
     """
-    server = _Server(front, name, limits)
+    server = Server(front, name, limits)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -61,14 +70,13 @@ def app(
             raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
 
     _add_routes(made, server, [Depends(keyed)])
-    if page and key is None and find_spec("gradio") is not None and find_spec("dualslm.page") is not None:
-        from dualslm.page import mount
-
-        return mount(made, front)
+    add_inside(made, server, [Depends(keyed)])
+    if page:
+        mount(made, clips)
     return made
 
 
-class _Server:
+class Server:
     """What the routes share."""
 
     def __init__(self, front: Front, name: str, limits: Limits) -> None:
@@ -109,7 +117,7 @@ class _Server:
         self.meters.whole.observe(time.perf_counter() - began)
 
 
-def _add_routes(made: FastAPI, server: _Server, keyed: list[Any]) -> None:
+def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     @made.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
         """Whether the server answers."""
@@ -141,7 +149,8 @@ def _add_routes(made: FastAPI, server: _Server, keyed: list[Any]) -> None:
             ask = await asyncio.to_thread(ask_of, body, server.limits, server.front.system)
             read = await server.within(request, server.front.read(ask))
             if body.stream:
-                lines = _streamed(server, body, ask, read, began, held.pop_all())
+                spent = {"encode": time.perf_counter() - began}
+                lines = _streamed(server, body, ask, read, began, spent, held.pop_all())
                 return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
             return JSONResponse(await server.within(request, _whole(server, ask, read, began)))
 
@@ -179,11 +188,11 @@ def _add_routes(made: FastAPI, server: _Server, keyed: list[Any]) -> None:
             return {"attributes": await server.within(request, server.front.attributes(speech))}
 
 
-def _model(server: _Server) -> dict[str, Any]:
+def _model(server: Server) -> dict[str, Any]:
     return {"id": server.name, "object": "model", "created": server.began, "owned_by": "dualslm"}
 
 
-async def _whole(server: _Server, ask: Ask, read: Read, began: float) -> dict[str, Any]:
+async def _whole(server: Server, ask: Ask, read: Read, began: float) -> dict[str, Any]:
     text, last = "", None
     async with aclosing(server.front.answer(read, ask)) as pieces:
         async for piece in pieces:
@@ -198,7 +207,13 @@ async def _whole(server: _Server, ask: Ask, read: Read, began: float) -> dict[st
 
 
 async def _streamed(
-    server: _Server, body: ChatRequest, ask: Ask, read: Read, began: float, held: AsyncExitStack
+    server: Server,
+    body: ChatRequest,
+    ask: Ask,
+    read: Read,
+    began: float,
+    spent: dict[str, float],
+    held: AsyncExitStack,
 ) -> AsyncGenerator[str]:
     """Server-sent events; the place in the queue is held until the last of them, or until the client leaves."""
     envelope, last, ended = Envelope(server.name), None, False
@@ -208,7 +223,8 @@ async def _streamed(
             async with asyncio.timeout(server.limits.patience):
                 async for piece in pieces:
                     if last is None:
-                        server.meters.first.observe(time.perf_counter() - began)
+                        spent["first_token"] = time.perf_counter() - began
+                        server.meters.first.observe(spent["first_token"])
                     last = piece
                     if piece.text:
                         yield _event(envelope.chunk({"content": piece.text}))
@@ -216,7 +232,8 @@ async def _streamed(
             yield _event(envelope.chunk({}, last.reason))
             if body.stream_options is not None and body.stream_options.include_usage:
                 used = usage(len(read.row.marks), read.heard, last.reused, last.tokens)
-                yield _event(envelope.last(used, read.left_out))
+                spent["whole"] = time.perf_counter() - began
+                yield _event(envelope.last(used, read.left_out) | {"seconds": spent})
             ended = True
         except Exception as error:  # the status was sent already
             yield _event({"error": told(error)[1]})

@@ -8,20 +8,24 @@ encoding. The page and the HTTP routes talk to this and to nothing below it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from dualslm.backend import Backend, Piece
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.ears import Ears, Marked
-from dualslm.heard import LONGEST, SENTENCE, L, P, Questions
+from dualslm.heard import LONGEST, SENTENCE, Heard, L, P, Questions
 from dualslm.llm import Decoding
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, render
 from dualslm.session import fitted
 
+T = TypeVar("T")
+P_ = ParamSpec("P_")
 NORMAL = View()
 TOGETHER = 16  # prompts that are heard in one go
 
@@ -123,13 +127,34 @@ class Front:
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
         """The attributes of a voice, each from P alone; None where the answer names no value, or several."""
+        return self._values(await self._answers(speech))
+
+    async def heard(self, speech: Speech) -> Heard:
+        """Words and attributes of a recording."""
+        words, answers = await asyncio.gather(self.words(speech), self._answers(speech))
+        found = self._values(answers)
+        known = {name: value for name, value in found.items() if value is not None}
+        return Heard(words, found, self.questions.caption(known), answers)
+
+    async def _answers(self, speech: Speech) -> dict[str, str]:
         asked = self.questions.attributes
         asks = [
             Ask(Conversation(one.system).user(speech, *filter(None, [one.question])), P, SENTENCE)
             for one in asked.values()
         ]
-        answers = await asyncio.gather(*map(self.reply, asks))
-        return {name: one.value(text) for (name, one), text in zip(asked.items(), answers, strict=True)}
+        return dict(zip(asked, await asyncio.gather(*map(self.reply, asks)), strict=True))
+
+    def _values(self, answers: Mapping[str, str]) -> dict[str, str | None]:
+        return {name: self.questions.attributes[name].value(text) for name, text in answers.items()}
+
+    @property
+    def llm_here(self) -> bool:
+        """Whether the LLM's weights are in this process, and not its token embeddings alone."""
+        return not any(weight.is_meta for weight in self.model.llm.parameters())
+
+    async def in_ears(self, work: Callable[P_, T], *args: P_.args, **more: P_.kwargs) -> T:
+        """Does work in the thread to which the ears belong."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **more))
 
     async def close(self) -> None:
         """Ends all work, that of the backend too."""

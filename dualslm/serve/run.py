@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 
@@ -31,6 +32,7 @@ class Settings:
         limits: of requests.
         key: that requests must bring.
         page: serve the web page too.
+        clips: a folder of example recordings for the page.
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
         vllm_model: as vLLM calls it; its first when None.
         vllm_key: that vLLM asks for.
@@ -42,6 +44,7 @@ class Settings:
     limits: Limits
     key: str | None = None
     page: bool = True
+    clips: Path | None = None
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
@@ -69,7 +72,9 @@ async def _serve(
     model: DualSLM, settings: Settings, questions: Questions, context: int | None, system: str | None
 ) -> None:
     front = Front(model, _backend(model, settings), questions=questions, context=context, system=system)
-    made = app(front, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page)
+    made = app(
+        front, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
+    )
     grace = int(settings.limits.patience)
     config = uvicorn.Config(
         made, settings.host, settings.port, log_level="warning", timeout_graceful_shutdown=grace, server_header=False

@@ -37,6 +37,12 @@ class AudioData(_Strict):
     format: Literal["wav", "mp3", "flac", "ogg"] = "wav"
 
 
+class Described(_Strict):
+    """A tone in words."""
+
+    caption: str = Field(min_length=1)
+
+
 class TextPart(_Strict):
     """Something written."""
 
@@ -51,7 +57,7 @@ class AudioPart(_Strict):
     input_audio: AudioData
     transcript: str | None = Field(None, description="its words, for views that read L as text")
     caption: str | None = Field(None, description="how it is said, for views that read P as text")
-    tone: AudioData | None = Field(None, description="take how it is said from this recording instead")
+    tone: AudioData | Described | None = Field(None, description="take how it is said from this instead")
 
 
 UserPart = Annotated[TextPart | AudioPart, Field(discriminator="type")]
@@ -154,6 +160,11 @@ def speech_of(data: bytes, limits: Limits, **known: Any) -> Speech:
         raise RefusedError(413, str(error), "audio_too_long") from error
 
 
+def speech_of_data(audio: AudioData, limits: Limits, **known: Any) -> Speech:
+    """`speech_of` for a recording in base64."""
+    return speech_of(_bytes(audio), limits, **known)
+
+
 def _talk(
     messages: Sequence[SystemMessage | UserMessage | AssistantMessage], limits: Limits, system: str | None
 ) -> Conversation:
@@ -177,9 +188,13 @@ def _parts(message: UserMessage, limits: Limits) -> list[Part]:
 
 
 def _speech(part: AudioPart, limits: Limits) -> Speech:
-    tone = speech_of(_bytes(part.tone), limits, caption=part.caption) if part.tone else None
-    data = _bytes(part.input_audio)
-    return speech_of(data, limits, transcript=part.transcript, caption=part.caption, tone=tone)
+    tone = None
+    if isinstance(part.tone, Described):
+        tone = Speech(caption=part.tone.caption)
+    elif part.tone is not None:
+        tone = speech_of_data(part.tone, limits, caption=part.caption)
+    known = {"transcript": part.transcript, "caption": part.caption}
+    return speech_of_data(part.input_audio, limits, tone=tone, **known)
 
 
 def _bytes(audio: AudioData) -> bytes:

@@ -33,14 +33,17 @@ async function reason(answer) {
   }
 }
 
-/** The model's name, its system text, the shipped clips, and what this server can do. */
-export const about = async () => (await ask("page/about")).json();
+/** The model's name, its system text, the example clips, and whether the server can tell likelihoods. */
+export async function about() {
+  const [told, clips] = await Promise.all([ask("v1/about"), ask("page/examples")]);
+  return { ...(await told.json()), clips: await clips.json() };
+}
 
 /** The words of a recording from L alone, the attributes and their degrees from P alone. */
-export const hear = async (audio, signal) => (await ask("page/heard", { audio }, signal)).json();
+export const hear = async (body, signal) => (await ask("v1/heard", body, signal)).json();
 
 /** What the last reply of a talk rests on. */
-export const weigh = async (body) => (await ask("page/influence", body)).json();
+export const weigh = async (body) => (await ask("v1/influence", body)).json();
 
 /** Streams the reply to a talk: `onPiece` gets the text as it grows. Gives the server's times, where it tells them. */
 export async function reply(body, signal, onPiece) {
@@ -55,10 +58,18 @@ export async function reply(body, signal, onPiece) {
       found.first_token ??= (performance.now() - began) / 1000;
       onPiece(piece);
     }
-    if (event.usage) found.tokens = event.usage.completion_tokens;
-    if (event.times) Object.assign(found, event.times);
+    if (event.usage) Object.assign(found, spent(event));
   }
   return found;
+}
+
+/** Times in s and counts as the last event tells them. */
+function spent({ usage, seconds, left_out_turns }) {
+  const { encode, first_token, whole } = seconds;
+  return {
+    encode, first_token, prefill: first_token - encode, decode: whole - first_token, left_out: left_out_turns,
+    tokens: usage.completion_tokens, positions: usage.prompt_tokens, reused: usage.prompt_tokens_details.cached_tokens,
+  };
 }
 
 async function* events(body) {

@@ -7,7 +7,7 @@ import { Talk } from "./talk.js";
 import { showTurn } from "./turn.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { talk: new Talk(""), about: null, running: null, recorder: null };
+const state = { talk: new Talk("", ""), about: null, running: null, recorder: null };
 
 // ---------------------------------------------------------------- saying something
 
@@ -100,6 +100,7 @@ function live(recorder) {
   const on = recorder !== null;
   $("record").classList.toggle("live", on);
   $("record").setAttribute("aria-label", on ? "Send the recording" : "Record");
+  $("record").querySelector("use").setAttribute("href", on ? "#up" : "#mic");
   $("record").title = on ? "Send the recording" : "Record";
   $("recording").replaceChildren(on ? "0.0 s " : "", h("span", {}, "press again to send, Esc to discard"));
   $("recording").hidden = !on;
@@ -168,7 +169,7 @@ async function sayClip(one) {
 
 function newTalk() {
   state.running?.abort();
-  state.talk = new Talk($("system").value.trim());
+  state.talk = new Talk(state.about?.model, $("system").value.trim());
   $("turns").replaceChildren();
   $("start").hidden = false;
   $("more").hidden = $("new").hidden = true;
@@ -183,8 +184,7 @@ async function begin() {
     return;
   }
   const { model, system, clips } = state.about;
-  $("model").textContent = model;
-  $("model").title = model;
+  $("model").textContent = model === "dualslm" ? "" : model;
   $("system").value = system ?? "";
   $("examples").replaceChildren(...examples(clips, sayClip));
   $("menu").replaceChildren(h("div.examples", {}, ...examples(clips, sayClip)));

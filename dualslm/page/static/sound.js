@@ -3,6 +3,7 @@
 const RATE = 16000; // Hz, what the encoder hears
 const READS = /^(RIFF|fLaC|OggS|ID3|\xff[\xe2-\xfb])/; // what the server decodes itself: wav, flac, ogg, mp3
 const BARS = 72;
+const RAW = { channelCount: 1, autoGainControl: false, noiseSuppression: false, echoCancellation: false }; // loudness is tone
 
 /** A file as the talk keeps it: base64 for the server, an address to play, bars to draw, seconds. */
 export async function take(blob, name) {
@@ -77,7 +78,7 @@ export function noMicrophone() {
 
 /** Begins to record; `onLevel` gets loudness 0 to 1 and seconds. Gives `finish`, which gives the recording, and `drop`. */
 export async function record(onLevel) {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, autoGainControl: false } });
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
   const recorder = new MediaRecorder(stream);
   const chunks = [];
   recorder.ondataavailable = (event) => chunks.push(event.data);

@@ -4,7 +4,8 @@
 export const view = ({ para, ling }) => `${para ? "speech" : "none"},${ling ? "speech" : "none"}`;
 
 export class Talk {
-  constructor(system) {
+  constructor(model, system) {
+    this.model = model;
     this.system = system;
     this.turns = [];
   }
@@ -17,7 +18,7 @@ export class Talk {
       messages.push(said(one, kept?.tone));
       if (kept?.text) messages.push({ role: "assistant", content: kept.text });
     }
-    return { model: "dualslm", messages: [...messages, said(turn, tone)], view: view(channels) };
+    return { model: this.model, messages: [...messages, said(turn, tone)], view: view(channels) };
   }
 
   /** The same request with the reply that was given, to be weighed. */
@@ -27,13 +28,13 @@ export class Talk {
   }
 }
 
-const audio = (speech) => ({ data: speech.data, format: "wav" });
+export const audio = (speech) => ({ data: speech.data, format: "wav" });
 
 /** A user message. A tone is `{ caption }` or `{ speech }`; without one P is the recording's own. */
 function said(turn, tone) {
   if (!turn.speech) return { role: "user", content: turn.text };
   const part = { type: "input_audio", input_audio: audio(turn.speech) };
   if (tone?.caption) part.tone = { caption: tone.caption };
-  if (tone?.speech) part.tone = { input_audio: audio(tone.speech) };
+  if (tone?.speech) part.tone = audio(tone.speech);
   return { role: "user", content: [part] };
 }

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { complaint, gauges, h, player, times, tint } from "./dom.js";
 import { take } from "./sound.js";
+import { audio } from "./talk.js";
 
 /** Shows a turn; `node.begin()` asks for what was heard and for the first reply. */
 export function showTurn(turn, page) {
@@ -11,7 +12,7 @@ export function showTurn(turn, page) {
   const node = h("li.turn", { tabIndex: -1 }, turn.speech ? spoken(turn) : h("div.said.typed", {}, turn.text), replies, below);
   turn.nodes = { node, replies, below };
   node.begin = async () => {
-    const hearing = turn.speech && page.about.can.heard ? hear(turn) : null;
+    const hearing = turn.speech ? hear(turn, page) : null;
     const went = await answer(turn, page, null);
     await hearing;
     if (went && turn.deaf) turn.heardNode.replaceChildren(complaint(turn.deaf));
@@ -30,7 +31,7 @@ function spoken(turn) {
 
 // ---------------------------------------------------------------- what was heard
 
-async function hear(turn) {
+async function hear(turn, page) {
   const words = h("p.words", {}, h("span.wait", {}, "listening"));
   const tone = h("div", {}, h("span.wait", {}, "listening"));
   turn.heardNode.replaceChildren(
@@ -39,7 +40,7 @@ async function hear(turn) {
   );
   turn.heardNode.hidden = false;
   try {
-    turn.heard = await api.hear(turn.speech.data);
+    turn.heard = await api.hear({ model: page.about.model, input_audio: audio(turn.speech) });
   } catch (error) {
     turn.deaf = error.message;
     return;
@@ -122,16 +123,16 @@ function keep(turn, page, reply, line, text) {
 function acts(turn, page) {
   const panel = (turn.panel = tones(turn, page));
   panel.hidden = true;
-  const open = h("button.quiet", { type: "button", "aria-expanded": "false" }, "Same words, another tone");
+  const open = h("button.chip", { type: "button", "aria-expanded": "false" }, "Same words, another tone");
   open.onclick = () => {
     panel.hidden = !panel.hidden;
     open.setAttribute("aria-expanded", String(!panel.hidden));
     if (!panel.hidden) panel.scrollIntoView({ block: "nearest" });
   };
-  const weigh = h("button.quiet", { type: "button" }, "What the reply rests on");
+  const weigh = h("button.chip", { type: "button" }, "What decided the reply");
   weigh.onclick = () => rests(turn, page, weigh);
-  weigh.hidden = !page.about.can.influence;
-  return h("div", {}, h("div.acts", {}, open, weigh), panel);
+  const away = h("span.wait", {}, "The LLM runs elsewhere: how sure it is, and what a reply rests on, cannot be told.");
+  return h("div", {}, h("div.acts", {}, open, page.about.likelihoods ? weigh : away), panel);
 }
 
 async function rests(turn, page, button) {
