@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ class Machine:
 
     Attributes:
         device, dtype: of the frozen parts.
-        rounds: measurements, of which the median counts.
+        rounds: measurements, of which the quickest counts.
         flops: a second, of a large matrix product.
         bytes: a second, of a copy, read and written.
     """
@@ -72,10 +71,10 @@ class Machine:
     flops: float = 0.0
     bytes: float = 0.0
 
-    def median(self, step: Callable[[], Any]) -> float:
-        """Seconds of a step that has been warmed up."""
+    def quickest(self, step: Callable[[], Any]) -> float:
+        """Seconds of a step that has been warmed up: what other programs add is left out as far as can be."""
         step()
-        return statistics.median(_seconds(step, self.device) for _ in range(self.rounds))
+        return min(_seconds(step, self.device) for _ in range(self.rounds))
 
 
 def rates(here: Machine, shape: Shape) -> Machine:
@@ -121,7 +120,7 @@ def _ours(
     for turn, before in ((1, SYSTEM), (10, SYSTEM + 9 * (new + REPLY))):
         floor = (ears.flops() + mind.forward(new, before + new) + 2 * mind.head) / here.flops
         least = (here.dtype.itemsize * (ears.weights + mind.body + mind.head)) / here.bytes
-        timed = {"seconds": statistics.median(_first(model, turn, here) for _ in range(here.rounds + 1))}
+        timed = {"seconds": min(_first(model, turn, here) for _ in range(here.rounds + 1))}
         bound = "FLOPs" if floor > least else "bytes"
         yield f"first token, turn {turn}", {**timed, "floor": max(floor, least), "bound": bound}
     floor = here.dtype.itemsize * (mind.body + mind.head) / here.bytes
@@ -135,15 +134,15 @@ def _theirs(shape: Shape, here: Machine, samples: int) -> Iterator[tuple[str, fl
     """Seconds of the same by the class of transformers."""
     model = qwen2_audio_model(shape, here.device, here.dtype)
     for work in _works(samples):
-        yield f"training step, {work.name}", here.median(qwen2_audio(shape, work, here.device, here.dtype, model))
+        yield f"training step, {work.name}", here.quickest(qwen2_audio(shape, work, here.device, here.dtype, model))
     first = {}
     for turn in (1, 10):
         asked = _asked(shape, turn, here)
         with torch.no_grad():
-            first[turn] = here.median(lambda asked=asked: model(**asked).logits[:, -1].argmax(-1).tolist())
+            first[turn] = here.quickest(lambda asked=asked: model(**asked).logits[:, -1].argmax(-1).tolist())
         yield f"first token, turn {turn}", first[turn]
     more = {"max_new_tokens": TOKENS + 1, "min_new_tokens": TOKENS + 1, "do_sample": False}
-    whole = here.median(lambda: model.generate(**_asked(shape, 1, here), **more))
+    whole = here.quickest(lambda: model.generate(**_asked(shape, 1, here), **more))
     yield "a token", (whole - first[1]) / TOKENS
 
 
@@ -163,7 +162,7 @@ def _needed(shape: Shape, ears: EncoderShape, mind: LLMShape, work: Work) -> flo
 
 
 def _timed(step: Callable[[], Any], here: Machine) -> dict[str, float]:
-    seconds = here.median(step)
+    seconds = here.quickest(step)
     with _memory(here.device) as found:
         step()
     return {"seconds": seconds, "memory_gb": found[0] / 1e9}
@@ -212,7 +211,7 @@ def _token(model: DualSLM, here: Machine) -> dict[str, float]:
             pass
         _wait(here.device)
         found.append((time.perf_counter() - began) / TOKENS)
-    return {"seconds": statistics.median(found[2:])}
+    return {"seconds": min(found[2:])}
 
 
 def _asked(shape: Shape, turn: int, here: Machine) -> dict[str, torch.Tensor]:

@@ -64,7 +64,8 @@ def losses(model: DualSLM, recordings: Recordings, way: str) -> tuple[np.ndarray
     """Nats and target tokens of each sentence."""
     kind, view = WAYS[way]
     talks = [_talk(take, kind, index) for index, take in enumerate(recordings.takes)]
-    prompts = [render(talk, model.llm.tokenizer, view, learns=frozenset(("para", "ling"))) for talk in talks]
+    words = model.llm.tokenizer
+    prompts = [render(talk, words, view, learns=frozenset(("para", "ling")), supervise="last") for talk in talks]
     parts = [model(prompts[at : at + AT_ONCE], recordings.hear) for at in range(0, len(prompts), AT_ONCE)]
     nats = torch.cat([part.nll_B for part in parts]).double().numpy()
     return nats, torch.cat([part.tokens_B for part in parts]).double().numpy()
