@@ -27,6 +27,7 @@ DOCS = [
             "benchmarks",
             "corpora",
             "decisions",
+            "evaluation",
             "five-clips",
             "judges",
             "manifest",
