@@ -32,7 +32,10 @@ DOCS = [
             "judges",
             "manifest",
             "paper-map",
+            "scale",
             "talk",
+            "instruments",
+            "study",
             "tasks",
         )
     ),

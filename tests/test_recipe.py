@@ -15,7 +15,7 @@ from dualslm.conversation import Source, View
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage, ViewDraw
 
-SHIPPED = ["paper-qwen", "paper-llama", "slam-asr", "small", "tiny"]
+SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "slam-asr", "small", "tiny"]
 TAG = re.compile(r"# (paper §|measured: |assumed: )\S")
 
 
@@ -56,7 +56,7 @@ def test_every_recipe_is_known_to_these_tests(root: Path) -> None:
     assert sorted(path.stem for path in (root / "recipes").iterdir()) == sorted(SHIPPED)
 
 
-@pytest.mark.parametrize("name", ["paper-qwen", "paper-llama"])
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama"])
 def test_the_paper(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert read.optimiser.weight_decay == 0.05
