@@ -39,8 +39,8 @@ def main() -> int:
 def page(report: dict[str, Any]) -> str:
     """The paper's tables, and how they were made."""
     shown = [table for table in tables.tables(report) if table.title.startswith(SHOWN)]
-    took = sum(source["took_s"] or 0 for source in report["sources"])
-    head = f"`{report['command']}`, {took:.0f} s of asking on a shared machine with two cores.\n"
+    took = sum(source["cpu_s"] or 0 for source in report["sources"])
+    head = f"`{report['command']}`, of which asking took {took:.0f} s of one core.\n"
     return "\n".join([head, *(markdown.written(table, "###") for table in shown)])
 
 
