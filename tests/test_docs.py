@@ -31,7 +31,10 @@ DOCS = [
             "judges",
             "manifest",
             "paper-map",
+            "scale",
             "talk",
+            "instruments",
+            "study",
             "tasks",
         )
     ),
