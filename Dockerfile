@@ -17,7 +17,7 @@ FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    pip install --no-cache-dir -c /constraints.txt /wheels/*.whl \
+    pip install --no-cache-dir -c /constraints.txt "$(echo /wheels/*.whl)[serve]" \
     && useradd --no-create-home --uid 1000 dualslm \
     && install -d -o dualslm /models
 ENV HF_HOME=/models PYTHONUNBUFFERED=1

@@ -75,6 +75,7 @@ async def hold(api: openai.AsyncOpenAI, turns: list[Turn], sound: list[str]) -> 
             answer = await api.chat.completions.create(model="dualslm", messages=messages, max_tokens=LONGEST)
             said.append(answer.choices[0].message.content or "")
         except openai.APIError as error:
+            print(repr(error), repr(error.__cause__), file=sys.stderr)
             return [*said, error]
         messages.append({"role": "assistant", "content": said[-1]})
     return said

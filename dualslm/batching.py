@@ -77,8 +77,11 @@ class Pasts:
         return best, [(keys[..., :best, :], values[..., :best, :]) for keys, values in self._kept[place][1]]
 
     def keep(self, marks: list[Hashable], read: KeysValues) -> None:
-        """Keeps one talk, in place of what it began with."""
+        """Keeps one talk, in place of what it began with, unless it is known with what followed."""
         for key, (known, _) in list(self._kept.items()):
+            if known[: len(marks)] == marks:
+                self._kept.move_to_end(key)
+                return
             if known == marks[: len(known)]:
                 self._drop(key)
         self._kept[self._next] = (marks, read)

@@ -31,6 +31,7 @@ DOCS = [
             "judges",
             "manifest",
             "paper-map",
+            "serve",
             "talk",
             "tasks",
         )

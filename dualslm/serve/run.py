@@ -18,6 +18,7 @@ from dualslm.serve.app import app
 from dualslm.serve.front import Front
 from dualslm.serve.gate import Limits
 
+KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
 HERE = ("127.0.0.1", "::1", "localhost")
 
 
@@ -77,7 +78,13 @@ async def _serve(
     )
     grace = int(settings.limits.patience)
     config = uvicorn.Config(
-        made, settings.host, settings.port, log_level="warning", timeout_graceful_shutdown=grace, server_header=False
+        made,
+        settings.host,
+        settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=KEEP_ALIVE,
+        server_header=False,
     )
     server = uvicorn.Server(config)
     told = asyncio.create_task(_tell(server, settings.name))
