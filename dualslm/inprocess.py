@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.backend import Piece, UnavailableError, Until
+from dualslm.backend import Piece, Reason, UnavailableError, Until
 from dualslm.batching import Batch, Seat
 from dualslm.ears import Marked
 from dualslm.llm import Decoding, FrozenLM, Pieces
@@ -44,7 +44,8 @@ class _Job:
         assert self.seat is not None
         self.tokens += token is not None
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
-        reason = "stop" if token is None or self.until.met else None if self.seat.left else "length"
+        reason: Reason | None = None if self.seat.left else "length"
+        reason = "stop" if token is None or self.until.met else reason
         if reason is not None:
             text += self.until.add(self.pieces.rest()) if not self.until.met else ""
             text += self.until.rest()

@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_its_place(url: str, slow: Slow, stream: bool
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_takes_too_long_is_broken_off(url: str, slow: Slow, stream: bool) -> None:
     with pytest.raises(openai.APIError, match=r"No answer within 2 s|took too long"):
-        list(client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=10_000, stream=stream))  # type: ignore[call-overload]
+        list(client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=10_000, stream=stream))
     until(lambda: slow.open == 0)
 
 
