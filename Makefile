@@ -1,10 +1,11 @@
-# demo, test, test-vllm, check: each makes .venv where it is missing and installs anew only when the pins have changed.
+# demo, test, test-vllm, check, study: each makes .venv where it is missing and installs anew only when the pins have
+# changed.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test test-vllm check hooks
+.PHONY: demo test test-vllm check study hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -21,6 +22,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# which of the paper's claims hold in the tiny world: hours on one core; goes on where it was stopped
+study: .venv/installed-dev
+	$(BIN)/python bench/study.py
 
 hooks: .venv/installed-dev
 	$(BIN)/pre-commit install

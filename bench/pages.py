@@ -1,4 +1,4 @@
-"""Writes the measured tables of docs/benchmarks.md from the result files; nothing there is typed.
+"""Writes the measured tables of docs/benchmarks.md and docs/scale.md from the result files; nothing there is typed.
 
     python bench/pages.py [--check]
 
@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import tables
 
 from dualslm.tiny.readme import put
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
+DOCS = ROOT / "docs"
 
 
 def main() -> int:
     """Writes or compares."""
-    text = PAGE.read_text()
-    fresh = text
-    for name, table in TABLES.items():
-        fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
-    served = json.loads((RESULTS / "serve.json").read_text())
-    for name, table in SERVED.items():
-        fresh = put(fresh, name, table(served[name]))
-    if "--check" in sys.argv:
-        return int(fresh != text)
-    PAGE.write_text(fresh)
-    return 0
+    stale = 0
+    for page, parts in PAGES.items():
+        text = (DOCS / page).read_text()
+        fresh = text
+        for name, (file, table) in parts.items():
+            found = json.loads((DOCS / "results" / f"{file}.json").read_text())
+            fresh = put(fresh, name, table(found[name] if file == "serve" else found))
+        stale |= fresh != text
+        if "--check" not in sys.argv:
+            (DOCS / page).write_text(fresh)
+    return int(stale and "--check" in sys.argv)
 
 
 def train_step(result: dict[str, Any]) -> str:
@@ -103,8 +106,21 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-SERVED = {"latency": latency}  # the parts of docs/results/serve.json
-TABLES = {"train_step": train_step, "step_profile": step_profile, "word_errors": word_errors}
+PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    "benchmarks.md": {
+        "train_step": ("train_step", train_step),
+        "step_profile": ("step_profile", step_profile),
+        "word_errors": ("word_errors", word_errors),
+        "latency": ("serve", latency),
+        "full_size": ("full_size", tables.full_size),
+        "data_paths": ("data_paths", tables.data_paths),
+    },
+    "scale.md": {
+        "processes": ("scale", tables.processes),
+        "scaling": ("scale", tables.scaling),
+        "quantised": ("quantised", tables.quantised),
+    },
+}
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ def write(out: Path) -> None:
             if file.exists()
         },
     }
-    study_page.RESULT.write_text(json.dumps(result) + "\n")
+    study_page.RESULT.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     study_page.write()
 
 

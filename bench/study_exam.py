@@ -70,7 +70,7 @@ def context(model: DualSLM, tested: Recordings) -> Marks:
             answers = _answers(model, tested, [talk.conversation for talk in drawn], view, LONGEST["reply"])
             marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
             for slot in ("content", "memory"):
-                found[f"depth {depth} {slot}/{company}"] = [[float(mark[slot]), 1.0] for mark in marks]
+                found[f"depth {depth} {slot}/{company}"] = [[int(mark[slot]), 1] for mark in marks]
     return found
 
 
@@ -81,17 +81,17 @@ def _marked(model: DualSLM, tested: Recordings, question: str, company: str, vie
         drawn = [world.sample_talk(rng, t.speech, t.utterance, t.style) for rng, t in zip(rngs, takes, strict=True)]
         answers = _answers(model, tested, [talk.conversation for talk in drawn], view, LONGEST[question])
         marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
-        slots = {f"{slot}/{company}": [[float(mark[slot]), 1.0] for mark in marks] for slot in marks[0]}
-        return {**slots, f"reply/{company}": [[float(all(mark.values())), 1.0] for mark in marks]}
+        slots = {f"{slot}/{company}": [[int(mark[slot]), 1] for mark in marks] for slot in marks[0]}
+        return {**slots, f"reply/{company}": [[int(all(mark.values())), 1] for mark in marks]}
     if question == "words":
         asked = [_unanswered(world.transcription(t.speech, rng)) for rng, t in zip(rngs, takes, strict=True)]
         answers = _answers(model, tested, asked, view, LONGEST[question])
         pairs = [(words(t.utterance.text), words(answer)) for t, answer in zip(takes, answers, strict=True)]
-        return {f"words/{company}": [[float(word_errors(a, b)), float(len(a))] for a, b in pairs]}
+        return {f"words/{company}": [[word_errors(a, b), len(a)] for a, b in pairs]}
     asked = [_unanswered(world.questions(t.speech, rng, (question,))) for rng, t in zip(rngs, takes, strict=True)]
     heard = [world.chosen(answer, question) for answer in _answers(model, tested, asked, view, LONGEST[question])]
     right = [a == t.speech.labels[question] for a, t in zip(heard, takes, strict=True)]
-    return {f"{question}/{company}": [[float(one), 1.0] for one in right]}
+    return {f"{question}/{company}": [[int(one), 1] for one in right]}
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def _nats(model: DualSLM, tested: Recordings, view: View) -> list[list[float]]:
     asked = [world.transcription(t.speech, random.Random(f"exam/{i}")) for i, t in enumerate(tested.takes)]
     prompts = [render(talk, model.llm.tokenizer, view, supervise="last") for talk in asked]
     loss = model(prompts, tested.hear)
-    return [[nll, float(tokens)] for nll, tokens in zip(loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)]
+    return [[round(nll, 4), tokens] for nll, tokens in zip(loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)]
 
 
 def _answers(model: DualSLM, tested: Recordings, talks: Sequence[Conversation], view: View, longest: int) -> list[str]:

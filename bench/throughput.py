@@ -2,7 +2,9 @@
 
 In process: 1, 8 and 32 spoken talks through `Front`, all recordings new, and as many times the tokens of one. Behind
 vLLM: spoken talks through `dualslm serve --vllm` against text prompts of as many positions, with replies of as many
-tokens, sent to the same vLLM server directly; rounds of both alternate. Every recording is new, so all are encoded.
+tokens, sent to the same vLLM server directly; rounds of all alternate, and nothing is kept by vLLM. The recordings are
+first new, so that all are encoded on the cores that vLLM has, and then known, as those of earlier turns are. The
+encoder has the shape `cpu`, or `small`, which takes next to nothing: as one does that has a card of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from dualslm.tiny.world import LISTEN
 AT_ONCE = (1, 8, 32)
 REPLY = 48  # tokens, longest
 SECONDS = 4.0  # s of a made recording
+WAYS = ("text", "recordings new", "recordings known")
 SIDE_BY_SIDE, REQUESTS = 16, 32  # requests that are open at once behind vLLM, and in a round
 
 
@@ -102,42 +105,48 @@ def show_talks(result: dict[str, Any]) -> Iterator[Table]:
 
 def vllm(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of spoken talks through a front end, and of text prompts sent to vLLM itself."""
+    found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _save(folder)
-        model = str(folder / "adapters")
+        models = _saved(folder)
         quiet = ("--no-enable-prefix-caching", "--no-enable-log-requests")
-        with serving(folder, *quiet, llm=folder / "llm") as url, process("--vllm", url, "--model", model) as (front, _):
-            rows = asyncio.run(_rounds(url, front, args.rounds))
-    ratios = [spoken / text for spoken, text in zip(rows["spoken"], rows["text"], strict=True)]
-    return {"shape": "cpu", "at_once": SIDE_BY_SIDE, "requests": REQUESTS, "reply": REPLY, **rows, "ratios": ratios}
+        with serving(folder, *quiet, llm=folder / "llm") as url:
+            for ears, model in models.items():
+                with process("--vllm", url, "--model", str(model)) as (front, _):
+                    found.append({"encoder": ears, **asyncio.run(_rounds(url, front, args.rounds))})
+    return {"at_once": SIDE_BY_SIDE, "requests": REQUESTS, "reply": REPLY, "rows": found}
 
 
-def _save(folder: Path) -> None:
-    """Random frozen parts and adapters of the shape `cpu`, as users would have them on disk."""
+def _saved(folder: Path) -> dict[str, Path]:
+    """Random parts as users would have them on disk: adapters between an LLM and encoders of two shapes."""
     torch.manual_seed(0)
-    shape = SHAPES["cpu"]
-    WhisperEncoder(shape.whisper()).save_pretrained(folder / "encoder")
-    WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(folder / "encoder")
-    Qwen2ForCausalLM(shape.qwen()).save_pretrained(folder / "llm")
+    Qwen2ForCausalLM(SHAPES["cpu"].qwen()).save_pretrained(folder / "llm")
     tokenizer().save_pretrained(folder / "llm")
-    parts = {"encoder": str(folder / "encoder"), "llm": str(folder / "llm")}
-    DualSLM.from_parts(**parts, linguistic={"hidden": shape.hidden}, device="cpu").save_pretrained(folder / "adapters")
+    for name in ("cpu", "small"):
+        shape, ears = SHAPES[name], folder / f"encoder-{name}"
+        WhisperEncoder(shape.whisper()).save_pretrained(ears)
+        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(ears)
+        made = DualSLM.from_parts(
+            encoder=str(ears), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
+        )
+        made.save_pretrained(folder / name)
+    return {name: folder / name for name in ("cpu", "small")}
 
 
 async def _rounds(url: str, front: str, rounds: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
-    found: dict[str, list[float]] = {"spoken": [], "text": []}
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
     async with httpx2.AsyncClient(timeout=600) as web:
         for number in range(rounds + 1):  # the first warms up
-            spoken = await _many(web, front + "/chat/completions", [_spoken(rng) for _ in range(REQUESTS)])
-            again = [_text(rng, *used) for used in spoken[0]]
-            text = await _many(web, url + "/completions", again)
-            assert text[0] == spoken[0], "as many positions and tokens"
-            Console(stderr=True).print(f"round {number}: {spoken[1]:.1f} tokens/s spoken, {text[1]:.1f} text")
-            if number:
-                found["spoken"].append(spoken[1])
-                found["text"].append(text[1])
+            bodies = [_spoken(rng) for _ in range(REQUESTS)]
+            new = await _many(web, front + "/chat/completions", bodies)
+            text = await _many(web, url + "/completions", [_text(rng, *used) for used in new[0]])
+            known = await _many(web, front + "/chat/completions", bodies)
+            assert text[0] == new[0] == known[0], "as many positions and tokens"
+            rates = dict(zip(WAYS, (text[1], new[1], known[1]), strict=True))
+            Console(stderr=True).print(f"round {number}: {rates}")
+            for way, rate in rates.items() if number else ():
+                found[way].append(rate)
     return found
 
 
@@ -172,9 +181,10 @@ def _text(rng: np.random.Generator, positions: int, tokens: int) -> dict[str, An
 
 def show_vllm(result: dict[str, Any]) -> Iterator[Table]:
     """One row a way."""
-    table = Table("way", "tokens/s", title=f"behind vLLM, {result['at_once']} at once")
-    for way in ("text", "spoken"):
-        table.add_row(way, f"{statistics.median(result[way]):.1f}")
-    low, middle, high = (few(result["ratios"]) for few in SUMS)
-    table.add_row("spoken / text", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
-    yield table
+    for row in result["rows"]:
+        table = Table("way", "tokens/s", "of text", title=f"behind vLLM, encoder {row['encoder']}")
+        for way in WAYS:
+            ratios = [rate / text for rate, text in zip(row[way], row[WAYS[0]], strict=True)]
+            low, middle, high = (few(ratios) for few in SUMS)
+            table.add_row(way, f"{statistics.median(row[way]):.1f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
+        yield table

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 from dualslm.backend import Piece, Reason, UnavailableError, Until
-from dualslm.batching import Batch, Seat
+from dualslm.batching import ROOM, Batch, Pasts, Seat
 from dualslm.ears import Marked
 from dualslm.llm import Decoding, FrozenLM, Pieces
 
@@ -61,10 +61,11 @@ class InProcess:
     Args:
         llm: the frozen LLM.
         size: most talks that are answered at once.
+        room: bytes of keys and values to keep of talks that were answered.
     """
 
-    def __init__(self, llm: FrozenLM, size: int = 32) -> None:
-        self.llm, self.batch = llm, Batch(llm, size)
+    def __init__(self, llm: FrozenLM, size: int = 32, room: int = ROOM) -> None:
+        self.llm, self.batch = llm, Batch(llm, size, Pasts(room))
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Seat, _Job] = {}
         self._changed, self._closed = Condition(), False

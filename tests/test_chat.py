@@ -76,7 +76,7 @@ def desk(model: DualSLM) -> Desk:
 
 
 def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
-    """Typed text, recordings, tone, view, a bad file, saving; loaded again it goes on with the same reply."""
+    """Typed text, recordings, tone, view, a bad file, Ctrl-C, saving; loaded again it gives the same reply."""
     for name, source in {"my molly": MOLLY, "angry": ANGRY, "happy": HAPPY, "lost": LOST}.items():
         shutil.copy(source, tmp_path / f"{name}.wav")
     (tmp_path / "bad.wav").write_bytes(b"RIFF, or so they say")
@@ -114,22 +114,14 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
         screen.enter("lost.wav")
         again = screen.wait_for(TIMES)
         assert again.split("\n")[-3] == here.split("\n")[-3]
+        screen.wait_for("4 > ")
+        screen.interrupt()
+        screen.wait_for("/quit or Ctrl-D ends the talk\n4 > ")
+        screen.enter("happy.wav")
+        screen.wait_for("How won")
+        screen.interrupt()
+        assert "Traceback" not in screen.wait_for("5 > ")
         screen.enter("\x04")  # Ctrl-D
-        assert screen.process.wait(60) == 0
-
-
-def test_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
-    """The reply stops where it is, and the talk goes on."""
-    shutil.copy(LOST, tmp_path / "lost.wav")
-    with Terminal(["dualslm.cli", "chat"], tmp_path) as screen:
-        screen.wait_for("1 > ")
-        screen.interrupt()
-        screen.wait_for("/quit or Ctrl-D ends the talk\n1 > ")
-        screen.enter("lost.wav")
-        screen.wait_for("Do not")
-        screen.interrupt()
-        assert "Traceback" not in screen.wait_for("2 > ")
-        screen.enter("/quit")
         assert screen.process.wait(60) == 0
 
 

@@ -31,8 +31,11 @@ DOCS = [
             "judges",
             "manifest",
             "paper-map",
+            "scale",
             "serve",
             "talk",
+            "instruments",
+            "study",
             "tasks",
         )
     ),

@@ -15,11 +15,12 @@ from factory import tokenizer as small_tokenizer
 from templates import tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedTokenizerFast
 
+from dualslm import heard
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.ears import Ears
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
-from dualslm.heard import ASKED, LONGEST
+from dualslm.heard import ASKED
 from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.memory import Memory
 from dualslm.model import DualSLM
@@ -71,6 +72,12 @@ def model(build: Build) -> DualSLM:
 @pytest.fixture
 def session(model: DualSLM) -> Session:
     return Session(model, Conversation("Be kind."), how=SHORT)
+
+
+@pytest.fixture(autouse=True)
+def short_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights never end, so they are cut short where they write down what they heard."""
+    monkeypatch.setattr(heard, "LONGEST", SHORT)
 
 
 TURNS: list[tuple[Part, ...]] = [
@@ -293,8 +300,8 @@ def test_past_turns_given_as_text(session: Session, monkeypatch: pytest.MonkeyPa
     """The words are those that were heard, where the recording has none of its own."""
     session.past = View("none", "text")
     session.reply(clip(1.0, 1))
-    heard = replace(session.heard(session.talk.turns[0].speeches[0]), words="I lost my umbrella.")
-    session._heard = dict.fromkeys(session._heard, heard)
+    found = replace(session.heard(session.talk.turns[0].speeches[0]), words="I lost my umbrella.")
+    session._heard = dict.fromkeys(session._heard, found)
     reply = session.reply(clip(0.5, 2))
     words = Conversation("Be kind.").user("I lost my umbrella.").assistant(session.record[0].reply).user(clip(0.5, 2))
     assert reply == session.model.reply(words, how=SHORT)
@@ -313,14 +320,14 @@ def test_a_past_turn_keeps_the_tone_it_was_given(session: Session) -> None:
 def test_what_was_heard_comes_from_its_own_channel(session: Session) -> None:
     """The words never depend on the tone, nor the attributes on the words; each is asked once."""
     words, voice = clip(1.0, 1), clip(0.6, 2)
-    heard = session.heard(words)
-    assert session.heard(words.in_the_tone_of(voice)) is heard
-    assert session.heard(Speech(words.audio)) is heard
-    assert list(heard.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
+    found = session.heard(words)
+    assert session.heard(words.in_the_tone_of(voice)) is found
+    assert session.heard(Speech(words.audio)) is found
+    assert list(found.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
     assert session.ears.encoded == 1
     asked = Conversation(ASKED.words).user(words)
-    alone = session.model.reply(asked, view=View("none", "speech"), how=LONGEST)
-    assert heard.words == alone.strip()
+    alone = session.model.reply(asked, view=View("none", "speech"), how=SHORT)
+    assert found.words == alone.strip()
 
 
 @pytest.mark.parametrize(

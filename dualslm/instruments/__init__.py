@@ -77,7 +77,9 @@ def run(
     """
     if unknown := [name for name in names if name not in INSTRUMENTS]:
         raise DualSLMError("unknown instrument", got=unknown[0], do=f"choose some of {', '.join(INSTRUMENTS)}")
-    return measure(Desk(model.eval(), hear or remembered(model), seed=seed), read(manifests, limit=limit, seed=seed), names, say)
+    return measure(
+        Desk(model.eval(), hear or remembered(model), seed=seed), read(manifests, limit=limit, seed=seed), names, say
+    )
 
 
 def measure(

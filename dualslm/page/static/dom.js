@@ -110,7 +110,7 @@ export function tint(answer, { tokens, para, ling }) {
       .toSorted((a, b) => words.indexOf(a) - words.indexOf(b))
       .map((word) => word.text.trim().replace(/[.,!?;:]+$/, "")).join(", ");
   const line = (kind, name, found) => h("p", {}, h(`em.${kind}`, {}, name), " ", found || "nothing");
-  return h("div.rests", {}, line("p", "rests on the tone:", most("para")), line("l", "rests on the words:", most("ling")));
+  return h("div.rests", {}, line("p", "decided by the tone:", most("para")), line("l", "decided by the words:", most("ling")));
 }
 
 /** The server's words about what is wrong: "wrong: got this; do that". */

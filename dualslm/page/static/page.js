@@ -100,6 +100,7 @@ function live(recorder) {
   const on = recorder !== null;
   $("record").classList.toggle("live", on);
   $("record").setAttribute("aria-label", on ? "Send the recording" : "Record");
+  $("record").querySelector("use").setAttribute("href", on ? "#up" : "#mic");
   $("record").title = on ? "Send the recording" : "Record";
   $("recording").replaceChildren(on ? "0.0 s " : "", h("span", {}, "press again to send, Esc to discard"));
   $("recording").hidden = !on;

@@ -123,13 +123,13 @@ function keep(turn, page, reply, line, text) {
 function acts(turn, page) {
   const panel = (turn.panel = tones(turn, page));
   panel.hidden = true;
-  const open = h("button.quiet", { type: "button", "aria-expanded": "false" }, "Same words, another tone");
+  const open = h("button.chip", { type: "button", "aria-expanded": "false" }, "Same words, another tone");
   open.onclick = () => {
     panel.hidden = !panel.hidden;
     open.setAttribute("aria-expanded", String(!panel.hidden));
     if (!panel.hidden) panel.scrollIntoView({ block: "nearest" });
   };
-  const weigh = h("button.quiet", { type: "button" }, "What the reply rests on");
+  const weigh = h("button.chip", { type: "button" }, "What decided the reply");
   weigh.onclick = () => rests(turn, page, weigh);
   const away = h("span.wait", {}, "The LLM runs elsewhere: how sure it is, and what a reply rests on, cannot be told.");
   return h("div", {}, h("div.acts", {}, open, page.about.likelihoods ? weigh : away), panel);
