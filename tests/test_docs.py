@@ -33,6 +33,7 @@ DOCS = [
             "manifest",
             "paper-map",
             "scale",
+            "serve",
             "talk",
             "instruments",
             "study",
