@@ -28,12 +28,20 @@ def main() -> int:
         text = (DOCS / page).read_text()
         fresh = text
         for name, (file, table) in parts.items():
-            found = json.loads((DOCS / "results" / f"{file}.json").read_text())
-            fresh = put(fresh, name, table(found[name] if file == "serve" else found))
+            fresh = put(fresh, name, _made(file, name, table))
         stale |= fresh != text
         if "--check" not in sys.argv:
             (DOCS / page).write_text(fresh)
     return int(stale and "--check" in sys.argv)
+
+
+def _made(file: str, name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a result file, or that there is none yet."""
+    path = DOCS / "results" / f"{file}.json"
+    if not path.exists():
+        return f"Not measured yet: there is no {path.relative_to(ROOT)}.\n"
+    found = json.loads(path.read_text())
+    return table(found[name] if file == "serve" else found)
 
 
 def train_step(result: dict[str, Any]) -> str:

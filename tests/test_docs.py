@@ -21,6 +21,7 @@ from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = [
     "README.md",
+    "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
         for name in (
@@ -117,3 +118,14 @@ def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
 def test_what_the_pages_show_is_what_the_result_files_hold(root: Path, script: str) -> None:
     done = subprocess.run([sys.executable, str(root / "bench" / script), "--check"], check=False)
     assert done.returncode == 0, f"run python bench/{script}"
+
+
+def test_commands_of_the_scale_page_are_ours(root: Path) -> None:
+    text = "\n".join(blocks(root, "sh", "docs/scale.md")).replace("\\\n", " ")
+    found = re.findall(r"(?:^|')dualslm ([^'\n#]+)|-m dualslm\.cli ([^\n]+)", text, re.MULTILINE)
+    asked = [(plain or launched).replace("$((SLURM_PROCID + 1))/$SLURM_NTASKS", "1/32") for plain, launched in found]
+    assert len(asked) >= 9
+    for line in asked:
+        args = cli._parser().parse_args(shlex.split(line))
+        assert callable(args.verb), line
+        assert (root / args.recipe).exists(), line
