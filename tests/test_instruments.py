@@ -31,8 +31,8 @@ from dualslm.model import GREEDY
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, recordings, world
 
-COUNT = 16
-PROBED = 32  # a probe has to be fitted to something
+COUNT = 12
+PROBED = 24  # a probe has to be fitted to something
 Tells = Callable[[Speech], str]
 
 
