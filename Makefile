@@ -1,16 +1,21 @@
-# demo, test, check, study: each makes .venv where it is missing and installs anew only when the pins have changed.
+# demo, test, test-vllm, check, study: each makes .venv where it is missing and installs anew only when the pins have
+# changed.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test check study hooks
+.PHONY: demo test test-vllm check study hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
+test-vllm: .venv/installed-dev .venv-vllm/installed
+	$(BIN)/python -m pytest tests/test_vllm.py tests/test_serve_vllm.py tests/test_vllm_judge.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check
@@ -33,5 +38,11 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,eval]'
+	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,serve,eval]'
 	touch $@ .venv/installed
+
+.venv-vllm/installed: constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet -c $< torch
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@

@@ -38,8 +38,6 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--view", action="append", default=[], metavar="P,L", help="only this view; may be repeated")
     add("--system", action="append", default=[], metavar="KIND,KEY=VALUE", help="another system, for example majority")
     add("--likelihoods", action="store_true", help="also the likelihood of every choice")
-    add("--judge", action="append", default=[], metavar="SPEC", help="name=...,base_url=...,model=...; may be repeated")
-    add("--protocol", action="append", default=[], metavar="NAME", help="of the judges (default: cs and egs)")
     add("--instruments", action="store_true", help="also measure what each channel of every RUN tells and should not")
     add(
         "--only",
@@ -53,7 +51,19 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a longer answer is cut off")
     add("--seed", type=int, default=0, metavar="N", help="of questions and resamples (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    _add_judges(parser.add_argument_group("judges of replies (docs/judges.md)"))
     parser.set_defaults(verb=_eval)
+
+
+def _add_judges(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--judge", action="append", default=[], metavar="SPEC", help="name=...,base_url=...,model=...; may be repeated")
+    add("--protocol", action="append", default=[], metavar="NAME", help="of the judges (default: cs and egs)")
+    add("--repeats", type=int, default=1, metavar="N", help="ask so often, to see whether a judge agrees with itself")
+    add("--pair", action="append", default=[], metavar="A:B", help="also compare two systems, in both orders")
+    add("--controls", action="store_true", help="also judge the references, shuffled ones, and a generic reply")
+    add("--judge-cache", metavar="FILE", help="raw answers, best one file for all runs (default: one in --out)")
+    add("--sanity", action="store_true", help="only try the judges, on the shipped calibration items")
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -63,6 +73,8 @@ def _eval(args: argparse.Namespace) -> int:
     for key in ("batch", "limit", "max_new_tokens"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise DualSLMError(f"--{key.replace('_', '-')} makes no sense", got=value, do="give 1 or more")
+    if args.sanity:
+        return _sanity(args, out)
     if args.only == "report":
         return _report(args, out)
     if args.only != "score":
@@ -182,26 +194,40 @@ def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
     return testset.write(out / "talks", seed=args.seed, processes=min(4, os.cpu_count() or 1))
 
 
-def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple[dict[str, Any] | None, bool]:
-    """The judges' summary, with what the sanity suite says of them, and whether enough verdicts came back."""
-    from dualslm import judges
-    from dualslm.evaluate.predict import records
+def _sanity(args: argparse.Namespace, out: Path) -> int:
+    """Tries the judges and says what came of it; 1 where one of them cannot be trusted."""
+    import json
 
-    if not args.judge:
-        return None, True
+    from dualslm.judges import command
+
+    what = command.order(args)
+    assert what is not None
+    found = command.run(what, out, seed=args.seed)
+    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.told))
+    return int(not all(row["usable"] for row in found.report["trust"]))
+
+
+def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple[dict[str, Any] | None, bool]:
+    """The judges' summary, with what their trial says of them, and whether enough verdicts came back.
+
+    Where nobody is named, the tiny world's own rule judges replies to its talks.
+    """
+    from dualslm.evaluate.predict import records
+    from dualslm.judges import command
+
+    what = command.order(args)
     rows = [row for path in files for row in records(path) if row["task"] == "respond"]
-    tested = [card for path in files for card in _cards(path)]
-    specs = [judges.JudgeSpec.parse(text) for text in args.judge]
-    protocols = args.protocol or ["cs", "egs"]
-    outcomes = []
-    for asked, name in ((judges.calibration(), "verdicts.sanity.jsonl"), (rows, "verdicts.jsonl")):
+    if what is None and rows and {row["corpus"] for row in rows} == {EMBEDDED}:
+        from dualslm.tiny import judge as rule
+
         with _Bar("judging") as bar:
-            cache = out / "judged.sqlite"
-            outcomes.append(judges.judge(asked, specs, protocols, out / name, cache, tested=tested, show=bar))
-    sane, real = (judges.verdicts(outcome.path) for outcome in outcomes)
-    print("\n".join(line for outcome in outcomes for line in outcome.told()), file=sys.stderr)
-    judged = {**judges.summary(real, seed=args.seed), "trust": judges.trust(sane, seed=args.seed)}
-    return judged, all(outcome.enough for outcome in outcomes)
+            found = rule.judged(rows, out, seed=args.seed, show=bar)
+    elif what is None:
+        return None, True
+    else:
+        found = command.run(what, out, rows, [card for path in files for card in _cards(path)], seed=args.seed)
+    print("\n".join(found.told), file=sys.stderr)
+    return found.report, found.enough
 
 
 def _cards(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from scipy import stats
 from dualslm.metrics import bootstrap
 from dualslm.metrics.bootstrap import difference, figure, holm, rate, student
 
-SIMULATIONS = 500
+SIMULATIONS = 400
 
 
 def clustered(rng: np.random.Generator, clusters: int, shift: float = 0.0) -> tuple[np.ndarray, list[str]]:
@@ -25,9 +25,9 @@ def clustered(rng: np.random.Generator, clusters: int, shift: float = 0.0) -> tu
     return np.array(rows), names
 
 
-@pytest.mark.parametrize("clusters", [12, 60])
+@pytest.mark.parametrize("clusters", [12, 40])
 def test_intervals_cover_the_truth(monkeypatch: pytest.MonkeyPatch, clusters: int) -> None:
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 600)
     rng = np.random.default_rng(clusters)
     covered = 0
     for seed in range(SIMULATIONS):
@@ -50,7 +50,7 @@ def test_items_taken_as_independent_would_not_cover(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_planted_difference_is_found_and_none_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 400)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 250)
     rng = np.random.default_rng(3)
     false, true = 0, 0
     for seed in range(300):

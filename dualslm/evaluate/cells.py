@@ -93,7 +93,6 @@ def _labels(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[
 def _confusion(rows: Sequence[Record], gold: Sequence[str], said: Sequence[str | None]) -> dict[str, Any]:
     """Gold by heard; the last column holds answers that name no choice."""
     classes = list(dict.fromkeys(choice for row in rows for choice in row["choices"]))
-    classes.sort()
     whole = labels.matrix(labels.counts(gold, said, classes).sum(0))
     return {"labels": classes, "rows": whole.astype(int).tolist()}
 

@@ -23,8 +23,7 @@ from dualslm.conversation import Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluate.items import Exam, lacks
 from dualslm.files import replacing
-from dualslm.systems.item import Answer, Item, System
-from dualslm.systems.named import card
+from dualslm.systems.item import Answer, Item, System, card
 
 PREDICTIONS, META = "predictions.jsonl", "predictions.meta.json"
 WAIT = 0.5  # s between looks at the other processes' work
@@ -146,7 +145,7 @@ def run(
 
 def manifests(paths: Sequence[Path]) -> list[dict[str, str]]:
     """The manifests that were read, with their hashes."""
-    return [{"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths]
+    return [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths]
 
 
 def _set(item: Item) -> tuple[str, str, str]:

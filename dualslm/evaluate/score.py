@@ -31,7 +31,7 @@ from dualslm.metrics.bootstrap import RESAMPLES, holm
 REPORT = "report.json"
 FORMAT = 1
 BOOTSTRAP = "cluster-bootstrap/1"
-EXAMPLES = {"respond": 3, "asr": 1}  # recordings to listen to, of each set; one where it is not named
+EXAMPLES = {"respond": 3, "asr": 2}  # recordings to listen to, of each set; one where it is not named
 MOST_EXAMPLES = 10
 LONGEST = 12.0  # s of a recording to listen to
 KEY = ("task", "corpus", "split")
@@ -221,7 +221,8 @@ def _examples(files: Sequence[Path]) -> list[dict[str, Any]]:
     by_set: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in sorted(asked, key=lambda name: zlib.crc32(name.encode())):
         by_set[tuple(str(asked[name][0][0][key]) for key in KEY)].append(name)
-    drawn = [name for key, names in by_set.items() for name in names[: EXAMPLES.get(key[0], 1)]]
+    order = sorted(by_set, key=lambda key: -EXAMPLES.get(key[0], 0))
+    drawn = [name for key in order for name in by_set[key][: EXAMPLES.get(key[0], 1)]]
     shown = (_example(asked[name]) for name in drawn)
     return [one for one in shown if one][:MOST_EXAMPLES]
 

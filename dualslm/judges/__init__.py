@@ -2,7 +2,8 @@
 
 `protocols` says what a judge is asked, `data` keeps the judged text from giving orders, `questions` turns predictions
 into questions, `ask` puts one to a server, `answers` reads what comes back, `run` does it for all. `tables` sums up,
-`agreement` compares judges, `sanity` tries a judge on replies whose order is known. No torch.
+`agreement` compares judges, `sanity` tries a judge on replies whose order is known,
+and `command` is the part of `dualslm eval`. No torch.
 """
 
 from dualslm.judges.protocols import PROTOCOLS

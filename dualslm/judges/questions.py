@@ -132,14 +132,15 @@ def _about(row: Row) -> dict[str, Any]:
 def _question(
     judge: JudgeSpec, protocol: Protocol, repeat: int, about: Mapping[str, Any], rows: Sequence[Row]
 ) -> Question:
-    item = _item(rows)
+    item = item_of(rows)
     messages = protocol.messages(item)
     known = {**about, "judge": judge.name, "model": judge.model, "protocol": protocol.id, "repeat": repeat}
     known |= {"protocol_sha": protocol.print, "prompt_sha": digest(messages)}
     return Question(judge, protocol, repeat, known, messages, _settled(protocol, item, rows))
 
 
-def _item(rows: Sequence[Row]) -> Item:
+def item_of(rows: Sequence[Row]) -> Item:
+    """What is shown of predictions for the same item: one, or two to be compared."""
     row = rows[0]
     said = [row.get("asked"), row.get("transcript")]
     return Item(

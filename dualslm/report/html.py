@@ -22,10 +22,12 @@ Row = Mapping[str, Any]
 
 def page(report: Row) -> str:
     """The whole file."""
-    sections = [(table.title, _table(table)) for table in tables.tables(report)]
+    every = tables.tables(report)
+    sections = [(table.title, _table(table)) for table in every if not table.folded]
     sections += [(table.title, _table(table) + _paragraph(text)) for table, text in tables.instruments(report)]
     sections += [("Confusions", _confusions(tables.confusions(report)))]
     sections += [("Listen", "".join(map(_example, report["examples"])))]
+    sections += [(table.title, _table(table)) for table in every if table.folded]
     counts = tables.counts(report)
     sections += [(counts.title, _table(counts) + _skipped(report)), ("How this was made", _facts(report))]
     shown = [(title, body) for title, body in sections if body]
@@ -55,7 +57,8 @@ def _table(table: Table) -> str:
         before = line.kind
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     whole = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="wide">{whole}</div>{note}'
+    shown = f'<div class="wide">{whole}</div>'
+    return f"<details><summary>{len(rows)} rows</summary>{shown}</details>{note}" if table.folded else shown + note
 
 
 def _line(line: Line, table: Table, *, first: bool) -> str:

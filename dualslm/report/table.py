@@ -53,6 +53,7 @@ class Table:
         note: what a reader must know.
         span: the ends of the axis on which every cell's interval is drawn; None where nothing is drawn.
         zero: a place on that axis to be marked.
+        folded: a page shows its rows when they are asked for.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Table:
     note: str = ""
     span: tuple[float, float] | None = None
     zero: float | None = None
+    folded: bool = False
 
 
 BLANK = Cell("-")

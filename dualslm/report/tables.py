@@ -47,7 +47,7 @@ def tables(report: Row) -> list[Table]:
         *_attributes(cells),
         *_emotions(cells),
         *_words(cells),
-        *_judged(report["judged"]),
+        *_judged(report["judged"], any(one["task"] == "respond" for one in cells)),
         *_replies(cells),
         *_side_by_side(report),
         *_choices(cells),
@@ -65,7 +65,9 @@ def counts(report: Row) -> Table:
         numbers = (told["asked"], unscored, told.get("unparsed", ""), told.get("ambiguous", ""), told["cut_off"])
         lines.append(Line(f"{row_label(one)} · {one['task']}, {_set(one)}", tuple(Cell(str(x)) for x in numbers)))
     note = "Answers that name no choice, or several, count as wrong; what is unscored is in no figure."
-    return Table("What was asked", ("asked", "unscored", "unparsed", "ambiguous", "cut off"), tuple(lines), note)
+    return Table(
+        "What was asked", ("asked", "unscored", "unparsed", "ambiguous", "cut off"), tuple(lines), note, folded=True
+    )
 
 
 def confusions(report: Row) -> list[Row]:
@@ -167,7 +169,7 @@ def _choices(cells: Sequence[Row]) -> list[Table]:
         for one in asked
     ]
     columns = ("WA lenient", *(MORE[name] for name in extra), "parsed")
-    return [Table("How answers were read, in %", columns, tuple(lines), span=PERCENT)]
+    return [Table("How answers were read, in %", columns, tuple(lines), span=PERCENT, folded=True)]
 
 
 # ---------------------------------------------------------------------- words
@@ -185,18 +187,6 @@ def _words(cells: Sequence[Row]) -> list[Table]:
         found = {_set(one): one["figures"] for one in asked if _same(one, head)}
         row = [cell(found.get(name, {}).get(f"wer_{how}")) for name in sets for how in ("raw", "whisper")]
         lines.append(_line(head, row, [one for one in asked if _same(one, head)]))
-    paper = published()["words"]
-    fits = len(sets) == 2
-    lines += [
-        _paper(row, [row["values"][0], None, row["values"][1], None] if fits else [None] * len(columns))
-        for row in paper["rows"]
-        if fits
-    ]
-    note = (
-        f"Paper: {paper['set']}: "
-        + "; ".join(f"{row['system']} {row['values'][0]} / {row['values'][1]}" for row in paper["rows"])
-        + f". {paper['note']}"
-    )
     kinds = ("substitutions", "deletions", "insertions")
     details = [
         Line(
@@ -213,17 +203,18 @@ def _words(cells: Sequence[Row]) -> list[Table]:
     ]
     columns_of_details = (*kinds, "reference words", "runaway, %", "preambles, %", "WER without preambles")
     return [
-        Table("Table III · word error rate, in %", tuple(columns), tuple(lines), note, PERCENT),
-        Table("What the word errors are (raw)", columns_of_details, tuple(details)),
+        Table("Table III · word error rate, in %", tuple(columns), tuple(lines), span=PERCENT),
+        _quoted("words"),
+        Table("What the word errors are (raw)", columns_of_details, tuple(details), folded=True),
     ]
 
 
 # ---------------------------------------------------------------------- replies
 
 
-def _judged(judged: Row) -> list[Table]:
-    """Table IV: one table for each judge and scale."""
-    out = []
+def _judged(judged: Row, asked: bool) -> list[Table]:
+    """Table IV: one table for each judge and scale; the paper's own where replies were asked for and not judged."""
+    out = [] if judged or not asked else [_quoted("replies", 2)]
     for (judge, protocol), some in _by(judged.get("scores", []), "judge", "protocol"):
         columns = list(dict.fromkeys(row["dimension"] for row in some))
         lines = []
@@ -235,7 +226,7 @@ def _judged(judged: Row) -> list[Table]:
         places = {name: place for place, name in enumerate(paper["columns"])}
         for row in paper["rows"]:
             values = [row["values"][places[name]] if name in places else None for name in columns]
-            lines.append(_paper({**row, "system": f"{row['system']}, judge {row['judge']}"}, values, 2))
+            lines.append(_paper({**row, "system": _judge(row)}, values, 2))
         title = f"Table IV · replies by judge {judge} · protocol {protocol}"
         out.append(Table(title, tuple(columns), tuple(lines), f"Paper: {paper['set']}. {paper['note']}"))
     return [*out, *_trust(judged.get("trust", [])), *_agreement(judged.get("agreement", []))]
@@ -298,7 +289,7 @@ def _side_by_side(report: Row) -> list[Table]:
         name = measure.get(task, "wa")
         row = [cell(of[system]["figures"].get(name)) if system in of else BLANK for system in names]
         if any(one is not BLANK for one in row):
-            label = f"{task}, {corpus}/{split} · {VIEWS.get(view, view)} · {name}"
+            label = " · ".join((f"{task}, {corpus}/{split}", *([VIEWS.get(view, view)] if view else []), name))
             lines.append(Line(label, tuple(row), str(some[0]["n"])))
     return [Table("Stages and ablations side by side, in %", tuple(names), tuple(lines), span=PERCENT)]
 
@@ -313,7 +304,11 @@ def _compared(found: Sequence[Row]) -> list[Table]:
         lines.append(Line(label, row, str(one["n"])))
     note = "Paired over clusters; p of the sign-flip test; Holm's correction over all lines of this table."
     columns = ("difference", "p", "p, Holm", "measure")
-    return [Table("Differences on the same items, in points", columns, tuple(lines), note, (-100.0, 100.0), 0.0)]
+    return [
+        Table(
+            "Differences on the same items, in points", columns, tuple(lines), note, (-100.0, 100.0), 0.0, folded=True
+        )
+    ]
 
 
 # ---------------------------------------------------------------------- parts
@@ -357,6 +352,19 @@ def _line(head: Row, row: Sequence[Cell], cells: Sequence[Row]) -> Line:
     sizes = sorted({one["n"] for one in cells if _same(one, head)})
     n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
     return Line(row_label(head), tuple(row), n, _kind(head))
+
+
+def _quoted(name: str, digits: int = 1) -> Table:
+    """One of the paper's tables as it stands there, where ours has other columns, or none."""
+    paper = published()[name]
+    lines = [_paper({**row, "system": _judge(row)}, row["values"], digits) for row in paper["rows"]]
+    title = f"Table {paper['table']} in the paper · {paper['set']}, {paper['measure']}"
+    return Table(title, tuple(paper["columns"]), tuple(lines), paper["note"])
+
+
+def _judge(row: Row) -> str:
+    """A published row's system, and its judge where there is one."""
+    return f"{row['system']}, judge {row['judge']}" if "judge" in row else str(row["system"])
 
 
 def _paper(row: Row, values: Sequence[float | None], digits: int = 1) -> Line:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.recipe import TaskKind
+
+PLACES = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,15 @@ class System(Protocol):
 
     def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
         """Its answers, in order."""
+
+
+def card(system: System) -> dict[str, Any]:
+    """A system's name and what it is, without the folders of this machine."""
+    told = {key: called(value) if key in PLACES and value else value for key, value in system.about.items()}
+    return {"name": system.name, **told}
+
+
+def called(folder: str) -> str:
+    """A model's name in reports: the last two parts of a folder, such as run and stage, and a hub id as it is."""
+    path = Path(folder)
+    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else folder

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dualslm.errors import DualSLMError
-from dualslm.systems.item import Item, System
+from dualslm.systems.item import Item, System, called
 
 if TYPE_CHECKING:
     from dualslm.llm import Decoding, FrozenLM
@@ -100,12 +100,6 @@ def _checkpoint(given: Mapping[str, str], means: Means) -> System:
     return Ours(model, means.how, given.get("name") or called(folder), means.weigh)
 
 
-def called(folder: str) -> str:
-    """A model's name in reports: the last two parts of a folder, such as run and stage, and a hub id as it is."""
-    path = Path(folder)
-    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else folder
-
-
 def _lm(name: str, means: Means) -> FrozenLM:
     from dualslm.llm import FrozenLM
     from dualslm.model import place
@@ -165,9 +159,3 @@ SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
     "emotion2vec": ((), ("model",), _emotion2vec),
 }
 """Every kind: keys that it must have, keys that it may have, and how it is opened."""
-
-
-def card(system: System) -> dict[str, Any]:
-    """A system's name and what it is, without the folders of this machine."""
-    told = {key: called(value) if isinstance(value, str) else value for key, value in system.about.items()}
-    return {"name": system.name, **told}
