@@ -50,7 +50,8 @@ def attribution(desk: Desk, material: Material) -> Reading:
     for label, mine, other in (("tokens that hang on P most, %", 0, 1), ("tokens that hang on L most, %", 1, 0)):
         hang = [sum(a > max(b, FIRM) for a, b in zip(one[mine], one[other], strict=True)) for one in each]
         lines.append(line(label, hang, groups, wholes=lengths))
-    return Reading("What a reply owes to P and to L", lines, _example(desk, items[0], *each[0]))
+    shown = _example(desk, items[0], *each[0]) if items else "No spoken replies."
+    return Reading("What a reply owes to P and to L", lines, shown)
 
 
 def moves(desk: Desk, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
