@@ -168,9 +168,13 @@ class Stage:
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
-        words_only = list(self.kinds) == ["linguistic"] and self.learns == {"ling"}
-        given, do = " ".join([*self.kinds, *sorted(self.learns)]), 'align ["ling"] on linguistic tasks alone'
-        _require(self.objective == "reply" or words_only, "objective", given, do)
+        alone = {"linguistic": {"ling"}, "paralinguistic": {"para"}}
+        fits = len(self.kinds) == 1 and self.learns == alone.get(next(iter(self.kinds)))
+        given, do = (
+            " ".join([*self.kinds, *sorted(self.learns)]),
+            'align ["ling"] on linguistic tasks alone, or ["para"]',
+        )
+        _require(self.objective == "reply" or fits, "objective", given, do)
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:

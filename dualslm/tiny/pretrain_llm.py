@@ -285,6 +285,7 @@ def fit(
     resume: bool,
     peak: float,
 ) -> None:
+    """Teaches a model the examples of a pool; goes on from the checkpoint where there is one and `resume` is set."""
     steps, cuda = made["steps"], device.startswith("cuda")
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     plain = [weight for weight in model.parameters() if weight.dim() <= 1]

@@ -28,7 +28,7 @@ from studies.real_speech.wording import SPEAKERS, digit, ravdess, talk
 
 SOUNDS = (".flac", ".wav")
 SPOKEN = ("asr", "gender", "emotion", "respond")
-COPIED = SPOKEN[:-1]  # no reply is written to an altered copy
+COPIED = ("asr", "emotion")  # a voice's gender needs no more examples, its emotion does
 TESTED_TAKES = range(0, 20)  # of FSDD, clean and one digit each; all others are for learning
 LEARNT_TAKES = range(20, 50)
 LONGEST_STRING = 6  # digits

@@ -28,6 +28,7 @@ from dualslm.prompt import Text, render
 from dualslm.talks import read_talk
 from dualslm.tasks import ATTRIBUTES, TASKS, one_task
 from dualslm.tiny import WEIGHTS, pretrain_llm, world
+from studies.real_speech import blends as blended
 from studies.real_speech.wording import DIGITS, EMOTIONS, talk
 
 PEAK_LR = 1e-3
@@ -37,8 +38,17 @@ WHERE = ["door", "window", "table", "tree", "house", "station", "river", "garden
 ATTRIBUTE_CHANCE = {"emotion": 0.5, "gender": 0.12, "asr": 0.26, "respond": 0.12}
 
 
-def build(out: Path, *, examples: int, steps: int, tokens_per_step: int, seed: int = 0) -> Path:
-    """Writes the examples and goes on with the training; a run that was stopped goes on, a finished one is kept."""
+def build(out: Path, *, examples: int, steps: int, tokens_per_step: int, blends: int, seed: int = 0) -> Path:
+    """Makes the LLM in two parts, on text and on blends; what is finished is kept.
+
+    Args:
+        out: gets an LLM folder as transformers loads it.
+        examples: in the pool that steps draw from.
+        steps: on text.
+        tokens_per_step: padding included.
+        blends: steps on blends.
+        seed: of everything.
+    """
     if (out / "card.json").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
@@ -50,8 +60,12 @@ def build(out: Path, *, examples: int, steps: int, tokens_per_step: int, seed: i
     pool = write_pool(tokenizer, examples, seed)
     pretrain_llm.fit(model, pool, out / "checkpoint.pt", made, "cpu", True, PEAK_LR)
     model.save_pretrained(out)
+    if blends:
+        frozen = blended.load(out)
+        blended.teach(frozen.model, frozen, example, blends, seed)
+        frozen.model.save_pretrained(out)
     with replacing(out / "card.json") as partial:
-        partial.write_text(json.dumps(made) + "\n")
+        partial.write_text(json.dumps({**made, "blends": blends}) + "\n")
     return out
 
 
@@ -70,8 +84,8 @@ def extend(folder: Path, words: list[str]) -> PreTrainedTokenizerFast:
     known = PreTrainedTokenizerFast.from_pretrained(folder)
     raw = json.loads(known.backend_tokenizer.to_str())
     vocabulary, merges = raw["model"]["vocab"], raw["model"]["merges"]
-    for word in (form for word in words for form in (f" {word}", word)):
-        pieces = known.tokenize(word)
+    for text in (form for word in words for form in (f" {word}", word)):
+        pieces = known.tokenize(text)
         while len(pieces) > 1:
             whole = pieces[0] + pieces[1]
             if whole not in vocabulary:

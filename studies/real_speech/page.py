@@ -109,8 +109,8 @@ def _probe(found: Found) -> str:
         for layer in layers
     ]
     said = (
-        "### The yardstick\n\nA linear classifier on mean and deviation of one layer over the clip, same speakers; layer "
-        "0 is the convolutions', the last one the encoder's output.\n\n"
+        "### The yardstick\n\nA linear classifier on mean and deviation of one layer over the clip, same speakers; "
+        "layer 0 is the convolutions', the last one the encoder's output.\n\n"
     )
     return said + _table(head, rows)
 
@@ -124,8 +124,8 @@ def _tone(found: Found) -> str:
         for name, run in arms
     ]
     said = (
-        "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each row "
-        "differs from the first in one thing, the last in all.\n\n"
+        "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each "
+        "row differs from the first in one thing, the last in all.\n\n"
     )
     return said + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
 
@@ -134,9 +134,8 @@ def _whole(found: Found) -> str:
     arms = [(arm.name, found[f"{arm.name} seed 0"]) for arm in plans.WHOLE if f"{arm.name} seed 0" in found]
     if not arms:
         return ""
-    labels = [
-        (label, path) for label, _, path in CHOSEN_ROWS if path[0] != "librispeech" and path != ("emotion, commonest",)
-    ]
+    left_out = ("librispeech", "emotion, commonest")
+    labels = [(label, path) for label, _, path in CHOSEN_ROWS if path[0] not in left_out]
     rows = [[label, *(_at(run, path) for _, run in arms)] for label, path in labels]
     said = "### Both adapters: with and without ERR, and a single one\n\nAll stages at half their length.\n\n"
     return said + _table(["%", *(name for name, _ in arms)], rows)
@@ -144,17 +143,11 @@ def _whole(found: Found) -> str:
 
 def _tested(found: Found) -> str:
     runs = [run for name, run in found.items() if name.startswith("tested ")]
-    rows = [
-        [
-            " ".join(run["actors"]),
-            str(run["seed"]),
-            *(_at(run, (key,)) for key in ("emotion, P", "emotion, P and L", "gender, P")),
-        ]
-        for run in runs
-    ]
+    keys = ("emotion, P", "emotion, P and L", "gender, P")
+    rows = [[" ".join(run["actors"]), str(run["seed"]), *(_at(run, (key,)) for key in keys)] for run in runs]
     if not rows:
         return ""
-    return "### By `--test-dir`\n\n" + _table(["actors", "seed", "emotion, P", "emotion, P and L", "gender, P"], rows)
+    return "### By `--test-dir`\n\n" + _table(["actors", "seed", *keys], rows)
 
 
 # ---------------------------------------------------------------------- helpers

@@ -27,7 +27,8 @@ class Arm:
         para: what differs in `model.paralinguistic`.
         err: equivalence replacement in stages 2 and 3.
         single: one adapter of equal size instead of two: everything goes through L.
-        tone: P is taught alone, in one stage, and asked alone: quick, for what concerns P.
+        tone: P is taught alone, aligned and then through the LLM, and asked alone: quick, for what concerns P.
+        aligned: P is first brought to where the words of its labels are.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     err: bool = True
     single: bool = False
     tone: bool = False
+    aligned: bool = True
 
 
 CHOSEN = Arm("chosen")
@@ -43,15 +45,15 @@ WHOLE = (Arm("chosen, half as long"), Arm("without ERR", err=False), Arm("single
 TONE = (
     Arm("as chosen", tone=True),
     Arm("last layer", {"layer": 4}, tone=True),
-    Arm("learned mix", {"layer": None, "mix": True}, tone=True),
     Arm("channels as they are", {"standardise": False}, tone=True),
-    Arm("mean alone", {"deviations": False}, tone=True),
+    Arm("P not aligned first", tone=True, aligned=False),
     Arm("m = 1", {"tokens": 1}, tone=True),
     Arm("m = 16", {"tokens": 16}, tone=True),
+    Arm("mean alone", {"deviations": False}, tone=True),
+    Arm("learned mix of layers", {"layer": None, "mix": True}, tone=True),
     Arm("a transformer layer", {"layers": 1}, tone=True),
-    Arm("as the paper", {"layers": 1, "layer": 4, "standardise": False, "deviations": False, "tokens": 16}, tone=True),
 )
-TONE_STEPS = 200
+TONE_STEPS = 60
 
 
 def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[str], seed: int, speed: float) -> Recipe:
@@ -79,7 +81,10 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[st
     )
     parts = {"encoder": str(work / "encoder"), "llm": str(work / "llm")}
     model = replace(recipe.model, **parts, paralinguistic=para, linguistic=ling)
-    stages = (_tone(recipe, speed),) if arm.tone else tuple(_stage(stage, arm, speed) for stage in recipe.stages)
+    stages = tuple(_stage(stage, arm, speed) for stage in recipe.stages if not (arm.single and "tone" in stage.name))
+    if arm.tone:
+        aligned = tuple(stage for stage in stages if stage.name == "align_tone" and arm.aligned)
+        stages = (*aligned, _tone(recipe, speed))
     return replace(recipe, model=model, data=data, stages=stages)
 
 

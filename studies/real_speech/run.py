@@ -26,7 +26,7 @@ from dualslm.writers import InProcess
 from studies.real_speech import corpora, ears, exam, mind, plans, probe
 from studies.real_speech.plans import Arm
 
-LLM = {"examples": 6000, "steps": 360, "tokens_per_step": 2048}
+LLM = {"examples": 6000, "steps": 360, "tokens_per_step": 2048, "blends": 160}
 STRINGS, SINGLES = 120, 100  # of an FSDD speaker, to learn from
 HALF = 0.5  # length of the arms that go through all stages
 LONG = 80  # tokens of an answer, for LibriSpeech
