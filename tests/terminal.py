@@ -58,7 +58,7 @@ class Terminal:
         os.kill(self.process.pid, signal.SIGINT)
 
     def interrupt_the_prompt(self, pattern: str) -> str:
-        """Ctrl-C where a line is waited for, again if it fell between the prompt and the waiting, where none hears it."""
+        """Ctrl-C where a line is waited for; again if it fell between prompt and waiting, where nobody hears it."""
         for _ in range(5):
             self.interrupt()
             with suppress(AssertionError):
