@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -75,6 +74,7 @@ async def hold(api: openai.AsyncOpenAI, turns: list[Turn], sound: list[str]) -> 
             answer = await api.chat.completions.create(model="dualslm", messages=messages, max_tokens=LONGEST)
             said.append(answer.choices[0].message.content or "")
         except openai.APIError as error:
+            print(repr(error), repr(error.__cause__), file=sys.stderr)
             return [*said, error]
         messages.append({"role": "assistant", "content": said[-1]})
     return said
@@ -101,21 +101,6 @@ async def rounds(url: str, run: psutil.Process, asked: list[list[Turn]], want: l
     return found
 
 
-def growth(found: list[dict[str, Any]], spent: list[float]) -> dict[str, float]:
-    """Memory in the second half against the first after a warm-up of a fifth, and its slope in MiB a minute."""
-    warm = len(found) // 5 + 1
-    rss = [one["rss_mib"] for one in found][warm:]
-    if len(rss) < 4:
-        return {}
-    slope = statistics.linear_regression([second / 60 for second in spent[warm:]], rss).slope
-    half = len(rss) // 2
-    return {
-        "first_half_mib": statistics.mean(rss[:half]),
-        "second_half_mib": statistics.mean(rss[half:]),
-        "slope_mib_per_minute": slope,
-    }
-
-
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +119,6 @@ def main() -> None:
             found = asyncio.run(rounds(url, psutil.Process(run.pid), asked, want, args.minutes))
         finally:
             run.terminate()
-    spent = [sum(one["s"] for one in found[: place + 1]) for place in range(len(found))]
     result = {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -144,12 +128,11 @@ def main() -> None:
         "turns": TURNS,
         "seed": args.seed,
         "different_talks": len({tuple(one) for one in want}),
-        "minutes": round(spent[-1] / 60, 1),
+        "minutes": round(sum(one["s"] for one in found) / 60, 1),
         "answered": sum(one["answered"] for one in found),
         "wrong": sum(one["wrong"] for one in found),
         "dropped": sum(one["dropped"] for one in found),
         "exit": run.returncode,
-        "growth": growth(found, spent),
         "rounds": found,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))

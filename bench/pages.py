@@ -123,6 +123,11 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "full_size": ("full_size", tables.full_size),
         "data_paths": ("data_paths", tables.data_paths),
     },
+    "serve.md": {
+        "talks": ("serve", tables.talks),
+        "vllm": ("serve", tables.vllm),
+        "load": ("load", tables.load),
+    },
     "scale.md": {
         "processes": ("scale", tables.processes),
         "scaling": ("scale", tables.scaling),

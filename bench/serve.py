@@ -1,6 +1,6 @@
-"""What a running talk takes: time to the first token, at its first turn and at its tenth.
+"""What a running talk takes, and what many at once give: time to the first token, tokens a second.
 
-    python bench/serve.py [--size tiny|cpu|full ...] [--rounds 7] [--out docs/results/serve.json]
+    python bench/serve.py [--part latency talks vllm] [--size tiny|cpu|full ...] [--rounds 7] [--out RESULT.json]
 
 A talk of ten spoken turns goes through a `Session`. At the first and the last turn the same talk is answered in two
 other ways in the same run: its recordings known and everything read anew, and everything encoded and read anew, as
@@ -8,6 +8,7 @@ others do who keep no state. `tiny` is the embedded model with its own clips; `c
 the shapes of bench/train_step.py, recordings of 4 s, and replies of 30 tokens that are given, because random weights
 say nothing that could be read again.
 
+Parts `talks` and `vllm` are told in bench/throughput.py; `vllm` needs what `make test-vllm` installs.
 A part of the result file is one entry of `PARTS`; the others in the file stay as they are.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
+import throughput
 import torch
 import transformers
 from factory import tokenizer
@@ -159,7 +161,11 @@ def show_latency(result: dict[str, Any]) -> Iterator[Table]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], Iterator[Table]]]]
-PARTS = {"latency": (latency, show_latency)}
+PARTS = {
+    "latency": (latency, show_latency),
+    "talks": (throughput.talks, throughput.show_talks),
+    "vllm": (throughput.vllm, throughput.show_vllm),
+}
 
 
 def main() -> None:

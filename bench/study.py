@@ -1,6 +1,6 @@
 """The study: which claims of the paper hold in the tiny world (paper §III, §IV; Tables I, III and IV in miniature).
 
-    python bench/study.py [--out runs/study] [--minutes 180]
+    python bench/study.py [--out runs/study] [--minutes 180] [--seed 0]
 
 Trains and examines, on the embedded default and one core: the three stages; the same without equivalence
 replacement (ERR); without context randomness (histories of one length in stage 3); one adapter of equal size for
@@ -283,10 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="the study of the paper's claims in the tiny world")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no leg after so long")
+    parser.add_argument("--seed", type=int, action="append", help="this seed alone: two may run side by side")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study, began = Study(asked.out), time.monotonic()
-    for leg in order():
+    for leg in (leg for leg in order() if asked.seed is None or leg.seed in asked.seed):
         if (time.monotonic() - began) / 60 > asked.minutes:
             break
         took = time.process_time()
@@ -316,7 +317,8 @@ def write(out: Path) -> None:
             if file.exists()
         },
     }
-    study_page.RESULT.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+    with replacing(study_page.RESULT) as partial_file:
+        partial_file.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     study_page.write()
 
 

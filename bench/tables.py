@@ -1,7 +1,9 @@
-"""The tables of full size, of many GPUs, of small cards and of large data, from their result files (`pages.py`)."""
+"""Tables of full size, GPUs, small cards, large data and the server, from their result files (`pages.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 
@@ -75,6 +77,52 @@ def data_paths(result: dict[str, Any]) -> str:
         times = (f"{one['get_ms']:.2f}", f"{one['get_p99_ms']:.2f}", f"{one['grown_mb']:.0f}")
         said.append(row(name, holds, f"{one['open_s']:.1f}", listed, f"{one['open_mb']:.0f}", *times))
     return "\n".join([*said, ""])
+
+
+def talks(result: dict[str, Any]) -> str:
+    """Tokens a second of many talks at once in process."""
+    said = [_made(result), row("talks at once", "tokens/s", "times one talk's [lowest, highest]"), "|--:|--:|--:|"]
+    for one in result["rows"]:
+        low, middle, high = one["times_one"]
+        said.append(row(f"{one['talks']}", f"{one['tokens_per_s']:.0f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]"))
+    return "\n".join([*said, ""])
+
+
+def vllm(result: dict[str, Any]) -> str:
+    """Tokens a second through a front end, and of text sent to the same vLLM itself."""
+    said = [_made(result), row("encoder", "prompts", "tokens/s", "of text [lowest, highest]"), "|---|---|--:|--:|"]
+    for one in result["rows"]:
+        ways = {way: rates for way, rates in one.items() if way != "encoder"}
+        for way, rates in ways.items():
+            said.append(row(one["encoder"], way, f"{median(rates):.1f}", _ratio(rates, ways["text"])))
+    return "\n".join([*said, ""])
+
+
+def load(result: dict[str, Any]) -> str:
+    """Whether any reply of many talks was lost or mixed up, and the server's memory."""
+    memory = [one["rss_mib"] for one in result["rounds"]]
+    what = {
+        "talks at once, all different": result["different_talks"],
+        "spoken turns of each": result["turns"],
+        "minutes": result["minutes"],
+        "replies": result["answered"],
+        "of another talk, or other than the talk alone gets": result["wrong"],
+        "lost": result["dropped"],
+        "memory after the first round of all talks, MiB": memory[0],
+        "memory at the end, MiB": memory[-1],
+        "most after any round, MiB": max(memory),
+    }
+    return "\n".join([_made(result), "| | |\n|---|--:|", *(row(name, f"{value}") for name, value in what.items()), ""])
+
+
+def _made(result: dict[str, Any]) -> str:
+    versions = f"torch {result['torch']}, transformers {result['transformers']}"
+    return f"`{result['command']}`; {result['machine']}; {versions}.\n"
+
+
+def _ratio(some: Sequence[float], others: Sequence[float]) -> str:
+    ratios = [one / other for one, other in zip(some, others, strict=True)]
+    return f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def row(*cells: str) -> str:

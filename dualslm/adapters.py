@@ -12,6 +12,8 @@ frames, K frames in a group times S, D width of the LLM (d_llm).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,18 +56,24 @@ class ParalinguisticAdapter(nn.Module):
     Args:
         d_speech: encoder width d_s.
         d_llm: width of the LLM's input embeddings.
-        layers: transformer layers (paper §IV-C: 1).
+        layers: transformer layers (paper §IV-C: 1); 0 pools what the encoder gives as it is.
         heads: attention heads (paper §IV-C: 8).
         dropout: paper §IV-C: 0.1.
         tokens: m, the embeddings a clip gets (assumed 16).
         feedforward: width of the feed-forward block; 4 d_s unless given (assumed).
-        mix: 0 reads the encoder's last layer, as the paper does; n reads a learned mix of n layers.
+        layer: which of the encoder's layers is read, counted from the convolutions as 0; the last one, as in the
+            paper, unless given.
+        mix: n reads a learned mix of n layers instead.
+        standardise: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
         deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
         scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
 
     Raises:
         DualSLMError: heads do not divide d_speech.
     """
+
+    centre_NS: Tensor
+    spread_NS: Tensor
 
     def __init__(
         self,
@@ -77,7 +85,9 @@ class ParalinguisticAdapter(nn.Module):
         dropout: float = 0.1,
         tokens: int = 16,
         feedforward: int | None = None,
+        layer: int | None = None,
         mix: int = 0,
+        standardise: bool = False,
         deviations: bool = False,
         scale: float = 1.0,
     ) -> None:
@@ -88,8 +98,12 @@ class ParalinguisticAdapter(nn.Module):
                 got=f"{heads} heads for a width of {d_speech}",
                 do="set model.paralinguistic.heads to a divisor",
             )
-        self.tokens, self.deviations = tokens, deviations
+        self.tokens, self.layer, self.deviations = tokens, layer, deviations
         self.mix = nn.Parameter(torch.zeros(mix)) if mix else None
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("centre_NS", torch.zeros(mix or 1, d_speech))
+            self.register_buffer("spread_NS", torch.ones(mix or 1, d_speech))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 d_speech, heads, feedforward or 4 * d_speech, dropout, batch_first=True, norm_first=True
@@ -114,12 +128,42 @@ class ParalinguisticAdapter(nn.Module):
         out: Tensor = self.project(pooled_BMS)
         return out
 
+    @torch.no_grad()
+    def calibrate(self, clips: Iterable[Tensor]) -> None:
+        """Measures each channel's mean and deviation, once, before training; they are kept with the weights.
+
+        Whisper's channels differ in scale a hundredfold, and AdamW moves every weight alike, so that the few large
+        ones would be all that is learnt from.
+
+        Args:
+            clips: the encoder's layers (N, T, S) of some recordings.
+        """
+        first_NS, second_NS = torch.zeros(2, *self.centre_NS.shape, dtype=torch.float64)
+        count = 0
+        for clip_NTS in clips:
+            x_NTS = self._chosen(clip_NTS).double().cpu()
+            first_NS += x_NTS.sum(1)
+            second_NS += x_NTS.square().sum(1)
+            count += x_NTS.shape[1]
+        mean_NS = first_NS / count
+        self.centre_NS.copy_(mean_NS)
+        self.spread_NS.copy_((second_NS / count - mean_NS.square()).clamp_min(1e-12).sqrt())
+
+    def _chosen(self, layers: Tensor) -> Tensor:
+        """The layers (N, ..., S) that are read."""
+        if self.mix is not None:
+            return layers
+        place = -1 if self.layer is None else self.layer
+        return layers[place].unsqueeze(0)
+
     def _read(self, layers_NBTS: Tensor) -> Tensor:
-        """The last layer, or the learned mix: layers differ in scale, so each is normalised first."""
-        if self.mix is None:
-            return layers_NBTS[-1].float()
-        normed_NBTS = F.layer_norm(layers_NBTS.float(), layers_NBTS.shape[-1:])
-        return torch.einsum("n,nbts->bts", self.mix.softmax(0), normed_NBTS)
+        """One layer, or the learned mix: layers differ in scale, so each is normalised first."""
+        x_NBTS = self._chosen(layers_NBTS).float()
+        if self.standardise:
+            x_NBTS = (x_NBTS - self.centre_NS[:, None, None]) / self.spread_NS[:, None, None]
+        elif self.mix is not None or self.layer is not None:
+            x_NBTS = F.layer_norm(x_NBTS, x_NBTS.shape[-1:])
+        return x_NBTS[0] if self.mix is None else torch.einsum("n,nbts->bts", self.mix.softmax(0), x_NBTS)
 
 
 class LinguisticAdapter(nn.Module):

@@ -1,4 +1,4 @@
-"""Aligns L with the LLM's own token embeddings, without running the LLM (ours; off unless a recipe asks).
+"""Aligns L and P with the LLM's own token embeddings, without running the LLM (ours; off unless a recipe asks).
 
 The linguistic embeddings stand in for words, so a good place to begin is where the words are: connectionist
 temporal classification (CTC) whose classes are the directions of the LLM's token embeddings, and whose blank is
@@ -10,13 +10,17 @@ What did not work (measured on the tiny world, 250 to 500 steps): distances inst
 embedding as the blank (exact tokens with it between them cost the LLM 34 % word errors, with nothing 5 %); a
 weaker pull (the words are right by nearest token, and yet the LLM misreads 46 %).
 
-Dimensions: B clips, T frames, L groups of frames, V distinct tokens and the blank, D width of the LLM, S tokens
-of a transcript.
+P begins where the words of its labels are ("angry", "male"): the mean of its embeddings is told from those of the
+attribute's other values by direction. Through the LLM a soft prompt is the slowest part to learn: 200 steps taught P
+33 % of eight emotions in real voices, where a linear layer on the same frames reads 74.
+
+Dimensions: B clips, T frames, L groups of frames, M embeddings of P, V distinct tokens and the blank (of P: values of
+an attribute), D width of the LLM, S tokens of a transcript.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +38,9 @@ from dualslm.prompt import Prompt
 SHARPNESS = 24.0  # nats by which a token in its own direction beats one at a right angle
 BLANK = 0.45  # the likeness at which a token is as good as none
 SOFT = 0.25  # what an embedding without any length is divided by, in squared lengths of a token
+SMOOTHED = 0.1  # of a label's probability is spread over all values
+TONE_SHARPNESS = 16.0  # as SHARPNESS, between an attribute's words seen from their mean (some lie close together)
+TONE_STRAY = 1.0  # weight of P's squared distance from the blend of words that it is taken for
 STRAY = 1.0  # weight of the squared distance from the nearest class, as far as that is certain
 
 
@@ -102,3 +109,60 @@ def _closeness(model: DualSLM, frames: Frames, classes_V: Tensor) -> tuple[Tenso
     groups_B = -(-frames.lengths_B // model.ling.stack)
     inside_BL = torch.arange(stray_BL.shape[1]) < groups_B[:, None]
     return logits_BLV, STRAY * (stray_BL * inside_BL.to(device)).sum(1)
+
+
+def label_values(speeches: Iterable[Speech]) -> dict[str, list[str]]:
+    """The values that each attribute has among some recordings, sorted."""
+    found: dict[str, set[str]] = {}
+    for speech in speeches:
+        for name, value in speech.labels.items():
+            found.setdefault(name, set()).add(str(value))
+    return {name: sorted(values) for name, values in sorted(found.items()) if len(values) > 1}
+
+
+def tone_loss(
+    model: DualSLM, prompts: Sequence[Prompt], values: Mapping[str, Sequence[str]], hear: Hear | None = None
+) -> Loss:
+    """The cross-entropy of the prompts' recordings against the words of their labels.
+
+    Args:
+        model: whose paralinguistic adapter learns.
+        prompts: each with one recording.
+        values: of every attribute, from `label_values`.
+        hear: gives frames; `model.hear` when None.
+
+    Returns:
+        The summed loss of each recording in nats, and how many labels it has.
+
+    Raises:
+        DualSLMError: a recording without any label.
+    """
+    clips = [clip for prompt in prompts for clip in prompt.clips]
+    frames = (hear or model.hear)(clips)
+    device, unit = model.llm.device, model.para.project.scale
+    heard_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
+    words = {name: torch.stack([_meant(model, word) for word in known]) / unit for name, known in values.items()}
+    aside_BD = heard_BMD.mean(1) - sum(words_VD.mean(0) for words_VD in words.values())
+    length_B1 = (aside_BD.square().mean(-1, keepdim=True) + SOFT).sqrt() * aside_BD.shape[1] ** 0.5
+    nll_B, blend_BD = aside_BD.new_zeros(len(clips)), torch.zeros_like(aside_BD)
+    counts_B = torch.zeros(len(clips), dtype=torch.long, device=device)
+    for name, words_VD in words.items():
+        places = [values[name].index(str(clip.labels[name])) if name in clip.labels else -1 for clip in clips]
+        places_B = torch.tensor(places, device=device)
+        logits_BV = TONE_SHARPNESS * aside_BD / length_B1 @ F.normalize(words_VD - words_VD.mean(0), dim=-1).T
+        nll_B = nll_B + F.cross_entropy(
+            logits_BV, places_B, ignore_index=-1, reduction="none", label_smoothing=SMOOTHED
+        )
+        blend_BD = blend_BD + logits_BV.detach().softmax(-1) @ words_VD
+        counts_B = counts_B + (places_B >= 0)
+    if not bool(counts_B.all()):
+        nameless = clips[int((counts_B == 0).nonzero()[0])]
+        raise DualSLMError(f"{nameless.audio!s} has no label to be aligned with", got="none", do="add one")
+    stray_B = (heard_BMD - blend_BD[:, None]).square().mean((1, 2))
+    return Loss(nll_B + TONE_STRAY * stray_B, counts_B)
+
+
+def _meant(model: DualSLM, word: str) -> Tensor:
+    """The embedding of a word: the mean of those of its tokens (D)."""
+    ids = model.llm.tokenizer.encode(f" {word}", add_special_tokens=False)
+    return model.llm.embed(torch.tensor(ids, device=model.llm.device)).detach().float().mean(0)

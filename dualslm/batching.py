@@ -76,12 +76,15 @@ class Pasts:
         self._kept.move_to_end(place)
         return best, [(keys[..., :best, :], values[..., :best, :]) for keys, values in self._kept[place][1]]
 
-    def keep(self, marks: list[Hashable], read: KeysValues) -> None:
-        """Keeps one talk, in place of what it began with."""
+    def keep(self, marks: Sequence[Hashable], read: KeysValues) -> None:
+        """Keeps one talk, in place of what it began with, unless it is known with what followed."""
         for key, (known, _) in list(self._kept.items()):
-            if known == marks[: len(known)]:
+            if known[: len(marks)] == [*marks]:
+                self._kept.move_to_end(key)
+                return
+            if known == [*marks[: len(known)]]:
                 self._drop(key)
-        self._kept[self._next] = (marks, read)
+        self._kept[self._next] = ([*marks], read)
         self._next, self.positions = self._next + 1, self.positions + len(marks)
         while len(self._kept) > 1 and self._size() > self.room:
             self._drop(next(iter(self._kept)))

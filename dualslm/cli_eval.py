@@ -98,6 +98,7 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
     exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
     quiet_transformers()
+    _take_own_gpu()
     asked = predict.plan(exam, _systems(args, exam.items), views, args.batch)
     settings = {
         "manifests": predict.manifests(manifests),
@@ -188,9 +189,22 @@ def _systems(args: argparse.Namespace, asked: Sequence[Item]) -> list[System]:
     return [opened(embedded, on_cpu) if spec == EMBEDDED else opened(spec, means) for spec in specs]
 
 
+def _take_own_gpu() -> None:
+    """Of several processes on a machine, each has a GPU of its own."""
+    if (rank := os.environ.get("LOCAL_RANK")) is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+
+
 def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
     from dualslm.tiny import testset
 
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise DualSLMError(
+            "one process speaks the tiny test set", got=f"{count} processes", do="start one, or give --on"
+        )
     return testset.write(out / "talks", seed=args.seed, processes=min(4, os.cpu_count() or 1))
 
 

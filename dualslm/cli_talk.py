@@ -42,6 +42,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
     add("--waiting", type=int, default=128, metavar="N", help="requests that wait; more are refused with 429")
     add("--patience", type=float, default=300, metavar="S", help="longest time for one request")
+    add("--keep", type=int, default=512, metavar="MIB", help="keys and values to keep of talks, lest they be read anew")
     add("--no-page", action="store_true", help="no web page at /")
     add_model(parser)
     parser.set_defaults(verb=_serve)
@@ -57,7 +58,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dualslm.serve.gate import Limits
     from dualslm.tiny import CLIPS
 
-    counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience)
+    counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience, args.keep)
     if min(counts) <= 0 or args.waiting < 0 or not 0 <= args.port < 2**16:
         raise DualSLMError("a limit makes no sense", got="a number that is not above 0", do="give a greater one")
     limits = Limits(args.max_body * 2**20, args.max_audio, args.max_turns, args.running, args.waiting, args.patience)
@@ -68,6 +69,7 @@ def _serve(args: argparse.Namespace) -> int:
         limits=limits,
         key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
         page=not args.no_page,
+        keep=args.keep * 2**20,
         clips=CLIPS,
         vllm=args.vllm,
         vllm_model=args.vllm_model,

@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.backend import Piece, UnavailableError, Until
-from dualslm.batching import Batch, Seat
+from dualslm.backend import Piece, Reason, UnavailableError, Until
+from dualslm.batching import ROOM, Batch, Pasts, Seat
 from dualslm.ears import Marked
 from dualslm.llm import Decoding, FrozenLM, Pieces
 
@@ -44,7 +44,8 @@ class _Job:
         assert self.seat is not None
         self.tokens += token is not None
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
-        reason = "stop" if token is None or self.until.met else None if self.seat.left else "length"
+        reason: Reason | None = None if self.seat.left else "length"
+        reason = "stop" if token is None or self.until.met else reason
         if reason is not None:
             text += self.until.add(self.pieces.rest()) if not self.until.met else ""
             text += self.until.rest()
@@ -60,10 +61,11 @@ class InProcess:
     Args:
         llm: the frozen LLM.
         size: most talks that are answered at once.
+        room: bytes of keys and values to keep of talks that were answered.
     """
 
-    def __init__(self, llm: FrozenLM, size: int = 32) -> None:
-        self.llm, self.batch = llm, Batch(llm, size)
+    def __init__(self, llm: FrozenLM, size: int = 32, room: int = ROOM) -> None:
+        self.llm, self.batch = llm, Batch(llm, size, Pasts(room))
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Seat, _Job] = {}
         self._changed, self._closed = Condition(), False

@@ -10,7 +10,7 @@ Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,7 +211,7 @@ class FrozenLM(nn.Module):
         return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
-    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
+    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
         draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
@@ -239,7 +239,8 @@ class FrozenLM(nn.Module):
             nonlocal mask_BT
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             mask = None if bool(mask_BT.all()) else mask_BT
-            return self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
+            logits_BTV: Tensor = self(self.embed(ids_B[:, None]), mask, cache=read.cache)
+            return logits_BTV[:, -1]
 
         yield plain
 

@@ -66,9 +66,13 @@ class DualSLM(nn.Module):
         self.encoder, self.llm = encoder, llm
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
         para_settings = dict(self.settings["paralinguistic"])
-        self.every_layer = bool(para_settings.pop("mix", False))
+        mixed, layer = bool(para_settings.pop("mix", False)), para_settings.get("layer")
+        self.every_layer = mixed or layer is not None
+        if layer is not None and layer >= encoder.depth:
+            got, do = f"layer {layer} of {encoder.depth}", f"set model.paralinguistic.layer below {encoder.depth}"
+            raise DualSLMError("the encoder has no such layer", got=got, do=do)
         widths, scale = (encoder.width, llm.width), llm.embedding_std()
-        mix = encoder.depth * self.every_layer
+        mix = encoder.depth * mixed
         para = ParalinguisticAdapter(*widths, mix=mix, scale=scale, **para_settings)
         ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)

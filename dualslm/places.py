@@ -176,10 +176,11 @@ def _key(path: Path) -> str:
 def _keep(found: Places, index: Path, key: str) -> None:
     told = {"key": key, "left_out": found.left_out, "answers": found.answers, "writers": found.writers}
     texts = {"told": json.dumps(told).encode(), "heard": found.heard}
-    arrays = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    arrays: dict[str, Any] = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    arrays.update((str(kind), places) for kind, places in found.kinds.items())
     try:
         with replacing(index) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays, **found.kinds)
+            np.savez(file, **arrays)
     except OSError:  # a folder that is only to be read
         return
 

@@ -46,7 +46,7 @@ class Paralinguistic:
     """The paralinguistic adapter (paper eq. 4): the arguments of `ParalinguisticAdapter`."""
 
     layers: int = 1
-    """Transformer layers."""
+    """Transformer layers; 0 pools what the encoder gives as it is (beyond the paper)."""
     heads: int = 8
     """Attention heads; they must divide the encoder's width."""
     dropout: float = 0.1
@@ -54,13 +54,24 @@ class Paralinguistic:
     """m, the soft-prompt embeddings that a clip becomes."""
     feedforward: int | None = None
     """Width of the feed-forward block; four times the encoder's width where it is not given."""
+    layer: int | None = None
+    """Which encoder layer is read, counted from the convolutions as 0; the last one unless given."""
     mix: bool = False
     """Read a learned mix of the encoder's layers instead of the last one (beyond the paper)."""
+    standardise: bool = False
+    """Every channel of the frames has mean 0 and deviation 1 over the training recordings (beyond the paper)."""
     deviations: bool = False
     """Pooling keeps deviations beside means (beyond the paper)."""
 
+    @property
+    def every_layer(self) -> bool:
+        """Whether it reads another layer than the last."""
+        return self.mix or self.layer is not None
+
     def __post_init__(self) -> None:
-        _at_least(1, layers=self.layers, heads=self.heads, tokens=self.tokens, feedforward=self.feedforward)
+        _at_least(0, layers=self.layers, layer=self.layer)
+        _at_least(1, heads=self.heads, tokens=self.tokens, feedforward=self.feedforward)
+        _require(not self.mix or self.layer is None, "layer", self.layer, "give a layer or a mix of all, not both")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "give 0 or more and less than 1")
 
 
@@ -157,9 +168,13 @@ class Stage:
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
-        words_only = list(self.kinds) == ["linguistic"] and self.learns == {"ling"}
-        given, do = " ".join([*self.kinds, *sorted(self.learns)]), 'align ["ling"] on linguistic tasks alone'
-        _require(self.objective == "reply" or words_only, "objective", given, do)
+        alone = {"linguistic": {"ling"}, "paralinguistic": {"para"}}
+        fits = len(self.kinds) == 1 and self.learns == alone.get(next(iter(self.kinds)))
+        given, do = (
+            " ".join([*self.kinds, *sorted(self.learns)]),
+            'align ["ling"] on linguistic tasks alone, or ["para"]',
+        )
+        _require(self.objective == "reply" or fits, "objective", given, do)
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:

@@ -45,7 +45,11 @@ def table_only(name: str, *, revision: str | None, dtype: torch.dtype, device: s
         ) from error
     table = shell.get_input_embeddings()
     key = next(key for key, value in shell.named_parameters() if value is table.weight)
+    if any(True for _ in table.buffers()):  # some families scale their embeddings, by a number that is in no file
+        table.to_empty(device="cpu")
+        shell._init_weights(table)
     table.weight = nn.Parameter(_read(folder, key).to(device, dtype), requires_grad=False)
+    table.to(device)
     return FrozenLM(shell, tokenizer, name=name, revision=revision, identity="")
 
 

@@ -190,7 +190,9 @@ def read_talk(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Con
 def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:
     """The caption of a recording: its own, or one made from its labels, the same wherever the recording stands."""
     own = clip.get("caption")
-    return own if own is not None else caption(clip.get("labels") or {}, draw(seed, str(clip.get("audio")), "caption"))
+    if own is not None:
+        return str(own)
+    return caption(clip.get("labels") or {}, draw(seed, str(clip.get("audio")), "caption"), clip.get("choices"))
 
 
 def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part:

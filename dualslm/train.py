@@ -6,7 +6,7 @@ The loop itself is `trainer.py`; what a run learns is the recipe's alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -81,7 +81,16 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         features.build(model.encoder, _heard(talks, checks), folder, every_layer=model.every_layer)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
+    if model.para.standardise:
+        learnt = (path for path in _heard(talks, None) if path in cache.rows)
+        model.para.calibrate(map(cache.get, _some(learnt)))
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)
+
+
+def _some(paths: Iterable[str], most: int = 500) -> list[str]:
+    """About so many of the recordings, from all over the list."""
+    every = list(paths)
+    return every[:: -(-len(every) // most)]
 
 
 def read(recipe: Recipe) -> tuple[dict[str, Talks], Talks | None]:
@@ -111,8 +120,8 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] = (1, 1), device: str | Non
     heard = _heard(*read(recipe))
     where, trunk = place(device)
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=trunk, device=where)
-    mixed = recipe.model.paralinguistic.mix
-    return features.build(encoder, heard, Path(recipe.data.features), every_layer=mixed, shard=shard)
+    every_layer = recipe.model.paralinguistic.every_layer
+    return features.build(encoder, heard, Path(recipe.data.features), every_layer=every_layer, shard=shard)
 
 
 def _check_writer(model: DualSLM, talks: Sequence[Talks | None]) -> None:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from dualslm.align import alignment_loss, spoken_tokens
+from dualslm.align import alignment_loss, label_values, spoken_tokens, tone_loss
 from dualslm.checkpoint import read_weights, replacing
 from dualslm.data import Batch, Lesson, Lessons
 from dualslm.errors import DualSLMError
@@ -83,6 +83,11 @@ class Trainer:
     def spoken(self) -> Tensor:
         """The tokens of all transcripts to learn from."""
         return spoken_tokens(self.model, (text for talks in self.talks.values() for text in transcripts(talks)))
+
+    @cached_property
+    def values(self) -> dict[str, list[str]]:
+        """The values of every attribute among all recordings to learn from."""
+        return label_values(speech for talks in self.talks.values() for speech in talks.speeches())
 
     # ------------------------------------------------------------------ the run
 
@@ -146,6 +151,8 @@ class Trainer:
     def _loss(self, stage: Stage, part: Sequence[Lesson], batch: Batch) -> Loss:
         prompts = [lesson.prompt for lesson in part]
         if stage.objective == "align":
+            if stage.learns == {"para"}:
+                return tone_loss(self.model, prompts, self.values, batch.hear)
             return alignment_loss(self.model, prompts, self.spoken, batch.hear)
         worth = NEVER if self.recipe.loop.shard else WORTH
         loss: Loss = self.model(prompts, batch.hear, worth=worth)

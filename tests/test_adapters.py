@@ -86,3 +86,25 @@ def test_steps_move_embeddings_by_shares_of_their_own_size() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(DualSLMError, match=r"7 heads for a width of 16"):
         ParalinguisticAdapter(16, 24, heads=7)
+
+
+def test_one_layer_is_read_where_a_recipe_names_it() -> None:
+    layers_NBTS, lengths_B = torch.randn(3, 2, 7, 16), torch.tensor([7, 4])
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=2, layer=1).eval()
+    heard = para(layers_NBTS, lengths_B)
+    layers_NBTS[[0, 2]] = 0.0
+    assert torch.equal(para(layers_NBTS, lengths_B), heard)
+
+
+@pytest.mark.parametrize("mix", [0, 3])
+def test_calibrated_channels_have_mean_0_and_deviation_1(mix: int) -> None:
+    scale_S = torch.logspace(-2, 2, 16)
+    clips = [5.0 + scale_S * torch.randn(3, frames, 16) for frames in (40, 90)]
+    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, mix=mix, standardise=True)
+    para.calibrate(clips)
+    read_TS = torch.cat([para._read(clip[:, None])[0] for clip in clips])
+    weights_N = torch.full((3,), 1 / 3) if mix else torch.ones(1)
+    torch.testing.assert_close(read_TS.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
+    wanted = weights_N.square().sum().sqrt()
+    torch.testing.assert_close(read_TS.std(0), wanted.expand(16), atol=0.15, rtol=0)
+    assert {"centre_NS", "spread_NS"} <= para.state_dict().keys()

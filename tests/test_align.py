@@ -11,7 +11,7 @@ import pytest
 import torch
 from trainkit import make
 
-from dualslm.align import BLANK, SHARPNESS, SOFT, STRAY, alignment_loss, spoken_tokens
+from dualslm.align import BLANK, SHARPNESS, SOFT, STRAY, alignment_loss, spoken_tokens, tone_loss
 from dualslm.data import Lessons
 from dualslm.errors import DualSLMError
 from dualslm.model import DualSLM
@@ -110,3 +110,29 @@ def test_only_words_can_be_aligned(recipe: Recipe) -> None:
     text = to_toml(recipe).replace('objective = "reply"', 'objective = "align"')
     with pytest.raises(DualSLMError, match=r"stage\.2\.objective makes no sense"):
         parse(text)
+
+
+def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    tone = Kind(learns=("para",), view=ViewDraw(ling=("none",)))
+    stage = replace(recipe.stages[0], name="tone", linguistic=None, paralinguistic=tone, steps=40, lr=1e-2)
+    trainer = prepare(replace(recipe, stages=(stage,)), tmp_path / "run", Accelerator(cpu=True))
+    trainer.model.eval()  # without dropout
+    batch = trainer.lessons(stage, trainer.talks["tone"], 0)[0]
+    prompts = [lesson.prompt for lesson in batch.lessons]
+    before = tone_loss(trainer.model, prompts, trainer.values, batch.hear)
+    alone = tone_loss(trainer.model, prompts[:1], trainer.values, batch.hear)
+    torch.testing.assert_close(alone.nll_B[0], before.nll_B[0], atol=1e-4, rtol=1e-5)
+    words = {name: weight.clone() for name, weight in trainer.model.ling.state_dict().items()}
+    trainer.run()
+    after = tone_loss(trainer.model.eval(), prompts, trainer.values, batch.hear)
+    assert after.nll_B.mean() < 0.8 * before.nll_B.mean()
+    assert all(torch.equal(weight, words[name]) for name, weight in trainer.model.ling.state_dict().items())
+
+
+def test_a_recording_without_labels_cannot_be_aligned(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
+    model, stage, _ = lessons
+    batch = stage[0]
+    with pytest.raises(DualSLMError, match="has no label to be aligned with"):
+        tone_loss(model, [batch.lessons[0].prompt], {"colour": ["red", "blue"]}, batch.hear)

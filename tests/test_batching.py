@@ -9,6 +9,7 @@ from factory import save_llm
 from dualslm.batching import Batch, Pasts, Seat
 from dualslm.ears import Marked
 from dualslm.llm import Decoding, FrozenLM
+from dualslm.table import table_only
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama", "mistral", "gemma2"])
@@ -100,6 +101,14 @@ def test_a_talk_goes_on_from_what_was_read(llm: FrozenLM) -> None:
     assert seat.reused >= len(row.marks) + len(said) - 1
 
 
+def test_the_table_alone_embeds_as_the_whole_llm(llm: FrozenLM) -> None:
+    table = table_only(llm.name, revision=None, dtype=torch.float32, device="cpu")
+    ids = torch.arange(0, 300, 7)
+    assert torch.equal(table.embed(ids), llm.embed(ids))
+    assert table.stops == llm.stops
+    assert sum(weight.numel() for weight in table.parameters() if not weight.is_meta) == table.table.weight.numel()
+
+
 def test_pasts_keep_to_their_room() -> None:
     each = (torch.zeros(1, 2, 10, 4), torch.zeros(1, 2, 10, 4))
     pasts = Pasts(room=3 * 2 * each[0].nbytes)
@@ -110,3 +119,7 @@ def test_pasts_keep_to_their_room() -> None:
     assert pasts.shared([0] * 10) == (0, [])
     pasts.keep([5] * 10 + [1] * 5, [(torch.zeros(1, 2, 15, 4),) * 2])
     assert pasts.shared([5] * 10 + [1] * 9)[0] == 15
+    before = pasts.positions
+    pasts.keep([5] * 12, [(torch.zeros(1, 2, 12, 4),) * 2])
+    pasts.keep([5] * 10 + [1] * 2, [(torch.zeros(1, 2, 12, 4),) * 2])
+    assert pasts.positions <= before + 12, "what is known with what followed is not kept again"

@@ -61,7 +61,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
 
 
-def run(*arguments: str | Path) -> int:
+def run(*arguments: str | Path | int) -> int:
     return cli.main(["eval", *map(str, arguments)])
 
 
@@ -70,7 +70,7 @@ def run(*arguments: str | Path) -> int:
 
 def test_the_command_end_to_end(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, finished = exam(tmp_path / "exam", 6)
-    common = [
+    common: list[str | Path | int] = [
         "--on",
         asked,
         "--on",
@@ -359,3 +359,8 @@ def test_the_trainer_takes_the_asr_rival(root: Path, tmp_path: Path) -> None:
         tensors = load_file(Path(found) / "adapters.safetensors")
         words.append({key: value for key, value in tensors.items() if key.startswith("ling")})
     assert any(not torch.equal(words[0][key], words[1][key]) for key in words[0])
+
+
+def test_the_page_of_evaluation_is_that_of_its_report(root: Path) -> None:
+    done = subprocess.run([sys.executable, str(root / "bench" / "evaluation.py"), "--check"], check=False)
+    assert done.returncode == 0, "run python bench/evaluation.py"

@@ -18,12 +18,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trainkit import make
 
-from dualslm import Conversation, DualSLM, DualSLMError, Speech, View
+from dualslm import Conversation, DualSLM, DualSLMError, Speech, View, cli
 from dualslm.conversation import Channel
 from dualslm.encoder import Frames
 from dualslm.fill import Hear
-from dualslm.instruments import Desk, Material, Reading, context, leaks, measure, replacement, run, swap
+from dualslm.instruments import (
+    INSTRUMENTS,
+    Desk,
+    Material,
+    Reading,
+    context,
+    leaks,
+    measure,
+    replacement,
+    run,
+    swap,
+)
 from dualslm.instruments.items import Item, of_rows
 from dualslm.instruments.probes import fitted, probes
 from dualslm.llm import Decoding
@@ -31,8 +43,8 @@ from dualslm.model import GREEDY
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, recordings, world
 
-COUNT = 16
-PROBED = 32  # a probe has to be fitted to something
+COUNT = 12
+PROBED = 24  # a probe has to be fitted to something
 Tells = Callable[[Speech], str]
 
 
@@ -79,10 +91,10 @@ def parts() -> DualSLM:
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    return made("planted", COUNT)
+    return of_world("planted", COUNT)
 
 
-def made(name: str, count: int) -> Material:
+def of_world(name: str, count: int) -> Material:
     draw = partial(world.sample_utterance, held_out=True, kinds=("event",))
     takes, _ = recordings.plan(name, count, draw, held_out_voices=False)
     found = Material()
@@ -230,7 +242,7 @@ def test_a_task_vector_is_found(parts: DualSLM, material: Material) -> None:
 
 
 def test_probes_read_what_is_there_and_nothing_else(parts: DualSLM) -> None:
-    material = made("probed", PROBED)
+    material = of_world("probed", PROBED)
     found = probes(desk(parts, material, tone, said), material)
     assert value(found, "emotion from P, ") > 70 > 60 > value(found, "emotion from L, ")
     assert value(found, "which sentence, from L, ") > 60 > value(found, "which sentence, from P, ")
@@ -290,3 +302,16 @@ def test_every_figure_is_json_with_n_and_interval(parts: DualSLM, material: Mate
 def test_an_unknown_instrument_is_one_line(parts: DualSLM) -> None:
     with pytest.raises(DualSLMError, match="unknown instrument"):
         run(parts, [], names=["theremin"])
+
+
+def test_eval_puts_every_instrument_into_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path)
+    settings: dict[str, Any] = {"paralinguistic": {"heads": 4, "tokens": 4}, "linguistic": {"hidden": 32}}
+    model = DualSLM.from_parts(str(tmp_path / "encoder"), str(tmp_path / "llm"), device="cpu", **settings)
+    run_folder = str(model.save_pretrained(tmp_path / "run"))
+    asked = ["--on", str(tmp_path / "validation.jsonl"), "--out", str(tmp_path / "out"), "--max-new-tokens", "4"]
+    assert cli.main(["eval", run_folder, *asked, "--instruments", "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["instruments"]) == {f"{run_folder}: {name}" for name in INSTRUMENTS}
+    assert "Leak: words from P" in (tmp_path / "out" / "report.md").read_text()
+    capsys.readouterr()

@@ -14,6 +14,7 @@ from servekit import Slow, process, threaded
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.model import DualSLM
 from dualslm.serve.app import app
 from dualslm.serve.front import Front
 from dualslm.session import Session
@@ -100,7 +101,8 @@ def test_the_same_words_in_another_tone_get_another_reply(page: Page, session: S
     page.get_by_role("button", name="Same words, another tone").click()
     first = last_reply(page, 1)
     page.locator(".chip", has_text="afraid").click()
-    caption = ASKED.caption({**session.heard(Speech(EXAM)).attributes, "emotion": "afraid"})
+    voice = {name: value for name, value in session.heard(Speech(EXAM)).attributes.items() if value}
+    caption = ASKED.caption({**voice, "emotion": "afraid"})
     described = Speech(EXAM).in_the_tone_of(Speech(caption=caption))
     assert last_reply(page, 2) == reply(session, described) != first
     page.get_by_label("As in a clip").select_option(label="angry: A thief at the bank took my umbrella.")
@@ -203,9 +205,19 @@ def test_a_recording_from_the_microphone_is_heard(play: Playwright, server: str)
     browser.close()
 
 
-def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser) -> None:
-    front = Front(tiny.load(answers=False), Slow(0.02), questions=ASKED, system=world.LISTEN)
-    with threaded(app(front, clips=CLIPS)) as url:
+@pytest.fixture(scope="module")
+def ears_only() -> DualSLM:
+    return tiny.load(answers=False)
+
+
+@pytest.fixture
+def elsewhere(ears_only: DualSLM) -> Front:
+    """Hears for an LLM that runs elsewhere and sings."""
+    return Front(ears_only, Slow(0.02), questions=ASKED, system=world.LISTEN)
+
+
+def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser, elsewhere: Front) -> None:
+    with threaded(app(elsewhere, clips=CLIPS)) as url:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(url.removesuffix("v1"))
@@ -216,6 +228,21 @@ def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser
         assert re.fullmatch(r"(la )+", page.locator(".answer").text_content() or "")
         page.locator(".acts", has_text="The LLM runs elsewhere").wait_for()
         assert page.get_by_text("no clear answer").count() == len(TONE)
+        page.close()
+
+
+def test_a_key_is_asked_for_and_taken(browser: Browser, elsewhere: Front) -> None:
+    with threaded(app(elsewhere, clips=CLIPS, key="sesame")) as url:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(url.removesuffix("v1"))
+        page.locator("[role=alert]", has_text="asks for an API key").wait_for()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("API key").fill("sesame")
+        page.get_by_label("API key").press("Enter")
+        page.keyboard.press("Escape")
+        page.locator(".example").first.wait_for()
+        assert page.locator(".turn, .error").count() == 0
         page.close()
 
 

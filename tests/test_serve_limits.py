@@ -89,6 +89,16 @@ def test_a_body_without_a_stated_length_is_counted_as_it_comes(url: str) -> None
     assert answer.json()["error"]["code"] == "body_too_long"
 
 
+def test_a_body_that_does_not_come(url: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"model": "'
+        time.sleep(3)
+        yield b"x"
+
+    answer = httpx2.post(url + "/chat/completions", content=chunks(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_too_slow")
+
+
 def test_a_full_queue_is_429(url: str, slow: Slow) -> None:
     def hold() -> None:
         for _ in client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], stream=True, max_tokens=60):
@@ -128,7 +138,7 @@ def test_a_client_that_leaves_frees_its_place(url: str, slow: Slow, stream: bool
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_takes_too_long_is_broken_off(url: str, slow: Slow, stream: bool) -> None:
     with pytest.raises(openai.APIError, match=r"No answer within 2 s|took too long"):
-        list(client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=10_000, stream=stream))  # type: ignore[call-overload]
+        list(client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=10_000, stream=stream))
     until(lambda: slow.open == 0)
 
 

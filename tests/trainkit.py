@@ -76,8 +76,9 @@ def make(folder: Path, clips: int = 12) -> Recipe:
 def talks(name: str, path: str, number: int) -> list[dict[str, object]]:
     """A transcription and a question about one recording."""
     said = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(3 + number % 4))
-    speech = {"audio": path, "transcript": said, "caption": ("sad", "happy")[number % 2]}
-    answers = {"linguistic": [said], "paralinguistic": [f"It sounds {speech['caption']}."]}
+    mood = ("sad", "happy")[number % 2]
+    speech = {"audio": path, "transcript": said, "caption": mood, "labels": {"emotion": mood}}
+    answers = {"linguistic": [said], "paralinguistic": [f"It sounds {mood}."]}
     return [
         {
             "id": f"{name}-{kind}",

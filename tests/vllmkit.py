@@ -40,15 +40,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[str]:
+def serving(folder: Path, *options: str, llm: Path = WEIGHTS / "llm") -> Iterator[str]:
     """Runs vLLM while the block lasts and gives its address up to and with /v1.
 
     Args:
         folder: for its log.
         *options: of vLLM, beside those below.
+        llm: which one it runs.
     """
     port = free_port()
-    command = [str(python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(WEIGHTS / "llm")]
+    command = [str(python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(llm)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--enable-prompt-embeds", "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT)]
     command += ["--structured-outputs-config", TIGHT]

@@ -128,7 +128,7 @@ def run(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     done = _done(out, stated)
     own = [place for place, job in enumerate(asked.jobs) if job.turn % world == rank and place not in done]
-    started = time.monotonic()
+    started, spent = time.monotonic(), time.process_time()
     with _work(out, rank, stated).open("ab") as file:
         for count, place in enumerate(own):
             show(count, len(own))
@@ -139,8 +139,8 @@ def run(
     show(len(own), len(own))
     if rank:
         return final
-    took = time.monotonic() - started
-    return _finish(out, asked, stated, {"command": command, "versions": dict(versions or {}), "took_s": round(took, 1)})
+    times = {"took_s": round(time.monotonic() - started, 1), "cpu_s": round(time.process_time() - spent, 1)}
+    return _finish(out, asked, stated, {"command": command, "versions": dict(versions or {}), **times})
 
 
 def manifests(paths: Sequence[Path]) -> list[dict[str, str]]:

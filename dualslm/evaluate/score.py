@@ -160,6 +160,7 @@ def _source(path: Path) -> dict[str, Any]:
         "n": meta.get("n"),
         "command": meta.get("command"),
         "took_s": meta.get("took_s"),
+        "cpu_s": meta.get("cpu_s"),
         "manifests": settings.get("manifests", []),
         "skipped": meta.get("skipped", {}),
         "systems": settings.get("systems", []),

@@ -93,6 +93,8 @@ def measure(
     for name in names:
         say(f"instruments: {name}")
         lacking = [kind for kind in NEEDS[name] if len(getattr(material, kind)) < 2]
+        if "voices" in NEEDS[name] and not material.attribute:
+            lacking.append("values of a voice that are asked about")
         nothing = Reading(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
         found[name] = (nothing if lacking else INSTRUMENTS[name](desk, material)).as_json()
     return found

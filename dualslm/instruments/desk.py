@@ -62,7 +62,7 @@ class Reading:
 
     Attributes:
         title: what it measures.
-        lines: its figures.
+        lines: its figures; those of no item are left out of the report.
         reading: what they mean, in plain words.
     """
 
@@ -72,7 +72,7 @@ class Reading:
 
     def as_json(self) -> dict[str, Any]:
         """For the report."""
-        return {"title": self.title, "rows": [line.as_json() for line in self.lines], "reading": self.reading}
+        return {"title": self.title, "rows": [line.as_json() for line in self.lines if line.n], "reading": self.reading}
 
 
 def line(
@@ -94,6 +94,8 @@ def line(
         percent: times a hundred.
         zero: see `Line`.
     """
+    if not parts:
+        return Line(label, np.nan, np.nan, np.nan, 0)
     counts = np.stack([np.asarray(parts, float), np.asarray(wholes or np.ones(len(parts)), float)], 1)
     made = figure(counts, groups)
     by = 1 if percent else 100

@@ -80,6 +80,15 @@ class Material:
         """The questions whose answer is the recording's value of an attribute."""
         return [item for item in self.voices if attribute in asks_for(item)]
 
+    @property
+    def attribute(self) -> str:
+        """Emotion, where several are asked about, else the first such attribute; "" where there is none."""
+        names = {name for item in self.voices for name in asks_for(item)}
+        told = [
+            name for name in sorted(names, key=lambda name: (name != "emotion", name)) if len(self.choices(name)) > 1
+        ]
+        return told[0] if told else ""
+
     def choices(self, attribute: str) -> list[str]:
         """The values of an attribute that occur, sorted."""
         return sorted({item.speech.labels[attribute] for item in self.about(attribute)})

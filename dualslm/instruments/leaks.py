@@ -18,8 +18,9 @@ from dualslm.metrics import word_errors, words
 AMONG = 100  # transcripts to choose from
 
 
-def tone_from_words(desk: Desk, material: Material, attribute: str = "emotion") -> Reading:
+def tone_from_words(desk: Desk, material: Material) -> Reading:
     """An attribute from L alone against the commonest value and the LLM that reads the transcript."""
+    attribute = material.attribute
     items, values = material.about(attribute), material.choices(attribute)
     groups = [item.group for item in items]
     truth = [item.speech.labels[attribute] for item in items]

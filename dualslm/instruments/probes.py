@@ -27,7 +27,7 @@ from dualslm.metrics import words
 from dualslm.model import DualSLM
 
 FOLDS = 4
-SHRINK = (0.01, 0.1, 1.0)  # strengths of the penalty to choose from, the inverse of scikit-learn's C
+SHRINK = (1.0, 10.0, 100.0)  # strengths of the penalty to choose from, the inverse of scikit-learn's C
 LEAST = 20  # recordings below which nothing is fitted
 COMMON = 3  # recordings in which a word must stand to be probed for
 Features: TypeAlias = NDArray[np.float64]

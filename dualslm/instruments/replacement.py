@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dualslm.conversation import Conversation, View
+from dualslm.conversation import View
 from dualslm.instruments.desk import BOTH, CAPTION_L, NOTHING, P_TRANSCRIPT, Desk, L, Line, P, Reading, line
 from dualslm.instruments.items import Item, Material
 
@@ -22,19 +22,18 @@ FIRM = 0.1  # nats; a token that loses less hangs on nothing
 
 def equivalence(desk: Desk, material: Material) -> Reading:
     """How far the chances of the answer's tokens move when a channel is replaced."""
-    asked: list[tuple[str, Sequence[Item], View]] = [
-        ("transcripts, P as its caption", material.words, CAPTION_L),
-        ("transcripts, no P", material.words, L),
-        ("answers about the voice, L as its transcript", material.voices, P_TRANSCRIPT),
-        ("answers about the voice, no L", material.voices, P),
-        ("replies, P as its caption", material.replies, CAPTION_L),
-        ("replies, L as its transcript", material.replies, P_TRANSCRIPT),
+    asked: list[tuple[str, Sequence[Item], dict[View, str]]] = [
+        ("transcripts", material.words, {CAPTION_L: "P as its caption", L: "no P"}),
+        ("answers about the voice", material.voices, {P_TRANSCRIPT: "L as its transcript", P: "no L"}),
+        ("replies", material.replies, {CAPTION_L: "P as its caption", P_TRANSCRIPT: "L as its transcript"}),
     ]
     lines = []
-    for label, items, view in asked:
+    for what, items, views in asked:
         some = [item for item in items if item.speech.transcript and item.speech.caption]
         if some:
-            lines.append(_moved(desk, f"{label}, nats a token", some, view, zero=_worst(desk, some)))
+            moved = moves(desk, some, (*views, NOTHING))
+            worst = _line("", some, moved[NOTHING]).value
+            lines += [_line(f"{what}, {how}, nats a token", some, moved[view], worst) for view, how in views.items()]
     far = [one.label.removesuffix(", nats a token") for one in lines if one.zero and one.value > one.zero / 4]
     says = f"Not equivalent: {'; '.join(far)}" if far else "Every replacement is near to the speech that it stands for"
     note = "zero is here the distance when nothing at all is heard; equivalent sources have 0"
@@ -44,19 +43,27 @@ def equivalence(desk: Desk, material: Material) -> Reading:
 def attribution(desk: Desk, material: Material) -> Reading:
     """What each token of a reply loses without P and without L."""
     items = [item for item in material.replies if item.speech.audio is not None]
-    talks = [item.talk for item in items]
-    groups = [item.group for item in items]
-    without_p, without_l = ([divergence(a, b) for a, b in _both(desk, talks, view)] for view in (L, P))
-    lines, each = [], [(para.tolist(), ling.tolist()) for para, ling in zip(without_p, without_l, strict=True)]
-    for label, side in (("without P, nats a token", 0), ("without L, nats a token", 1)):
-        sums, lengths = [sum(one[side]) for one in each], [len(one[side]) for one in each]
-        lines.append(line(label, sums, groups, wholes=lengths, percent=False))
-    lengths = [len(one) for one, _ in each]
+    moved = moves(desk, items, (L, P))
+    each = [(para.tolist(), ling.tolist()) for para, ling in zip(moved[L], moved[P], strict=True)]
+    lines = [_line("without P, nats a token", items, moved[L]), _line("without L, nats a token", items, moved[P])]
+    groups, lengths = [item.group for item in items], [len(one) for one, _ in each]
     for label, mine, other in (("tokens that hang on P most, %", 0, 1), ("tokens that hang on L most, %", 1, 0)):
         hang = [sum(a > max(b, FIRM) for a, b in zip(one[mine], one[other], strict=True)) for one in each]
         lines.append(line(label, hang, groups, wholes=lengths))
-    shown = _example(desk, items[0], *each[0]) if items else ""
+    shown = _example(desk, items[0], *each[0]) if items else "No spoken replies."
     return Reading("What a reply owes to P and to L", lines, shown)
+
+
+def moves(desk: Desk, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
+    """How far normal use and each view are apart, for each token of each answer (K), in nats."""
+    found: dict[View, list[Tensor]] = {view: [] for view in views}
+    for start in range(0, len(items), desk.batch):  # a whole vocabulary for each token: some talks at a time
+        talks = [item.talk for item in items[start : start + desk.batch]]
+        true = [log_KV for log_KV, _ in desk.distributions(talks, BOTH)]
+        for view in views:
+            other = desk.distributions(talks, view)
+            found[view] += [divergence(one_KV, two_KV) for one_KV, (two_KV, _) in zip(true, other, strict=True)]
+    return found
 
 
 def divergence(true_KV: Tensor, other_KV: Tensor) -> Tensor:
@@ -64,20 +71,9 @@ def divergence(true_KV: Tensor, other_KV: Tensor) -> Tensor:
     return (true_KV.exp() * (true_KV - other_KV)).sum(-1).clamp_min(0.0)
 
 
-def _both(desk: Desk, talks: Sequence[Conversation], view: View) -> list[tuple[Tensor, Tensor]]:
-    pairs = zip(desk.distributions(talks, BOTH), desk.distributions(talks, view), strict=True)
-    return [(a, b) for (a, _), (b, _) in pairs]
-
-
-def _moved(desk: Desk, label: str, items: Sequence[Item], view: View, *, zero: float | None) -> Line:
-    found = [divergence(a, b) for a, b in _both(desk, [item.talk for item in items], view)]
-    groups = [item.group for item in items]
-    sums, lengths = [float(one.sum()) for one in found], [len(one) for one in found]
-    return line(label, sums, groups, wholes=lengths, percent=False, zero=zero)
-
-
-def _worst(desk: Desk, items: Sequence[Item]) -> float:
-    return _moved(desk, "", items, NOTHING, zero=None).value
+def _line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: float | None = None) -> Line:
+    sums, lengths = [float(one_K.sum()) for one_K in moved], [float(len(one_K)) for one_K in moved]
+    return line(label, sums, [item.group for item in items], wholes=lengths, percent=False, zero=zero)
 
 
 def _example(desk: Desk, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:

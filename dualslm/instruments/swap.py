@@ -18,8 +18,9 @@ from dualslm.metrics import word_errors, words
 HEAT = 0.7  # temperature of the replies that are drawn
 
 
-def source_swap(desk: Desk, material: Material, attribute: str = "emotion") -> Reading:
+def source_swap(desk: Desk, material: Material) -> Reading:
     """Whether the answer about the voice follows P, and the transcript L."""
+    attribute = material.attribute
     items, values = material.about(attribute), material.choices(attribute)
     pairs = _with_others(items, desk.seed, attribute)
     mixed = [item.spoken(item.speech.in_the_tone_of(other)) for item, other in pairs]
@@ -44,8 +45,9 @@ def source_swap(desk: Desk, material: Material, attribute: str = "emotion") -> R
     return Reading("Source swap: P of one recording, L of another", lines, f"{says}.")
 
 
-def style_contrast(desk: Desk, material: Material, attribute: str = "emotion") -> Reading:
+def style_contrast(desk: Desk, material: Material) -> Reading:
     """The same words in another tone: does the reply change, the right way, and more than by chance?"""
+    attribute = material.attribute or "emotion"
     known = [item for item in material.replies if item.speech.transcript and item.speech.caption]
     pairs = [
         (item, item.spoken(item.speech.in_the_tone_of(other)))

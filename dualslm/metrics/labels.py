@@ -50,13 +50,13 @@ def wa(flat: Floats) -> Floats:
 def ua(flat: Floats) -> Floats:
     """Mean recall, in percent, of the classes that occur."""
     right, _, truly = _parts(flat)
-    return _mean(right / np.maximum(truly, 1), truly > 0)
+    return _mean(right / np.maximum(truly, 1), np.sign(truly))
 
 
 def macro_f1(flat: Floats) -> Floats:
     """Mean F1, in percent, of the classes that occur."""
     _, _, truly = _parts(flat)
-    return _mean(_f1(flat), truly > 0)
+    return _mean(_f1(flat), np.sign(truly))
 
 
 def wf1(flat: Floats) -> Floats:

@@ -72,10 +72,10 @@ def cell(number: Number | None, digits: int = 1) -> Cell:
     """A figure with its interval."""
     if not number or number.get("value") is None:
         return BLANK
-    value, low, high = (number.get(key) for key in ("value", "low", "high"))
+    value, low, high = float(number["value"]), number.get("low"), number.get("high")
     if low is None or high is None:
         return Cell(f"{value:.{digits}f}", "", (value, value, value))
-    return Cell(f"{value:.{digits}f}", f"[{low:.{digits}f}, {high:.{digits}f}]", (value, low, high))
+    return Cell(f"{value:.{digits}f}", f"[{low:.{digits}f}, {high:.{digits}f}]", (value, float(low), float(high)))
 
 
 def quoted(value: float | None, digits: int = 1) -> Cell:

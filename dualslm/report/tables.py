@@ -28,6 +28,7 @@ VIEWS = {
 }
 LEAKS = {("linguistic", "speech,none"), ("paralinguistic", "none,speech")}
 ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
+CONTROLS = ("gold", "transcript-only", "generic", "shuffled", "injection")  # of the judges' trial
 PERCENT = (0.0, 100.0)
 MEASURES = {"wa": "WA", "ua": "UA", "wf1": "weighted F1", "macro_f1": "macro F1", "parse_rate": "parsed"}
 MORE = {"wa_strict": "WA strict", "wa_likelihood": "WA by likelihood"}
@@ -221,7 +222,9 @@ def _judged(judged: Row, asked: bool) -> list[Table]:
         for (system, way), rows in _by(some, "system", "direction"):
             found = {row["dimension"]: cell({**row, "value": row["mean"]}, 2) for row in rows}
             label = _known(system) if way == "all" else f"{_known(system)}, {way}"
-            lines.append(Line(label, tuple(found.get(name, BLANK) for name in columns), str(rows[0]["n"])))
+            bound = system in CONTROLS or system.endswith(("[text,text]", "[none,text]"))
+            row = tuple(found.get(name, BLANK) for name in columns)
+            lines.append(Line(label, row, str(rows[0]["n"]), "line" if bound else "ours"))
         paper = published()["replies"]
         places = {name: place for place, name in enumerate(paper["columns"])}
         for row in paper["rows"]:

@@ -63,7 +63,7 @@ def app(
     made = FastAPI(title="dualslm", version=__version__, lifespan=life, description="An LLM that hears.")
     made.state.front = front
     answer_errors(made)
-    made.add_middleware(Guard, most=limits.body, meters=server.meters)
+    made.add_middleware(Guard, most=limits.body, patience=limits.patience, meters=server.meters)
 
     async def keyed(request: Request) -> None:
         if not allowed(key, request.headers.get("authorization")):
@@ -106,6 +106,13 @@ class Server:
                 task.cancel()
             await asyncio.wait({job, gone})
 
+    @asynccontextmanager
+    async def placed(self, request: Request) -> AsyncIterator[AsyncExitStack]:
+        """A place among those that are answered; it is given up with the stack, which may be taken along."""
+        async with AsyncExitStack() as held:
+            await self.within(request, held.enter_async_context(self.queue.place()))
+            yield held
+
     async def speech(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
         return await asyncio.to_thread(speech_of, await file.read(), self.limits)
@@ -144,8 +151,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         """The reply to a talk of text and speech, whole or streamed."""
         server.known(body.model)
         began = time.perf_counter()
-        async with AsyncExitStack() as held:
-            await server.within(request, held.enter_async_context(server.queue.place()))
+        async with server.placed(request) as held:
             ask = await asyncio.to_thread(ask_of, body, server.limits, server.front.system)
             read = await server.within(request, server.front.read(ask))
             if body.stream:
@@ -165,7 +171,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     ) -> Response:
         """The words of a recording, from L alone."""
         server.known(model)
-        async with server.queue.place():
+        async with server.placed(request):
             speech = await server.speech(file)
             words = await server.within(request, server.front.words(speech))
         if response_format == "text":
@@ -183,7 +189,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     ) -> dict[str, Any]:
         """How a recording is said, from P alone; null where the LLM's answer names no value, or several."""
         server.known(model)
-        async with server.queue.place():
+        async with server.placed(request):
             speech = await server.speech(file)
             return {"attributes": await server.within(request, server.front.attributes(speech))}
 

@@ -99,7 +99,7 @@ class Front:
         Raises:
             DualSLMError: a recording that cannot be used, a talk that cannot be answered or is too long.
         """
-        place = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
         self._waiting.append((ask, place))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._hear())

@@ -106,7 +106,7 @@ class Meters:
         self.first = Histogram("first_piece_seconds", "From request to first text", buckets=SECONDS, **make)  # type: ignore[arg-type]
         self.whole = Histogram("reply_seconds", "From request to the end of a reply", buckets=SECONDS, **make)  # type: ignore[arg-type]
         self.cut = Counter("left", "Replies whose client left", **make)  # type: ignore[arg-type]
-        self.registry.register(self)  # type: ignore[arg-type]
+        self.registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Figures that are read when they are asked for."""

@@ -45,7 +45,7 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     async def heard(body: HeardRequest, request: Request) -> dict[str, Any]:
         """The words from L alone; the attributes from P alone, with the share of each choice where it can be told."""
         server.known(body.model)
-        async with server.queue.place():
+        async with server.placed(request):
             speech = await asyncio.to_thread(speech_of_data, body.input_audio, server.limits)
             found = await server.within(request, front.heard(speech))
             sure: Mapping[str, Degrees] = {}
@@ -60,7 +60,7 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(body.model)
         if not front.llm_here:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
-        async with server.queue.place():
+        async with server.placed(request):
             ask = await asyncio.to_thread(ask_of, body, server.limits, front.system)
             if len(ask.talk.turns) < 2 or ask.talk.turns[-1].role != "assistant":
                 raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from dualslm.backend import Backend
+from dualslm.batching import ROOM
 from dualslm.heard import Questions
 from dualslm.inprocess import InProcess
 from dualslm.model import DualSLM
@@ -18,6 +19,7 @@ from dualslm.serve.app import app
 from dualslm.serve.front import Front
 from dualslm.serve.gate import Limits
 
+KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
 HERE = ("127.0.0.1", "::1", "localhost")
 
 
@@ -33,6 +35,7 @@ class Settings:
         key: that requests must bring.
         page: serve the web page too.
         clips: a folder of example recordings for the page.
+        keep: bytes of keys and values to keep of talks that were answered in this process.
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
         vllm_model: as vLLM calls it; its first when None.
         vllm_key: that vLLM asks for.
@@ -45,6 +48,7 @@ class Settings:
     key: str | None = None
     page: bool = True
     clips: Path | None = None
+    keep: int = ROOM
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
@@ -77,7 +81,13 @@ async def _serve(
     )
     grace = int(settings.limits.patience)
     config = uvicorn.Config(
-        made, settings.host, settings.port, log_level="warning", timeout_graceful_shutdown=grace, server_header=False
+        made,
+        settings.host,
+        settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=KEEP_ALIVE,
+        server_header=False,
     )
     server = uvicorn.Server(config)
     told = asyncio.create_task(_tell(server, settings.name))
@@ -87,7 +97,7 @@ async def _serve(
 
 def _backend(model: DualSLM, settings: Settings) -> Backend:
     if settings.vllm is None:
-        return InProcess(model.llm, settings.limits.running)
+        return InProcess(model.llm, settings.limits.running, settings.keep)
     from dualslm.vllm import VLLM
 
     return VLLM(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)

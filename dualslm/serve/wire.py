@@ -169,7 +169,7 @@ def _talk(
     messages: Sequence[SystemMessage | UserMessage | AssistantMessage], limits: Limits, system: str | None
 ) -> Conversation:
     first = next((place for place, one in enumerate(messages) if not isinstance(one, SystemMessage)), len(messages))
-    texts = [_text(one.content) for one in messages[:first]]
+    texts = [_text(one.content) for one in messages[:first] if isinstance(one, SystemMessage)]
     talk = Conversation("\n".join(texts) if texts else system)
     for one in messages[first:]:
         if isinstance(one, SystemMessage):

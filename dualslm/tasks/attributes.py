@@ -58,12 +58,18 @@ class Attribute:
         """The recording's value in our spelling; None where it is not known."""
         label = (clip.get("labels") or {}).get(self.name)
         text = "" if label is None else str(label).strip().lower()
-        return self.spellings.get(text, text) or None
+        return self._own(clip).get(text, self.spellings.get(text, text)) or None
 
     def choices(self, clip: Clip) -> tuple[str, ...]:
         """What can be chosen from: the recording's own list, for a corpus with other classes, or `values`."""
-        own: Sequence[Any] = (clip.get("choices") or {}).get(self.name) or ()
-        return tuple(self.spellings.get(str(one).lower(), str(one).lower()) for one in own) or self.values
+        return tuple(self._own(clip).values()) or self.values
+
+    def _own(self, clip: Clip) -> dict[str, str]:
+        """The recording's own choices in our spelling, or in its own where two would fall together (calm, neutral)."""
+        listed: Sequence[Any] = (clip.get("choices") or {}).get(self.name) or ()
+        names = [str(one).lower() for one in listed]
+        ours = [self.spellings.get(one, one) for one in names]
+        return dict(zip(names, ours if len({*ours}) == len({*names}) else names, strict=True))
 
     def lacks(self, clip: Clip) -> str | None:
         """The label, or a label that is among the choices."""

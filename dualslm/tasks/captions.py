@@ -33,17 +33,20 @@ MANNERS: Mapping[str, Mapping[str, Sequence[str]]] = {
 Values = Mapping[str, str]
 
 
-def caption(labels: Mapping[str, Any], rng: random.Random | None = None) -> str | None:
+def caption(
+    labels: Mapping[str, Any], rng: random.Random | None = None, choices: Mapping[str, Any] | None = None
+) -> str | None:
     """How something is said.
 
     Args:
         labels: of a recording; what is not one of `ATTRIBUTES`, or has no value, is passed over.
         rng: draws layout, order and wording; the plain form in a fixed order when None.
+        choices: of the recording, where its corpus has values of its own.
 
     Returns:
         The caption without brackets; None where nothing is known.
     """
-    clip = {"labels": labels}
+    clip = {"labels": labels, "choices": choices}
     known = {name: value for name, one in ATTRIBUTES.items() if (value := one.value(clip)) is not None}
     if not known:
         return None

@@ -125,7 +125,7 @@ def pretrain(
     for size, heard, peak in ((fluent, stumble, PEAK_LR), (stretched, stretch, SECOND_LR)):
         made = {**size, "seed": seed}
         pool = _write_pool(out, size["examples"], seed, processes, heard)
-        _train(model, pool, out / f"checkpoint-{heard.__name__}.pt", made, device, resume, peak)
+        fit(model, pool, out / f"checkpoint-{heard.__name__}.pt", made, device, resume, peak)
         model.bfloat16().float()  # what is shipped, and tested, is in half precision
     model.to(torch.bfloat16).save_pretrained(out)
     card = {"fluent": dict(fluent), "stretched": dict(stretched), "seed": seed}
@@ -227,7 +227,7 @@ def _with_emotion(style: Style, rng: random.Random) -> str:
     return text if world.mentions(text, "emotion") else _with_emotion(style, rng)
 
 
-def _blanked(ids: Sequence[int], dots: Sequence[int], rng: random.Random) -> list[int]:
+def blanked(ids: Sequence[int], dots: Sequence[int], rng: random.Random) -> list[int]:
     """Some of the dots as a blank, some as the space that they begin with."""
     out: list[int] = []
     for token in ids:
@@ -266,7 +266,7 @@ def _chunk(
         before = len(ids)
         for segment in prompt.segments:
             assert isinstance(segment, Text)
-            some = _blanked(segment.ids, dots, rng)
+            some = blanked(segment.ids, dots, rng)
             ids += some
             loss += [segment.loss] * len(some)
         lengths.append(len(ids) - before)
@@ -276,7 +276,7 @@ def _chunk(
 # ---------------------------------------------------------------------- training
 
 
-def _train(
+def fit(
     model: Qwen2ForCausalLM,
     pool: Pool,
     checkpoint: Path,
@@ -285,6 +285,7 @@ def _train(
     resume: bool,
     peak: float,
 ) -> None:
+    """Teaches a model the examples of a pool; goes on from the checkpoint where there is one and `resume` is set."""
     steps, cuda = made["steps"], device.startswith("cuda")
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     plain = [weight for weight in model.parameters() if weight.dim() <= 1]

@@ -13,8 +13,10 @@ const state = { talk: new Talk("", ""), about: null, running: null, recorder: nu
 
 /** Adds a turn and answers it; only one reply grows at a time. */
 async function say(turn) {
+  if (!state.about) return notice("The server has not answered yet.");
   if (state.running) return notice("A reply is growing: stop it first, or wait.");
   notice("");
+  if (!state.talk.turns.length) state.talk.system = $("system").value.trim();
   turn.replies = [];
   turn.kept = 0;
   state.talk.turns.push(turn);

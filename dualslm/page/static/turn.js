@@ -12,47 +12,46 @@ export function showTurn(turn, page) {
   const node = h("li.turn", { tabIndex: -1 }, turn.speech ? spoken(turn) : h("div.said.typed", {}, turn.text), replies, below);
   turn.nodes = { node, replies, below };
   node.begin = async () => {
-    const hearing = turn.speech ? hear(turn, page) : null;
-    const went = await answer(turn, page, null);
-    await hearing;
-    if (went && turn.deaf) turn.heardNode.replaceChildren(complaint(turn.deaf));
-    if (turn.deaf) turn.heardNode.hidden = !went;
-    if (went && turn.speech) below.replaceChildren(acts(turn, page));
+    let hearing = null;
+    const listen = () => (hearing ??= turn.speech ? hear(turn, page) : Promise.resolve());
+    const went = await answer(turn, page, null, listen);
+    if (!turn.speech) return;
+    if (went) await listen();
+    else turn.heardNode.hidden = true;
+    if (turn.deaf) turn.heardNode.replaceChildren(complaint(turn.deaf));
+    if (went) below.replaceChildren(acts(turn, page));
   };
   return node;
 }
 
 function spoken(turn) {
   turn.player = player(turn.speech);
-  turn.heardNode = h("div.heard", { hidden: true });
+  const wait = () => h("span.wait", {}, "listening");
+  turn.heardNode = h("div.heard", {},
+    h("div", {}, h("h2", {}, h("em.l", {}, "Words"), h("span", {}, " from L alone")), h("p.words", {}, wait())),
+    h("div", {}, h("h2", {}, h("em.p", {}, "Tone"), h("span", {}, " from P alone")), h("div.tone", {}, wait())));
   const shown = turn.speech.bars ? turn.player : h("p.name", {}, turn.speech.name);
   return h("div.said", {}, shown, turn.heardNode);
 }
 
 // ---------------------------------------------------------------- what was heard
 
+/** Asked once the reply has begun, which it would otherwise keep waiting. */
 async function hear(turn, page) {
-  const words = h("p.words", {}, h("span.wait", {}, "listening"));
-  const tone = h("div", {}, h("span.wait", {}, "listening"));
-  turn.heardNode.replaceChildren(
-    h("div", {}, h("h2", {}, h("em.l", {}, "Words"), h("span", {}, " from L alone")), words),
-    h("div", {}, h("h2", {}, h("em.p", {}, "Tone"), h("span", {}, " from P alone")), tone),
-  );
-  turn.heardNode.hidden = false;
   try {
     turn.heard = await api.hear({ model: page.about.model, input_audio: audio(turn.speech) });
   } catch (error) {
     turn.deaf = error.message;
     return;
   }
-  words.replaceChildren(turn.heard.words || h("span.wait", {}, "no words"));
-  tone.replaceChildren(gauges(turn.heard.attributes));
+  turn.heardNode.querySelector(".words").replaceChildren(turn.heard.words || h("span.wait", {}, "no words"));
+  turn.heardNode.querySelector(".tone").replaceChildren(gauges(turn.heard.attributes));
 }
 
 // ---------------------------------------------------------------- replies
 
-/** Streams one more reply to a turn, in a tone; true where something was said. */
-async function answer(turn, page, tone) {
+/** Streams one more reply to a turn, in a tone; true where something was said. `onFirst` is called when it begins. */
+async function answer(turn, page, tone, onFirst = () => {}) {
   const channels = page.channels();
   const reply = { text: "", tone, channels, times: null };
   const text = h("p.answer", { "aria-live": "polite", "aria-busy": "true" });
@@ -64,6 +63,7 @@ async function answer(turn, page, tone) {
   await page.run(async (signal) => {
     try {
       const found = await api.reply(page.talk.request(turn, tone, channels), signal, (piece) => {
+        onFirst();
         reply.text += piece;
         following(end(), () => (text.textContent = reply.text));
       });

@@ -1,0 +1,1 @@
+"""Real human speech through a real encoder (docs/real-speech.md)."""

@@ -1,0 +1,178 @@
+"""Writes the tables and findings of docs/real-speech.md from the result file; no number there is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dualslm.tiny.readme import put
+from studies.real_speech import plans
+from studies.real_speech.wording import EMOTIONS
+
+PAGE = Path(__file__).parents[2] / "docs" / "real-speech.md"
+Found = Mapping[str, Any]
+
+
+def write(result: Path, *, check: bool = False) -> int:
+    """Writes the page, or with `check` returns 1 where it is stale."""
+    text = PAGE.read_text()
+    fresh = put(text, "real_speech", tables(json.loads(result.read_text())))
+    if check:
+        return int(fresh != text)
+    PAGE.write_text(fresh)
+    return 0
+
+
+def tables(result: Found) -> str:
+    """Everything that was measured, in Markdown; a part that was not measured is left out."""
+    found: Found = result["figures"]
+    said = [f"Machine: {result['machine']}; torch {result['torch']}, transformers {result['transformers']}.\n"]
+    makers = (_chosen, _confusion, _swap, _probe, _tone, _whole, _tested)
+    return "\n".join([*said, *(part for make in makers if (part := make(found)))])
+
+
+def _chosen(found: Found) -> str:
+    runs = _seeds(found, plans.CHOSEN.name)
+    if not runs:
+        return ""
+    head = ["%", "aim", *(f"seed {seed}" for seed in runs)]
+    rows = [[label, aim, *(_at(run, path) for run in runs.values())] for label, aim, path in CHOSEN_ROWS]
+    text = [[f"{label}, as text", "", *[_at(found, ("ceiling", *path))] * len(runs)] for label, path in TEXT_ROWS]
+    n = next(iter(runs.values()))["emotion, P"]["n"]
+    digits = next(iter(runs.values()))["digits"]["words, L"]["exact"]["n"]
+    return (
+        f"### The chosen setting\n\nActors 13 to 18, n = {n}; digits of two unseen speakers, n = {digits}; 95 % "
+        "intervals in brackets.\n\n" + _table(head, [row for row in [*rows, *text] if any(row[2:])])
+    )
+
+
+CHOSEN_ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("emotion of eight, P alone", "75", ("emotion, P",)),
+    ("emotion, P and L", "within 2", ("emotion, P and L",)),
+    ("emotion, L alone (leak)", "chance 12.5", ("emotion, L",)),
+    ("emotion, always the commonest", "", ("emotion, commonest",)),
+    ("gender, P alone", "99", ("gender, P",)),
+    ("gender, P and L", "", ("gender, P and L",)),
+    ("gender, L alone (leak)", "chance 50", ("gender, L",)),
+    ("which sentence, L alone, word for word", "99", ("words, L", "exact")),
+    ("which sentence, P and L", "", ("words, P and L", "exact")),
+    ("which sentence, P alone (leak)", "chance 50", ("words, P", "exact")),
+    ("word error rate of the sentences, L alone", "", ("words, L", "wer")),
+    ("digits, L alone", "97", ("digits", "words, L", "exact")),
+    ("digits, P and L", "", ("digits", "words, P and L", "exact")),
+    ("LibriSpeech, word error rate, L alone", "only reported", ("librispeech", "words, L", "wer")),
+)
+TEXT_ROWS = (
+    ("emotion, caption and transcript", ("emotion",)),
+    ("gender, caption and transcript", ("gender",)),
+    ("sentence, caption and transcript", ("words", "exact")),
+)
+
+
+def _confusion(found: Found) -> str:
+    runs = _seeds(found, plans.CHOSEN.name)
+    if not runs:
+        return ""
+    seed, run = next(iter(runs.items()))
+    head = ["acted", *EMOTIONS, "none"]
+    rows = [[name, *map(str, counts)] for name, counts in zip(EMOTIONS, run["confusion"], strict=True)]
+    return (
+        f"### What is heard for what\n\nP alone, seed {seed}: clips acted (rows) and answered (columns).\n\n"
+        + _table(head, rows)
+    )
+
+
+def _swap(found: Found) -> str:
+    runs = _seeds(found, plans.CHOSEN.name)
+    rows = [
+        [f"{name}, seed {seed}", _figure(figure), str(figure["n"])]
+        for seed, run in runs.items()
+        for name, figure in run.get("swap", {}).items()
+    ]
+    if not rows:
+        return ""
+    said = "### The swap\n\nP of an angry clip with L of a calm one of the same actor, who says the other sentence.\n\n"
+    return said + _table(["%", "rate", "n"], rows)
+
+
+def _probe(found: Found) -> str:
+    if "probe" not in found:
+        return ""
+    names = [("probe", "window of 6 s"), ("probe, window of 30 s", "window of 30 s")]
+    kept = [(found[key], label) for key, label in names if key in found]
+    layers = sorted({key.split("layer ")[1] for key in kept[0][0]})
+    head = ["layer", *(f"{name}, {label}" for _, label in kept for name in ("emotion", "gender"))]
+    rows = [
+        [layer, *(_figure(some[f"{name}, layer {layer}"]) for some, _ in kept for name in ("emotion", "gender"))]
+        for layer in layers
+    ]
+    said = (
+        "### The yardstick\n\nA linear classifier on mean and deviation of one layer over the clip, same speakers; "
+        "layer 0 is the convolutions', the last one the encoder's output.\n\n"
+    )
+    return said + _table(head, rows)
+
+
+def _tone(found: Found) -> str:
+    arms = [(arm.name, found[f"{arm.name} seed 0"]) for arm in plans.TONE if f"{arm.name} seed 0" in found]
+    if not arms:
+        return ""
+    rows = [
+        [name, _figure(run["emotion, P"]), _figure(run["gender, P"]), f"{run['adapters']:,}", f"{run['minutes']}"]
+        for name, run in arms
+    ]
+    said = (
+        "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each "
+        "row differs from the first in one thing, the last in all.\n\n"
+    )
+    return said + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
+
+
+def _whole(found: Found) -> str:
+    arms = [(arm.name, found[f"{arm.name} seed 0"]) for arm in plans.WHOLE if f"{arm.name} seed 0" in found]
+    if not arms:
+        return ""
+    left_out = ("librispeech", "emotion, commonest")
+    labels = [(label, path) for label, _, path in CHOSEN_ROWS if path[0] not in left_out]
+    rows = [[label, *(_at(run, path) for _, run in arms)] for label, path in labels]
+    said = "### Both adapters: with and without ERR, and a single one\n\nAll stages at half their length.\n\n"
+    return said + _table(["%", *(name for name, _ in arms)], rows)
+
+
+def _tested(found: Found) -> str:
+    runs = [run for name, run in found.items() if name.startswith("tested ")]
+    keys = ("emotion, P", "emotion, P and L", "gender, P")
+    rows = [[" ".join(run["actors"]), str(run["seed"]), *(_at(run, (key,)) for key in keys)] for run in runs]
+    if not rows:
+        return ""
+    return "### By `--test-dir`\n\n" + _table(["actors", "seed", *keys], rows)
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _seeds(found: Found, name: str) -> dict[str, Any]:
+    """The runs of an arm by seed."""
+    mark = f"{name} seed "
+    return {key.removeprefix(mark): run for key, run in found.items() if key.startswith(mark)}
+
+
+def _at(run: Found, path: Iterable[str]) -> str:
+    """The figure at a path; empty where it was not measured."""
+    here: Any = run
+    for key in path:
+        if key not in here:
+            return ""
+        here = here[key]
+    return _figure(here)
+
+
+def _figure(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

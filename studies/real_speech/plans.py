@@ -1,0 +1,109 @@
+"""Who is learnt from, who is reported, and which settings are compared. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
+
+RECIPE = Path(__file__).with_name("recipe.toml")
+TUNED_WITH = tuple(f"actor{number:02d}" for number in range(1, 13))
+"""Every setting was chosen by cross-validation among these; the reported arms learn from them."""
+REPORTED = tuple(f"actor{number:02d}" for number in range(13, 19))
+DIGITS_LEARNT = ("george", "jackson", "lucas", "nicolas")
+DIGITS_REPORTED = ("theo", "yweweler")
+COPIES = 2  # altered copies of every recording that is learnt from
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting beside the chosen one.
+
+    Attributes:
+        name: in the tables.
+        para: what differs in `model.paralinguistic`.
+        err: equivalence replacement in stages 2 and 3.
+        single: one adapter of equal size instead of two: everything goes through L.
+        tone: P is taught alone, aligned and then through the LLM, and asked alone: quick, for what concerns P.
+        aligned: P is first brought to where the words of its labels are.
+    """
+
+    name: str
+    para: Mapping[str, Any] = field(default_factory=dict)
+    err: bool = True
+    single: bool = False
+    tone: bool = False
+    aligned: bool = True
+
+
+CHOSEN = Arm("chosen")
+SINGLE_HIDDEN = 582  # L's hidden width with which it is as large as the two chosen adapters
+WHOLE = (Arm("chosen, half as long"), Arm("without ERR", err=False), Arm("single adapter", single=True))
+TONE = (
+    Arm("as chosen", tone=True),
+    Arm("last layer", {"layer": 4}, tone=True),
+    Arm("channels as they are", {"standardise": False}, tone=True),
+    Arm("P not aligned first", tone=True, aligned=False),
+    Arm("m = 1", {"tokens": 1}, tone=True),
+    Arm("m = 16", {"tokens": 16}, tone=True),
+    Arm("mean alone", {"deviations": False}, tone=True),
+    Arm("learned mix of layers", {"layer": None, "mix": True}, tone=True),
+    Arm("a transformer layer", {"layers": 1}, tone=True),
+)
+TONE_STEPS = 60
+
+
+def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[str], seed: int, speed: float) -> Recipe:
+    """The recipe of an arm.
+
+    Args:
+        arm: what differs from the chosen settings.
+        work: folder of the study.
+        actors: of RAVDESS, to learn from.
+        speakers: of FSDD, to learn from.
+        seed: of everything.
+        speed: factor on the steps of every stage.
+    """
+    recipe = load(RECIPE, [f"seed={seed}"])
+    para = replace(recipe.model.paralinguistic, **arm.para)
+    ling = replace(recipe.model.linguistic, **({"hidden": SINGLE_HIDDEN} if arm.single else {}))
+    clips = [work / "ravdess" / f"{actor}.jsonl" for actor in actors]
+    copies = [work / "ravdess" / f"copy{n}" / f"{actor}-{n}.jsonl" for actor in actors for n in range(1, COPIES + 1)]
+    targets = [work / "targets" / f"{actor}.targets.jsonl" for actor in actors]
+    strings = [work / "fsdd" / f"{speaker}.jsonl" for speaker in speakers]
+    data = replace(
+        recipe.data,
+        train=tuple(map(str, [*clips, *copies, *strings, *targets])),
+        features=str(work / "frames"),
+    )
+    parts = {"encoder": str(work / "encoder"), "llm": str(work / "llm")}
+    model = replace(recipe.model, **parts, paralinguistic=para, linguistic=ling)
+    stages = tuple(_stage(stage, arm, speed) for stage in recipe.stages if not (arm.single and "tone" in stage.name))
+    if arm.tone:
+        aligned = tuple(stage for stage in stages if stage.name == "align_tone" and arm.aligned)
+        stages = (*aligned, _tone(recipe, speed))
+    return replace(recipe, model=model, data=data, stages=stages)
+
+
+def _tone(recipe: Recipe, speed: float) -> Stage:
+    """One stage that teaches P alone."""
+    stage = next(stage for stage in recipe.stages if stage.name == "joint")
+    kind = Kind(learns=("para",), view=ViewDraw(para=("speech",), ling=("none",)))
+    steps = max(1, round(TONE_STEPS * speed))
+    return replace(stage, name="tone", steps=steps, linguistic=None, paralinguistic=kind)
+
+
+def _stage(stage: Stage, arm: Arm, speed: float) -> Stage:
+    assert stage.steps is not None
+    kinds: Mapping[str, Kind] = {} if stage.objective == "align" else stage.kinds
+    changed = {name: _kind(kind, arm) for name, kind in kinds.items()}
+    return replace(stage, steps=max(1, round(stage.steps * speed)), **changed)
+
+
+def _kind(kind: Kind, arm: Arm) -> Kind:
+    if arm.single:
+        return replace(kind, learns=("ling",), view=ViewDraw(para=("none",), ling=("speech",)))
+    return kind if arm.err else replace(kind, learns=("para", "ling"), view=ViewDraw())
