@@ -58,8 +58,8 @@ def quantised(result: dict[str, Any]) -> str:
         "|---|--:|---|--:|--:|",
     ]
     for one in result["rows"]:
-        more = f"{one['more']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]" if one["more"] else ""
-        said.append(row(one["llm"], f"{one['layers_mb']:.2f}", one["way"], f"{one['loss']:.4f}", more))
+        more = f"{one['more']:+.5f} [{one['low']:+.5f}, {one['high']:+.5f}]" if one["more"] else ""
+        said.append(row(one["llm"], f"{one['layers_mb']:.2f}", one["way"], f"{one['loss']:.5f}", more))
     return "\n".join([*said, ""])
 
 
