@@ -81,7 +81,7 @@ def adapters(recipe: Recipe) -> int:
 
 
 def measured(counts: list[int], weights: int) -> Iterator[dict[str, Any]]:
-    """The same training by so many processes: the quickest of each part in ms, and how far losses are from the first's."""
+    """The same training by so many processes: the quickest of each part in ms, and how far losses are apart."""
     first: list[float] = []
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
