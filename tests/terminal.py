@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 120  # s; a machine may be busy with other tests
 
 
+def _hears_ctrl_c() -> None:
+    """A suite that was started in the background is deaf to it, and so would be what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """Starts a command, types into it and reads what it shows."""
 
@@ -35,6 +40,7 @@ class Terminal:
             env=env,
             cwd=folder,
             start_new_session=True,
+            preexec_fn=_hears_ctrl_c,
         )
         os.close(theirs)
         self.file, self.seen = ours, ""

@@ -97,7 +97,7 @@ def test_arms_differ_from_the_chosen_setting_in_what_they_name() -> None:
     assert {tuple(steps[arm.name][-1:]) for arm in plans.TONE} == {tuple(steps[plans.TONE[0].name][-1:])}
     assert found["without ERR"].stages[2].learns == {"para", "ling"}
     assert found["single adapter"].stages[2].learns == {"ling"}
-    assert found["learned mix"].model.paralinguistic.mix
+    assert found["learned mix of layers"].model.paralinguistic.mix
 
 
 def test_every_word_of_the_study_is_one_token_and_ids_stay() -> None:
