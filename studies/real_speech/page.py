@@ -29,8 +29,51 @@ def tables(result: Found) -> str:
     """Everything that was measured, in Markdown; a part that was not measured is left out."""
     found: Found = result["figures"]
     said = [f"Machine: {result['machine']}; torch {result['torch']}, transformers {result['transformers']}.\n"]
-    makers = (_chosen, _confusion, _swap, _probe, _tone, _whole, _tested)
+    makers = (_findings, _chosen, _confusion, _swap, _probe, _tone, _whole, _tested)
     return "\n".join([*said, *(part for make in makers if (part := make(found)))])
+
+
+def _findings(found: Found) -> str:
+    """What the comparisons of P say, each with its intervals."""
+    chosen = found.get("as chosen seed 0")
+    lines = []
+    for name, words in FINDINGS.items():
+        other = found.get(f"{name} seed 0")
+        if chosen and other:
+            ours, theirs = chosen["emotion, P"], other["emotion, P"]
+            apart = "do not overlap" if _apart(ours, theirs) else "overlap"
+            pair = f"{_figure(ours)} against {_figure(theirs)}; the intervals {apart}"
+            lines.append(f"{len(lines) + 1}. {words}: {pair}.")
+    if "probe" in found:
+        last = max(key for key in found["probe"] if key.startswith("emotion"))
+        layer, figure = probe_best(found["probe"])
+        told = f"{layer} of the yardstick reads {_figure(figure)}, its last layer {_figure(found['probe'][last])}"
+        lines.append(f"{len(lines) + 1}. The best layer for emotion is not the last one: {told}.")
+    return "### Findings\n\nEmotion from P alone, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+FIRST = "copies transcribed too"  # the mixture before the one that was chosen
+FINDINGS: Mapping[str, str] = {
+    "last layer": "Layer 3 of 4, against the last",
+    "channels as they are": "Channels standardised, against normalised frame by frame alone",
+    "P not aligned first": "P aligned with the words of its labels first, against the LLM's loss alone",
+    "m = 1": "m = 4, against 1",
+    "m = 16": "m = 4, against 16",
+    "mean alone": "Mean and deviation, against the mean alone",
+    "learned mix of layers": "One layer, against a learned mix of all",
+    "a transformer layer": "No transformer layer in P, against one, as in the paper",
+}
+
+
+def probe_best(probe: Found) -> tuple[str, Mapping[str, float]]:
+    """The layer from which the yardstick reads emotion best."""
+    own = {key: value for key, value in probe.items() if key.startswith("emotion, ")}
+    key = max(own, key=lambda one: float(own[one]["value"]))
+    return key.removeprefix("emotion, ").capitalize(), own[key]
+
+
+def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one["low"] > other["high"] or other["low"] > one["high"]
 
 
 def _chosen(found: Found) -> str:
@@ -131,13 +174,15 @@ def _tone(found: Found) -> str:
 
 
 def _whole(found: Found) -> str:
-    arms = [(arm.name, found[f"{arm.name} seed 0"]) for arm in plans.WHOLE if f"{arm.name} seed 0" in found]
-    if not arms:
+    arms = [
+        (arm.name, found[f"{arm.name} seed 0"]) for arm in (plans.CHOSEN, *plans.WHOLE) if f"{arm.name} seed 0" in found
+    ]
+    if len(arms) < 2:
         return ""
     left_out = ("librispeech", "emotion, commonest")
     labels = [(label, path) for label, _, path in CHOSEN_ROWS if path[0] not in left_out]
     rows = [[label, *(_at(run, path) for _, run in arms)] for label, path in labels]
-    said = "### Both adapters: with and without ERR, and a single one\n\nAll stages at half their length.\n\n"
+    said = "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps.\n\n"
     return said + _table(["%", *(name for name, _ in arms)], rows)
 
 

@@ -41,7 +41,7 @@ class Arm:
 
 CHOSEN = Arm("chosen")
 SINGLE_HIDDEN = 582  # L's hidden width with which it is as large as the two chosen adapters
-WHOLE = (Arm("chosen, half as long"), Arm("without ERR", err=False), Arm("single adapter", single=True))
+WHOLE = (Arm("without ERR", err=False), Arm("single adapter", single=True))
 TONE = (
     Arm("as chosen", tone=True),
     Arm("last layer", {"layer": 4}, tone=True),
@@ -72,7 +72,7 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[st
     ling = replace(recipe.model.linguistic, **({"hidden": SINGLE_HIDDEN} if arm.single else {}))
     clips = [work / "ravdess" / f"{actor}.jsonl" for actor in actors]
     copies = [work / "ravdess" / f"copy{n}" / f"{actor}-{n}.jsonl" for actor in actors for n in range(1, COPIES + 1)]
-    targets = [work / "targets" / f"{actor}.targets.jsonl" for actor in actors]
+    targets = [work / "ravdess" / f"{actor}.targets.jsonl" for actor in actors]
     strings = [work / "fsdd" / f"{speaker}.jsonl" for speaker in speakers]
     data = replace(
         recipe.data,

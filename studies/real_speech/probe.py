@@ -7,7 +7,7 @@ Dimensions: C clips, N layers, S twice the encoder's width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,3 @@ def _fit_and_tell(x_CS: Tensor, y_C: Tensor, test_CS: Tensor, classes: int) -> T
 
     search.step(loss)  # type: ignore[no-untyped-call, arg-type]
     return (test_CS @ weight_SK + bias_K).argmax(1)
-
-
-def best(found: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, float]]:
-    """The layer that does best."""
-    own = {key: value for key, value in found.items() if key.startswith(f"{name}, ")}
-    key = max(own, key=lambda one: own[one]["value"])
-    return key.removeprefix(f"{name}, "), own[key]

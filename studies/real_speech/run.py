@@ -28,7 +28,6 @@ from studies.real_speech.plans import Arm
 
 LLM = {"examples": 6000, "steps": 360, "tokens_per_step": 2048, "blends": 160}
 STRINGS, SINGLES = 120, 100  # of an FSDD speaker, to learn from
-HALF = 0.5  # length of the arms that go through all stages
 LONG = 80  # tokens of an answer, for LibriSpeech
 
 
@@ -67,7 +66,7 @@ class Study:
             self._arm(plans.CHOSEN, seed, self.speed, whole=True)
         for arm in (*plans.TONE, *plans.WHOLE):
             if names is None or arm.name in names:
-                self._arm(arm, 0, self.speed * (1.0 if arm.tone else HALF), whole=not arm.tone)
+                self._arm(arm, 0, self.speed, whole=not arm.tone)
 
     def test(self, folder: Path, seeds: Sequence[int]) -> None:
         """Learns from all actors that a folder does not hold, and reports on those that it holds."""
@@ -102,7 +101,7 @@ class Study:
             listing = self.work / "librispeech" / "librispeech.jsonl"
             if listing.exists():
                 self._ears_for([listing])
-                found["librispeech"] = exam.spoken(model, [listing], self.hear, LONG)
+                found["librispeech"] = exam.spoken(model, [listing], self.hear, LONG, ("L",))
         about = {"seed": seed, "speed": speed, "adapters": sum(w.numel() for w in model.adapters.parameters())}
         self._keep(name, {**found, **about, "minutes": round((time.monotonic() - began) / 60, 1)})
         print(name, exam.line(found), flush=True)
@@ -110,7 +109,7 @@ class Study:
     def _taught(self, arm: Arm, actors: Sequence[str], name: str, seed: int, speed: float) -> DualSLM:
         """The arm's model after its last stage, from the real loop."""
         for actor in actors:
-            job = Job((self.work / "ravdess" / f"{actor}.jsonl",), self.work / "targets" / f"{actor}.targets.jsonl")
+            job = Job((self.work / "ravdess" / f"{actor}.jsonl",), self.work / "ravdess" / f"{actor}.targets.jsonl")
             if not job.out.exists():
                 write_targets(job, InProcess(self.bare.llm, Decoding(max_new_tokens=24)), seed=0, batch=60)
         recipe = plans.recipe_of(arm, self.work, actors, plans.DIGITS_LEARNT, seed, speed)
