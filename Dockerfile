@@ -17,12 +17,15 @@ FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    pip install --no-cache-dir -c /constraints.txt /wheels/*.whl \
+    set -- /wheels/*.whl \
+    && pip install --no-cache-dir -c /constraints.txt "$1[serve]" \
     && useradd --no-create-home --uid 1000 dualslm \
     && install -d -o dualslm /models
 ENV HF_HOME=/models PYTHONUNBUFFERED=1
 VOLUME /models
 USER 1000
 EXPOSE 8000
+HEALTHCHECK --start-period=5m --interval=30s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=5)"]
 ENTRYPOINT ["dualslm"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

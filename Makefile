@@ -1,10 +1,11 @@
-# demo, test, check: each makes .venv where it is missing and installs anew only when the pins have changed.
+# demo, test, test-vllm, check, study: each makes .venv where it is missing and installs anew only when the pins have
+# changed.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test check hooks
+.PHONY: demo test test-vllm check study hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -12,11 +13,19 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+# vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
+test-vllm: .venv/installed-dev .venv-vllm/installed
+	$(BIN)/python -m pytest tests/test_vllm.py tests/test_serve_vllm.py tests/test_vllm_judge.py
+
 check: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# which of the paper's claims hold in the tiny world: hours on one core; goes on where it was stopped
+study: .venv/installed-dev
+	$(BIN)/python bench/study.py
 
 hooks: .venv/installed-dev
 	$(BIN)/pre-commit install
@@ -29,5 +38,11 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat]'
+	$(PIP) -e '.[dev,train,voices,quantised,label,hf,chat,serve,eval]'
 	touch $@ .venv/installed
+
+.venv-vllm/installed: constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet -c $< torch
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@

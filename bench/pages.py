@@ -1,4 +1,4 @@
-"""Writes the measured tables of docs/benchmarks.md from the result files; nothing there is typed.
+"""Writes the measured tables of docs/benchmarks.md and docs/scale.md from the result files; nothing there is typed.
 
     python bench/pages.py [--check]
 
@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import tables
 
 from dualslm.tiny.readme import put
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
+DOCS = ROOT / "docs"
 
 
 def main() -> int:
     """Writes or compares."""
-    text = PAGE.read_text()
-    fresh = text
-    for name, table in TABLES.items():
-        fresh = put(fresh, name, table(json.loads((RESULTS / f"{name}.json").read_text())))
-    if "--check" in sys.argv:
-        return int(fresh != text)
-    PAGE.write_text(fresh)
-    return 0
+    stale = 0
+    for page, parts in PAGES.items():
+        text = (DOCS / page).read_text()
+        fresh = text
+        for name, (file, table) in parts.items():
+            fresh = put(fresh, name, _made(file, name, table))
+        stale |= fresh != text
+        if "--check" not in sys.argv:
+            (DOCS / page).write_text(fresh)
+    return int(stale and "--check" in sys.argv)
+
+
+def _made(file: str, name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a result file, or that there is none yet."""
+    path = DOCS / "results" / f"{file}.json"
+    if not path.exists():
+        return f"Not measured yet: there is no {path.relative_to(ROOT)}.\n"
+    found = json.loads(path.read_text())
+    return table(found[name] if file == "serve" else found)
 
 
 def train_step(result: dict[str, Any]) -> str:
@@ -61,6 +75,23 @@ def word_errors(result: dict[str, Any]) -> str:
     return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
 
 
+def latency(result: dict[str, Any]) -> str:
+    """Time to the first token at the first turn and the last, each way, and the ratios."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"the quickest of {result['rounds']} talks, in brackets the median of the talks' own ratios.\n",
+        _row("size", "way", "turn 1, s", f"turn {result['talk']}, s"),
+        "|---|---|--:|--:|",
+    ]
+    for one in result["sizes"]:
+        said += [_row(one["size"], way, f"{first:.3f}", f"{last:.3f}") for way, (first, last) in one["rows"].items()]
+        said += [
+            _row(one["size"], f"**{name}**", "", f"**{quickest:.2f}** ({median:.2f})")
+            for name, (quickest, median) in one["ratios"].items()
+        ]
+    return "\n".join([*said, ""])
+
+
 def step_profile(result: dict[str, Any]) -> str:
     """Where the time and the work of our step go, and the least that they can take."""
     rows = result["rows"]
@@ -83,7 +114,26 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-TABLES = {"train_step": train_step, "step_profile": step_profile, "word_errors": word_errors}
+PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    "benchmarks.md": {
+        "train_step": ("train_step", train_step),
+        "step_profile": ("step_profile", step_profile),
+        "word_errors": ("word_errors", word_errors),
+        "latency": ("serve", latency),
+        "full_size": ("full_size", tables.full_size),
+        "data_paths": ("data_paths", tables.data_paths),
+    },
+    "serve.md": {
+        "talks": ("serve", tables.talks),
+        "vllm": ("serve", tables.vllm),
+        "load": ("load", tables.load),
+    },
+    "scale.md": {
+        "processes": ("scale", tables.processes),
+        "scaling": ("scale", tables.scaling),
+        "quantised": ("quantised", tables.quantised),
+    },
+}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ Dimensions: B samples, F mel frames, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,9 @@ class Shape:
 
     Attributes:
         d_speech, speech_layers, speech_heads, speech_ffn, mels: of the Whisper encoder.
-        d_llm, layers, heads, kv_heads, ffn, vocabulary: of the Qwen2 LLM.
+        d_llm, layers, heads, kv_heads, ffn, vocabulary: of the LLM.
         hidden: between the two linear layers of an adapter of stacked frames.
+        family: of the LLM, "qwen2" or "llama".
     """
 
     d_speech: int
@@ -53,6 +55,7 @@ class Shape:
     ffn: int
     vocabulary: int
     hidden: int
+    family: str = "qwen2"
 
     def whisper(self) -> WhisperConfig:
         """The encoder's configuration: a window of 30 s."""
@@ -79,6 +82,10 @@ class Shape:
     def llama(self) -> LlamaConfig:
         """The same sizes as a Llama."""
         return LlamaConfig(**self._llm(), tie_word_embeddings=False)
+
+    def llm(self) -> Qwen2Config | LlamaConfig:
+        """The LLM's configuration in its family."""
+        return self.qwen() if self.family == "qwen2" else self.llama()
 
     def _llm(self) -> dict[str, Any]:
         return {
@@ -130,15 +137,32 @@ class Work:
 Step = Callable[[], Tensor]
 
 
-def qwen2_audio(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
-    """Qwen2-Audio: 30 s through the encoder, 25 tokens a second, logits everywhere."""
+@contextmanager
+def built(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Models that are made here stand on the device in their dtype at once, with random weights and no file."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def qwen2_audio_model(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+    """The class of transformers at these sizes, its projector trainable."""
     config = Qwen2AudioConfig(
         audio_config={**shape.audio(), "model_type": "qwen2_audio_encoder", "max_source_positions": 1500},
-        text_config={**shape.qwen().to_dict(), "model_type": "qwen2"},
+        text_config=shape.llm().to_dict(),
         audio_token_index=AUDIO_TOKEN,
     )
-    with torch.device(device):
-        model = _frozen(Qwen2AudioForConditionalGeneration(config), dtype, trained="multi_modal_projector")
+    with built(device, dtype):
+        return _frozen(Qwen2AudioForConditionalGeneration(config), dtype, trained="multi_modal_projector")
+
+
+def qwen2_audio(shape: Shape, work: Work, device: str, dtype: torch.dtype, model: Any = None) -> Step:
+    """Qwen2-Audio: 30 s through the encoder, 25 tokens a second, logits everywhere."""
+    model = model or qwen2_audio_model(shape, device, dtype)
     frames = round(100 * work.seconds)
     ids_BT, labels_BT = _prompt(shape, work, round(25 * work.seconds), device)
     mask_BF = (torch.arange(3000, device=device) < frames).long().expand(work.samples, -1)

@@ -30,10 +30,10 @@ import transformers
 from factory import tokenizer
 from rich.console import Console
 from rich.table import Table
-from rivals import Shape, Step, Work, qwen2_audio, slam, ultravox, voxtral
+from rivals import Shape, Step, Work, built, qwen2_audio, slam, ultravox, voxtral
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
+from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dualslm.conversation import Speech
@@ -66,13 +66,23 @@ def works(samples: int) -> list[Work]:
     ]
 
 
-def ours(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> dict[str, Step]:
-    """Our step, and the same with each short cut left out."""
-    with torch.device(device):
-        whisper = WhisperEncoder(shape.whisper()).to(dtype)
-        llm = Qwen2ForCausalLM(shape.qwen()).to(dtype)
+def frozen_parts(shape: Shape, device: str, dtype: torch.dtype) -> tuple[SpeechEncoder, FrozenLM]:
+    """An encoder and an LLM with random weights."""
+    with built(device, dtype):
+        whisper, llm = WhisperEncoder(shape.whisper()), AutoModelForCausalLM.from_config(shape.llm())
     ears = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
-    mind = FrozenLM(llm, tokenizer())
+    return ears, FrozenLM(llm, tokenizer())
+
+
+def ours(
+    shape: Shape,
+    work: Work,
+    device: str,
+    dtype: torch.dtype,
+    parts: tuple[SpeechEncoder, FrozenLM] | None = None,
+) -> dict[str, Step]:
+    """Our step, and the same with each short cut left out."""
+    ears, mind = parts or frozen_parts(shape, device, dtype)
     model = DualSLM(ears, mind, paralinguistic={"dropout": 0.0}, linguistic={"hidden": shape.hidden}).train()
     dropping = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).train()
     adamw = torch.optim.AdamW([*model.adapters.parameters(), *dropping.adapters.parameters()], lr=1e-4)

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
     from dualslm.errors import DualSLMError
     from dualslm.model import DualSLM
+    from dualslm.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Conversation", "DualSLM", "DualSLMError", "Speech", "View", "__version__"]
+__all__ = ["Conversation", "DualSLM", "DualSLMError", "Session", "Speech", "View", "__version__"]
 
 HOMES = {
     "Conversation": "conversation",
     "DualSLM": "model",
     "DualSLMError": "errors",
+    "Session": "session",
     "Speech": "conversation",
     "View": "conversation",
 }

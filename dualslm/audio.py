@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ SAMPLES_PER_FRAME = 2 * HOP  # 320: the encoder's second convolution halves the 
 FRAMES_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_FRAME  # 50 Hz
 
 MAX_SECONDS = 1800  # s; half an hour is far beyond a spoken turn and bounds the memory of one clip
+BLOCK_SECONDS = 10  # s that are decoded at once
 MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged header
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz, what recorders write
 MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
@@ -36,13 +38,18 @@ MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def load(audio: Audio, rate: int = SAMPLE_RATE) -> Samples:
+class TooLongError(DualSLMError):
+    """A recording that is longer than may be."""
+
+
+def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS) -> Samples:
     """Gives any recording as 16 kHz mono samples.
 
     Args:
         audio: a path or the bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more), or
             floating-point samples (N,) in [-1, 1].
         rate: the sampling rate of `audio` in Hz, where it is an array.
+        longest: s that the bytes of a file may last; no more of them is decoded.
 
     Returns:
         Samples (N,), float32, at least one, all finite. An array that is so already is not copied.
@@ -55,7 +62,7 @@ def load(audio: Audio, rate: int = SAMPLE_RATE) -> Samples:
     if isinstance(audio, bytes):
         name = f"the {len(audio)} bytes given"
         _refuse_what_is_no_audio(audio[: len(LFS_POINTER)], name)
-        return _decode(io.BytesIO(audio), name)
+        return _decode(io.BytesIO(audio), name, longest)
     if isinstance(audio, (str, os.PathLike)):
         return _from_path(Path(audio))
     raise DualSLMError(
@@ -79,7 +86,7 @@ def windows(samples: Samples, window_samples: int) -> list[Samples]:
 
 def _from_path(path: Path) -> Samples:
     name = str(path)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not path.is_file():  # Path.exists fails for a name that is too long
         got = "a folder" if path.is_dir() else "a pipe or a device"
         raise DualSLMError(f"{name} is not an audio file", got=got, do="give one file, or its bytes")
     try:
@@ -103,10 +110,10 @@ def _refuse_what_is_no_audio(head: bytes, name: str) -> None:
         )
 
 
-def _decode(source: str | io.BytesIO, name: str) -> Samples:
+def _decode(source: str | io.BytesIO, name: str, longest: float = MAX_SECONDS) -> Samples:
     try:
         with soundfile.SoundFile(source) as file:
-            return _resample(_read(file, name), file.samplerate, name)
+            return _resample(_read(file, name, longest), file.samplerate, name)
     except soundfile.LibsndfileError as error:
         raise DualSLMError(
             f"cannot decode {name}",
@@ -117,7 +124,7 @@ def _decode(source: str | io.BytesIO, name: str) -> Samples:
         raise DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac") from error
 
 
-def _read(file: soundfile.SoundFile, name: str) -> Samples:
+def _read(file: soundfile.SoundFile, name: str, longest: float) -> Samples:
     """All samples of a file as one channel; what its header forbids is refused before it is decoded."""
     _check_rate(file.samplerate, name)
     if file.channels > MAX_CHANNELS:
@@ -127,18 +134,26 @@ def _read(file: soundfile.SoundFile, name: str) -> Samples:
             do=f"mix it down to at most {MAX_CHANNELS}",
         )
     stated = file.format != "MP3"  # an mp3 only estimates its length
-    limit = MAX_SECONDS * file.samplerate
+    limit = int(longest * file.samplerate)
     if stated:
-        _check_length(file.frames, file.samplerate, name)
-    samples_NC = file.read(limit + 1, dtype="float32", always_2d=True)
-    _check_length(len(samples_NC), file.samplerate, name)
-    if stated and len(samples_NC) < file.frames:
+        _check_length(file.frames, file.samplerate, name, longest)
+    samples = np.concatenate([np.empty(0, np.float32), *_blocks(file, limit + 1)])
+    _check_length(len(samples), file.samplerate, name, longest)
+    if stated and len(samples) < file.frames:
         raise DualSLMError(
             f"{name} is truncated",
-            got=f"{len(samples_NC)} of {file.frames} samples",
+            got=f"{len(samples)} of {file.frames} samples",
             do="copy or record it again",
         )
-    return np.asarray(samples_NC.mean(axis=1, dtype=np.float32))
+    return samples
+
+
+def _blocks(file: soundfile.SoundFile, most: int) -> Iterator[Samples]:
+    """A file's samples as one channel, some seconds at a time: eight channels at 384 kHz take 12 MB a second."""
+    size, left = BLOCK_SECONDS * file.samplerate, most
+    while left and len(block_NC := file.read(min(size, left), dtype="float32", always_2d=True)):
+        left -= len(block_NC)
+        yield block_NC.mean(axis=1, dtype=np.float32)
 
 
 def _from_array(array: NDArray[Any], rate: int) -> Samples:
@@ -172,11 +187,11 @@ def _check_rate(rate: int, name: str) -> None:
         )
 
 
-def _check_length(samples: int, rate: int, name: str) -> None:
-    if samples > MAX_SECONDS * rate:
+def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECONDS) -> None:
+    if samples > longest * rate:
         unknown = samples >= np.iinfo(np.int64).max  # libsndfile's word for a stream without a length
-        raise DualSLMError(
-            f"{name} is longer than {MAX_SECONDS} s",
+        raise TooLongError(
+            f"{name} is longer than {longest:g} s",
             got="a header that states no length" if unknown else f"at least {samples // rate} s",
             do="save it as wav" if unknown else "cut it in shorter turns",
         )

@@ -6,6 +6,7 @@ the reply, which stands as far as it was said. Whatever cannot be done is told i
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from rich.cells import cell_len
 from rich.markup import escape
@@ -96,7 +97,7 @@ class Chat:
             except KeyboardInterrupt:
                 self._note("\n/quit or Ctrl-D ends the talk")
             except DualSLMError as error:
-                self.console.print(f"[red]{escape(' '.join(str(error).split()))}[/]", soft_wrap=True)
+                self._note(" ".join(str(error).split()), style="red")
 
     def take(self, line: str) -> None:
         """Does what a line asks for.
@@ -210,7 +211,7 @@ class Chat:
             raise DualSLMError("save it where?", got="no folder", do="write /save FOLDER")
         past = self.session.past
         settings = {"view": str(self.session.view), "past": None if past is None else str(past)}
-        path = saved.save(Path(_unquoted(folder)).expanduser(), self.session.talk, settings)
+        path = saved.save(_path(folder), self.session.talk, settings)
         self._note(f"saved; dualslm chat --load {shlex.quote(str(path))} goes on with it")
 
     def undo(self, _: str) -> None:
@@ -257,8 +258,8 @@ class Chat:
         text = f"{number}{f' ({self.tone_name})' if self.tone_name else ''} > "
         return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if self.console.is_terminal else ""
 
-    def _note(self, text: str) -> None:
-        self.console.print(text, style="dim", markup=False, soft_wrap=True)
+    def _note(self, text: str, style: str = "dim") -> None:
+        self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 COMMANDS: Mapping[str, _Command] = {
@@ -279,7 +280,7 @@ def spoken(line: str) -> Iterator[Part]:
     Raises:
         DualSLMError: what is named like a recording is none.
     """
-    if _path(line).is_file():  # a name with spaces that nobody quoted
+    if _is_file(line):  # a name with spaces that nobody quoted
         yield Speech(load(_path(line)))
         return
     place, found = 0, WORD.match(line)
@@ -292,12 +293,18 @@ def spoken(line: str) -> Iterator[Part]:
 
 def _path(word: str) -> Path:
     """A path as terminals and file managers drop it: quoted, escaped or as a URL."""
-    url = urlparse(word)
-    return Path(unquote(url.path) if url.scheme == "file" else _unquoted(word)).expanduser()
+    word = _unquoted(word)
+    if word.startswith("file://"):
+        return Path(unquote(word.removeprefix("file://")))
+    return Path(os.path.expanduser(word))  # Path.expanduser fails for unknown users
 
 
 def _is_file(word: str) -> bool:
-    return ("/" in word or "." in word) and _path(word).is_file()
+    """Whether a word, or a whole line of text, names a file."""
+    try:
+        return ("/" in word or "." in word) and _path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null in it
+        return False
 
 
 def _unquoted(word: str) -> str:
@@ -317,7 +324,7 @@ class Flow:
 
     def add(self, piece: str) -> None:
         """Prints every word that is whole; one that never ends, as in Chinese, as it comes."""
-        *whole, self.held = re.split(r"(?<=\s)", self.held + piece)
+        *whole, self.held = re.split(r"(?=\s)", self.held + piece)
         if cell_len(self.held) > LONG_WORD:
             whole, self.held = [*whole, self.held], ""
         for word in whole:
@@ -329,12 +336,13 @@ class Flow:
         self.held = ""
 
     def _put(self, word: str) -> None:
-        width = cell_len(word.rstrip())
-        if self.column and self.console.is_terminal and self.column + width > self.console.width:
+        """Prints a word with the space in front of it, or on a new line without."""
+        wide = self.column + cell_len(word) > self.console.width
+        if wide and self.column and self.console.is_terminal:
             self.console.print()
-            self.column = 0
+            self.column, word = 0, word.lstrip()
         self.console.print(word, end="", style="green", markup=False, soft_wrap=True)
-        self.column = 0 if word.endswith("\n") else self.column + cell_len(word)
+        self.column = cell_len(word) - 1 if word.startswith("\n") else self.column + cell_len(word)
 
 
 @contextmanager
@@ -366,6 +374,6 @@ def _brief(times: Times) -> str:
     left_out = f" · {times.left_out} oldest turns left out" if times.left_out else ""
     new = times.positions - times.reused
     return (
-        f"{times.first_token:.2f} s to the first token, {times.tokens_per_second:.0f} tokens/s"
-        f" · {new} of {times.positions} positions were new{left_out}"
+        f"{times.first_token:.2f} s to the first token · {times.tokens_per_second:.0f} tokens/s"
+        f" · {new} of {times.positions} new{left_out}"
     )

@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
 from dualslm.cli_data import add_features, add_label, add_targets
+from dualslm.cli_eval import add_eval
 from dualslm.cli_model import add_model, quiet_transformers
 from dualslm.cli_model import model_of as _model
 from dualslm.cli_model import new_talk as _new_talk
-from dualslm.cli_talk import add_chat
+from dualslm.cli_talk import add_chat, add_serve
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
 
 PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy"]
+EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
 examples:
   dualslm demo                                     hear and see what it does, offline
   dualslm ask hello.wav                            reply to a recording
   dualslm chat                                     talk to it: speak, type or name recordings
+  dualslm serve                                    OpenAI's API on http://127.0.0.1:8000/v1
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
@@ -42,6 +44,7 @@ examples:
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
   dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
   dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
+  dualslm eval                                     the paper's tables in miniature, on the embedded model
 """
 
 
@@ -99,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
+    add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
     add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
     _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     _add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"))
@@ -107,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
     add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
     add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
+    add_eval(verbs.add_parser("eval", help="ask, measure, compare, report: the paper's tables"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
     return parser

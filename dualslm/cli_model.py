@@ -51,26 +51,29 @@ def context_of(args: argparse.Namespace) -> int | None:
     return CONTEXT if embedded(args) else None
 
 
-def model_of(args: argparse.Namespace) -> DualSLM:
-    """The model that the options name: embedded, trained, or any two parts with fresh adapters."""
+def model_of(args: argparse.Namespace, *, answers: bool = True) -> DualSLM:
+    """The model that the options name: embedded, trained, or any two parts with fresh adapters.
+
+    Without `answers`, no more of its LLM is loaded than the token embeddings.
+    """
     from rich.console import Console
 
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     with Console(stderr=True).status("loading the model"):
-        return _load(args.model, args.encoder, args.llm)
+        return _load(args.model, args.encoder, args.llm, answers)
 
 
-def _load(name: str | None, encoder: str | None, llm: str | None) -> DualSLM:
+def _load(name: str | None, encoder: str | None, llm: str | None, answers: bool) -> DualSLM:
     quiet_transformers()
     from dualslm import tiny
     from dualslm.model import DualSLM
 
     if name is not None:
-        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm)
+        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm, answers=answers)
     if encoder is None or llm is None:
-        return tiny.load()
+        return tiny.load(answers=answers)
     print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
     return DualSLM.from_parts(encoder=encoder, llm=llm)
 

@@ -1,8 +1,9 @@
-"""The verbs that talk: `chat`. Nothing heavy is imported before use."""
+"""The verbs that talk: `chat` and `serve`. Nothing heavy is imported before use."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,60 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
     add_model(parser)
     parser.set_defaults(verb=_chat)
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=int, default=8000)
+    add("--vllm", metavar="URL", help="let this vLLM server run the LLM, for example http://localhost:8001/v1")
+    add("--vllm-model", metavar="NAME", help="as vLLM calls it (default: its first)")
+    add("--name", default="dualslm", help="what requests call this model")
+    add("--api-key", metavar="KEY", help="that requests must bring (default: DUALSLM_API_KEY, else none is asked for)")
+    add("--max-body", type=int, default=32, metavar="MIB", help="longest request")
+    add("--max-audio", type=float, default=120, metavar="S", help="longest recording")
+    add("--max-turns", type=int, default=128, metavar="N", help="longest talk")
+    add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
+    add("--waiting", type=int, default=128, metavar="N", help="requests that wait; more are refused with 429")
+    add("--patience", type=float, default=300, metavar="S", help="longest time for one request")
+    add("--keep", type=int, default=512, metavar="MIB", help="keys and values to keep of talks, lest they be read anew")
+    add("--no-page", action="store_true", help="no web page at /")
+    add_model(parser)
+    parser.set_defaults(verb=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from dualslm.serve.run import Settings, run
+    except ModuleNotFoundError as error:
+        raise DualSLMError(
+            "serving needs more packages", got=f"no {error.name}", do="pip install 'dualslm[serve]'"
+        ) from error
+    from dualslm.serve.gate import Limits
+    from dualslm.tiny import CLIPS
+
+    counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience, args.keep)
+    if min(counts) <= 0 or args.waiting < 0 or not 0 <= args.port < 2**16:
+        raise DualSLMError("a limit makes no sense", got="a number that is not above 0", do="give a greater one")
+    limits = Limits(args.max_body * 2**20, args.max_audio, args.max_turns, args.running, args.waiting, args.patience)
+    settings = Settings(
+        host=args.host,
+        port=args.port,
+        name=args.name,
+        limits=limits,
+        key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
+        page=not args.no_page,
+        keep=args.keep * 2**20,
+        clips=CLIPS,
+        vllm=args.vllm,
+        vllm_model=args.vllm_model,
+        vllm_key=os.environ.get("DUALSLM_VLLM_KEY") or None,
+    )
+    model = model_of(args, answers=args.vllm is None)
+    system = new_talk(args).system
+    run(model, settings, questions=questions_of(args), context=context_of(args), system=system)
+    return 0
 
 
 def _chat(args: argparse.Namespace) -> int:

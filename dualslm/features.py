@@ -40,7 +40,7 @@ from dualslm.errors import DualSLMError
 META = "cache.json"
 PART = 256  # recordings in a part
 AT_ONCE = 16  # recordings in one call of the encoder
-OPEN_PARTS = 64
+OPEN_PARTS = 1024  # a mapped file and 50 kB each; opening one takes longer than reading ten recordings
 SPARE = 1.02  # a safetensors header and the lists take about this much beside the frames
 
 
@@ -142,11 +142,14 @@ class FrameCache:
         _check(folder, rule)
         self.rows: dict[str, tuple[str, int]] = {}
         self.faults: dict[str, str] = {}
-        for path, row in _listed(folder).items():
-            if "fault" in row:
-                self.faults[path] = row["fault"]
-            else:
-                self.rows[path] = (row["part"], row["frames"])
+        for file in sorted(folder.glob("part-*.json")):
+            for row in _read_list(file.with_suffix("")):
+                if "frames" in row:
+                    self.rows[row["audio"]] = (file.stem, row["frames"])
+                else:
+                    self.faults[row["audio"]] = row["fault"]
+        for path in self.faults.keys() & self.rows.keys():  # it could be read when it was tried again
+            del self.faults[path]
         self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
 
     def frames(self, path: str) -> int:

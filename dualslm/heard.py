@@ -73,11 +73,13 @@ class Heard:
         words: read from L alone.
         attributes: each read from P alone; None where the answer names no value, or several.
         caption: the attributes in words; None where none is known.
+        answers: to the questions about the voice, as the LLM put them.
     """
 
     words: str
     attributes: Mapping[str, str | None]
     caption: str | None
+    answers: Mapping[str, str]
 
 
 def ask(ears: Ears, speech: Speech, questions: Questions) -> Heard:
@@ -95,7 +97,7 @@ def ask(ears: Ears, speech: Speech, questions: Questions) -> Heard:
     answers = llm.answer(rows[1:], SENTENCE)
     found = {name: one.value(text) for (name, one), text in zip(asked.items(), answers, strict=True)}
     known = {name: value for name, value in found.items() if value is not None}
-    return Heard(words.strip(), found, questions.caption(known))
+    return Heard(words.strip(), found, questions.caption(known), dict(zip(asked, answers, strict=True)))
 
 
 def _asked() -> Questions:

@@ -10,10 +10,11 @@ Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -178,12 +179,17 @@ class FrozenLM(nn.Module):
 
     @contextmanager
     def _head_reads(self, keep_BT: Tensor | None) -> Iterator[None]:
-        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row."""
+        """Lets the output head see some positions only. `logits_to_keep` takes the same ones for every row.
+
+        Another thread that reads at the same time is left alone.
+        """
         if keep_BT is None:
             yield
             return
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep_BT][None],))
+        head, mine = self.model.get_output_embeddings(), get_ident()
+        hook = head.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0][keep_BT][None],) if get_ident() == mine else None
+        )
         try:
             yield
         finally:
@@ -205,9 +211,9 @@ class FrozenLM(nn.Module):
         return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
-    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Iterator[list[int | None]]:
+    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = _Draw(how, read.logits_BV.device)
+        draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
         stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
@@ -233,7 +239,8 @@ class FrozenLM(nn.Module):
             nonlocal mask_BT
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             mask = None if bool(mask_BT.all()) else mask_BT
-            return self(self.embed(ids_B[:, None]), mask, cache=read.cache)[:, -1]
+            logits_BTV: Tensor = self(self.embed(ids_B[:, None]), mask, cache=read.cache)
+            return logits_BTV[:, -1]
 
         yield plain
 
@@ -322,7 +329,7 @@ class Pieces:
         return piece
 
 
-class _Draw:
+class Draw:
     """Draws the next token by the decoding settings."""
 
     def __init__(self, how: Decoding, device: torch.device) -> None:
@@ -336,6 +343,7 @@ class _Draw:
                 self.warp.append(TopPLogitsWarper(how.top_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The next token (B,) of each."""
         if self.greedy:
             return logits_BV.argmax(-1)
         none = torch.empty(0, dtype=torch.long, device=logits_BV.device)

@@ -33,6 +33,7 @@ from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
 from dualslm.recipe import Quantise
+from dualslm.table import table_only
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
@@ -225,6 +226,7 @@ class DualSLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | None = None,
         capture: bool = False,
+        answers: bool = True,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -237,6 +239,7 @@ class DualSLM(nn.Module):
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
             capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
+            answers: False loads no more of the LLM than its token embeddings, to hear for one that runs elsewhere.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -251,13 +254,11 @@ class DualSLM(nn.Module):
             device=where,
         )
         checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
-        mind = FrozenLM.from_pretrained(
-            llm or card.llm,
-            revision=None if llm else card.llm_revision,
-            dtype=trunk,
-            device=where,
-            quantise=quantise,
-        )
+        named, pinned = llm or card.llm, None if llm else card.llm_revision
+        if answers:
+            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantise=quantise)
+        else:
+            mind = table_only(named, revision=pinned, dtype=trunk, device=where)
         checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")

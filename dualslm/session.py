@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -110,7 +110,7 @@ class Session:
     ) -> None:
         self.model, self.talk = model, talk if talk is not None else Conversation()
         self.view, self.past, self.how, self.questions = view, past, how, questions
-        self.context = _context(model.llm, context)
+        self.context = context_of(model.llm, context)
         self.ears = ears if ears is not None else Ears(model)
         self.memory = Memory(model.llm)
         self.record: list[Exchange] = []
@@ -206,33 +206,7 @@ class Session:
             yield rest
 
     def _fitted(self, talk: Conversation, how: Decoding) -> tuple[Prompt, int]:
-        """The prompt of the talk, without as many of its oldest exchanges as it must do without.
-
-        More than one is left out at once where many stand in the context: what is left out moves everything that
-        follows it, so the whole context has to be read anew.
-        """
-        starts = [0, *_exchanges(talk)[1:]]
-        prompts = {0: self._prompt(talk)}
-        if self.context is None:
-            return prompts[0], 0
-        room = self.context - min(how.max_new_tokens, self.context // SHARE)
-
-        def fits(number: int) -> bool:
-            if number not in prompts:
-                prompts[number] = self._prompt(Conversation(talk.system, talk.turns[starts[number] :]))
-            return self.ears.length(prompts[number]) <= room
-
-        fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
-        if fewest == len(starts):
-            raise DualSLMError(
-                "this turn is too long for the LLM's context",
-                got=f"{self.ears.length(prompts[fewest - 1])} positions, where {room} are free",
-                do="say it in several shorter turns",
-            )
-        step = 1 << max(0, ((len(starts) - fewest) // SHARE).bit_length() - 1)
-        number = min(-(-fewest // step) * step, len(starts) - 1)
-        fits(number)
-        return prompts[number], starts[number]
+        return fitted(talk, self._prompt, self.ears.length, self.context, how.max_new_tokens)
 
     def _prompt(self, talk: Conversation) -> Prompt:
         past = self.past or self.view
@@ -251,17 +225,70 @@ class Session:
         return Conversation(talk.system, turns)
 
     def _in_words(self, speech: Speech, past: View) -> Speech:
+        """A recording with its words and its voice as they were heard; what it came with stays."""
         tone = speech.tone or speech
-        lacks_words = past.ling == "text" and speech.transcript is None
-        lacks_caption = past.para == "text" and tone.caption is None
-        words = self.heard(speech).words if lacks_words else speech.transcript
-        caption = self.heard(tone).caption if lacks_caption else tone.caption
-        return replace(speech, transcript=words, caption=caption or "a voice", tone=None)
+        words, caption = speech.transcript, tone.caption
+        if past.ling == "text" and words is None and speech.audio is not None:
+            words = self.heard(speech).words
+        if past.para == "text" and caption is None and tone.audio is not None:
+            caption = self.heard(tone).caption or ""  # nothing was heard of the voice: empty brackets
+        if past.para != "text":
+            return replace(speech, transcript=words)
+        return replace(speech, transcript=words, caption=caption, tone=None)
 
     def _now(self) -> float:
         if self.model.llm.device.type == "cuda":
             torch.cuda.synchronize(self.model.llm.device)
         return time.perf_counter()
+
+
+def fitted(
+    talk: Conversation,
+    prompt_of: Callable[[Conversation], Prompt],
+    length: Callable[[Prompt], int],
+    context: int | None,
+    most: int,
+) -> tuple[Prompt, int]:
+    """The prompt of the talk, without as many of its oldest exchanges as it must do without.
+
+    More than one is left out at once where many stand in the context: what is left out moves everything that
+    follows it, so the whole context has to be read anew.
+
+    Args:
+        talk: ends with a user turn.
+        prompt_of: renders a talk.
+        length: positions that a prompt takes.
+        context: positions that prompt and reply may take together; None where nothing limits them.
+        most: tokens of the reply.
+
+    Returns:
+        The prompt, and how many turns were left out.
+
+    Raises:
+        DualSLMError: the last exchange alone is too long.
+    """
+    starts = [0, *_exchanges(talk)[1:]]
+    prompts = {0: prompt_of(talk)}
+    if context is None:
+        return prompts[0], 0
+    room = context - min(most, context // SHARE)
+
+    def fits(number: int) -> bool:
+        if number not in prompts:
+            prompts[number] = prompt_of(Conversation(talk.system, talk.turns[starts[number] :]))
+        return length(prompts[number]) <= room
+
+    fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
+    if fewest == len(starts):
+        raise DualSLMError(
+            "this turn is too long for the LLM's context",
+            got=f"{length(prompts[fewest - 1])} positions, where {room} are free",
+            do="say it in several shorter turns",
+        )
+    step = 1 << max(0, ((len(starts) - fewest) // SHARE).bit_length() - 1)
+    number = min(-(-fewest // step) * step, len(starts) - 1)
+    fits(number)
+    return prompts[number], starts[number]
 
 
 def _exchanges(talk: Conversation) -> list[int]:
@@ -274,7 +301,7 @@ def _exchanges(talk: Conversation) -> list[int]:
     ]
 
 
-def _context(llm: FrozenLM, wanted: int | None) -> int | None:
+def context_of(llm: FrozenLM, wanted: int | None) -> int | None:
     """Positions that the LLM can hold; None where nothing limits them."""
     made_for = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None)
     if wanted is not None and (wanted < 2 or (made_for is not None and wanted > made_for)):

@@ -1,18 +1,17 @@
 """Manifests → talks (docs/manifest.md): counted when they are opened, read from disk when they are wanted.
 
 A line with `kind` is one talk with its answer; a line with `tasks` is one talk for each task that its recording
-has a label for (`dualslm.tasks`). Only the place of every talk is kept, 11 bytes each, so that a manifest of
-millions of lines fits in memory. No torch.
+has a label for (`dualslm.tasks`). Only the place of every talk is kept, 9 bytes each (`places.py`), so that a manifest
+of millions of lines fits in memory. No torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
-from dualslm.corpora import schema
 from dualslm.errors import DualSLMError
+from dualslm.places import AS_IT_IS, NAMES, llm_of, places, talks_of
+from dualslm.places import TARGETS as TARGETS  # others import it from here
+from dualslm.places import rows as rows
 from dualslm.recipe import TASK_KINDS, TaskKind
-from dualslm.tasks import NO_ANSWER, TASKS, asks, caption, draw, left_out, one_task
+from dualslm.tasks import NO_ANSWER, caption, draw, left_out, one_task
 
-PLACE = np.dtype([("file", "u2"), ("task", "u1"), ("offset", "i8")])
-NAMES = tuple(TASKS)
-AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
-TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
 WAITS = f"respond: {NO_ANSWER}"
-LLM = ("llm", "revision")  # what of a target's provenance tells one LLM from another
 
 
 class Told(NamedTuple):
@@ -48,31 +44,11 @@ class Told(NamedTuple):
     cut_off: bool = False
 
 
-@dataclass
-class _Places:
-    """The places of the talks of one kind while they are found."""
-
-    file: array[int] = field(default_factory=lambda: array("H"))
-    task: array[int] = field(default_factory=lambda: array("B"))
-    offset: array[int] = field(default_factory=lambda: array("q"))
-
-    def add(self, file: int, task: int, offset: int) -> None:
-        self.file.append(file)
-        self.task.append(task)
-        self.offset.append(offset)
-
-    def packed(self) -> NDArray[Any]:
-        """As one array."""
-        out = np.empty(len(self.file), PLACE)
-        for name in ("file", "task", "offset"):
-            out[name] = np.frombuffer(getattr(self, name), PLACE[name].newbyteorder("=")) if len(out) else 0
-        return out
-
-
 @dataclass(frozen=True)
 class _Weighted:
     """The places of one manifest's talks of a kind, as often as its weight says."""
 
+    number: int
     places: NDArray[Any]
     weight: float
     seed: str
@@ -123,26 +99,21 @@ class Talks:
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
+        self.heard: list[bytes] = []
         self.places: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
-        for number in range(len(self.paths)):
+        for number, path in enumerate(self.paths):
+            found = places(path)
+            self._check_writers(found.writers, path)
+            self.left_out += found.left_out
+            self.answers += found.answers
+            self.heard.append(found.heard)
             weight = weights[number] if number < len(weights) else 1.0
-            for kind, places in self._places(number).items():
-                self.places[kind].append(_Weighted(places, weight, f"{self.seed}/{number}/{kind}"))
+            for kind, some in found.kinds.items():
+                self.places[kind].append(_Weighted(number, some, weight, f"{self.seed}/{number}/{kind}"))
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
-
-    def _places(self, number: int) -> dict[TaskKind, NDArray[Any]]:
-        """The places of the talks of one manifest."""
-        places = {kind: _Places() for kind in TASK_KINDS}
-        for offset, row in rows(self.paths[number]):
-            self._check_writer(row, self.paths[number])
-            out = left_out(row)
-            self.left_out.update(f"{name}: {why}" for name, why in out.items())
-            for kind, task in _talks_of(row, out):
-                places[kind].add(number, task, offset)
-        return {kind: some.packed() for kind, some in places.items()}
 
     def count(self, kind: TaskKind) -> int:
         """How many talks of a kind an epoch has."""
@@ -150,18 +121,18 @@ class Talks:
 
     def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Told:
         """A talk of an epoch."""
-        number, task, offset = (int(value) for value in self._place(kind, index, epoch))
-        path = self.paths[number]
+        number, place = self._place(kind, index, epoch)
+        path, task, offset = self.paths[number], int(place["task"]), int(place["offset"])
         with path.open("rb") as file:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
         return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
 
-    def _place(self, kind: TaskKind, index: int, epoch: int) -> Any:
+    def _place(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
         for some in self.places[kind]:
             if index < len(some):
-                return some.place(index, epoch)
+                return some.number, some.place(index, epoch)
             index -= len(some)
         raise IndexError(index)
 
@@ -169,46 +140,31 @@ class Talks:
         """Every recording of every line that gives a talk, in order of the lines."""
         for path in self.paths:
             for _, row in rows(path):
-                if next(_talks_of(row, left_out(row)), None) is not None:
+                if next(talks_of(row, left_out(row)), None) is not None:
                     talk = read_talk(row, path.parent, self.seed)
                     yield from (speech for turn in talk.turns for speech in turn.speeches)
 
-    def _check_writer(self, row: Mapping[str, Any], path: Path) -> None:
+    def _check_writers(self, writers: Sequence[Mapping[str, Any]], path: Path) -> None:
         """Refuses targets of two LLMs: each writes in its own way."""
-        if "provenance" not in row:
-            return
-        self.answers += 1
-        told = row["provenance"]
-        self.writer = self.writer or told
-        if any(told.get(key) != self.writer.get(key) for key in LLM):
-            raise DualSLMError(
-                f"{path} has targets of another LLM",
-                got=f"{_llm(told)} beside {_llm(self.writer)}",
-                do="learn from the targets of one LLM alone",
-            )
-
-
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a manifest that are not blank, checked, each with its place in bytes.
-
-    Raises:
-        DualSLMError: a manifest that cannot be read, or a line that is no talk.
-    """
-    offset = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield offset, _row(line, path, number)
-                offset += len(line)
-    except OSError as error:
-        do = "run dualslm targets first" if path.name.endswith(TARGETS) else "check the path"
-        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=do) from error
+        for told in writers:
+            self.writer = self.writer or told
+            if llm_of(told) != llm_of(self.writer):
+                raise DualSLMError(
+                    f"{path} has targets of another LLM",
+                    got=f"{_llm(told)} beside {_llm(self.writer)}",
+                    do="learn from the targets of one LLM alone",
+                )
 
 
 def recordings(talks: Talks) -> list[str]:
     """The paths of all recordings, each once, in order."""
-    return list(dict.fromkeys(str(speech.audio) for speech in talks.speeches() if speech.audio))
+    found = zip(talks.paths, talks.heard, strict=True)
+    return list(dict.fromkeys(name for path, heard in found for name in _paths(path.parent, heard)))
+
+
+def _paths(folder: Path, heard: bytes) -> Iterator[str]:
+    before = "" if folder == Path() else str(folder)
+    return (os.path.join(before, name) for name in json.loads(heard))
 
 
 def transcripts(talks: Talks) -> Iterator[str]:
@@ -251,28 +207,8 @@ def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part
     )
 
 
-def _talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
-    """The talks that a line gives: kind, and number of the task."""
-    if "kind" in row:
-        yield row["kind"], AS_IT_IS
-        return
-    yield from ((TASKS[name].kind, NAMES.index(name)) for name in row["tasks"] if name not in out)
-
-
-def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """A line of a manifest, checked."""
-    try:
-        row = dict(schema.check(schema.parse(line), complete=False))
-        asks(row)
-        return row
-    except schema.Fault as fault:
-        raise schema.at(path, number, fault) from fault
-    except ValueError as error:
-        raise DualSLMError(f"{path} line {number} is no talk", got=str(error), do="see docs/manifest.md") from error
-
-
 def _llm(told: Mapping[str, Any]) -> str:
-    return " at ".join(str(told[key]) for key in LLM if told.get(key))
+    return " at ".join(str(value) for value in llm_of(told) if value)
 
 
 def moved(row: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:

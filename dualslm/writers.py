@@ -6,11 +6,6 @@ server gets no token ids, so both spell a turn out before it is tokenised, and g
 
 from __future__ import annotations
 
-import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -20,15 +15,11 @@ from typing import Any, Protocol
 import torch
 
 from dualslm.checkpoint import fingerprint
+from dualslm.client import Client, key_of
 from dualslm.conversation import Conversation, Part
 from dualslm.errors import DualSLMError
 from dualslm.llm import Decoding, FrozenLM
 from dualslm.prompt import JOIN, Text, render, styled
-
-TRIES = 6  # of one request
-WAIT = 0.5  # s before the second one, twice as long before each that follows
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP status of trouble that may pass
-TIMEOUT = 600.0  # s
 
 
 @dataclass(frozen=True)
@@ -123,8 +114,7 @@ class Server:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise DualSLMError("not a server", got=repr(self.url), do="write for example http://localhost:8000/v1")
+        self.client = Client(self.url, self.key or key_of())
         self.served: str | None = None
 
     @property
@@ -136,7 +126,7 @@ class Server:
         """All requests at once, in order."""
         bodies = [self._body(talk, seed + place) for place, talk in enumerate(talks)]
         with ThreadPoolExecutor(len(bodies)) as pool:
-            return [self._reply(answer) for answer in pool.map(self._post, bodies)]
+            return [self._reply(answer) for answer in pool.map(self.client.chat, bodies)]
 
     def _body(self, talk: Conversation, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "messages": messages(talk), "stream": False}
@@ -148,47 +138,11 @@ class Server:
             choice, served = answer["choices"][0], answer.get("model")
             text, why = choice["message"]["content"] or "", choice["finish_reason"]
         except (KeyError, IndexError, TypeError) as error:
-            raise self._strange(json.dumps(answer)[:200]) from error
+            raise self.client.strange(answer) from error
         if self.served not in (None, served):
             raise DualSLMError("the server changed its LLM", got=f"{served} after {self.served}", do="use one LLM")
         self.served = served
         return Reply(str(text).strip(), why == "stop")
-
-    def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        for last in range(TRIES):
-            try:
-                return self._once(body)
-            except urllib.error.HTTPError as error:
-                told = error.read(500).decode(errors="replace")
-                if error.code not in AGAIN or last + 1 == TRIES:
-                    raise self._strange(f"status {error.code}: {told}") from error
-            except (urllib.error.URLError, OSError) as error:
-                if last + 1 == TRIES:
-                    raise DualSLMError(
-                        f"cannot reach {self.url}", got=str(error), do="start the server, or mend the address"
-                    ) from error
-            time.sleep(WAIT * 2**last)
-        raise AssertionError("the last try returns or raises")
-
-    def _once(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        key = self.key or os.environ.get("OPENAI_API_KEY")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        address = self.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            raw = response.read()
-        try:
-            answer: dict[str, Any] = json.loads(raw)
-        except ValueError as error:
-            raise self._strange(raw[:200].decode(errors="replace")) from error
-        return answer
-
-    def _strange(self, got: str) -> DualSLMError:
-        return DualSLMError(
-            f"{self.url} does not answer as an OpenAI-compatible server",
-            got=" ".join(got.split()),
-            do="check the address, the model's name and the key",
-        )
 
 
 def _decoding(how: Decoding) -> dict[str, Any]:

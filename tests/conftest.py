@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from vllmkit import vllm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
+__all__ = ["root", "shared", "vllm"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

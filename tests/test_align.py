@@ -116,6 +116,7 @@ def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: 
     from accelerate import Accelerator
 
     tone = Kind(learns=("para",), view=ViewDraw(ling=("none",)))
+    (tmp_path / "run").mkdir()
     stage = replace(recipe.stages[0], name="tone", linguistic=None, paralinguistic=tone, steps=40, lr=1e-2)
     trainer = prepare(replace(recipe, stages=(stage,)), tmp_path / "run", Accelerator(cpu=True))
     trainer.model.eval()  # without dropout

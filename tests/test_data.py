@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from trainkit import make
 
+from dualslm import places
 from dualslm.conversation import Channel
 from dualslm.data import BLOCK, Lessons
 from dualslm.encoder import SpeechEncoder
@@ -238,3 +239,31 @@ def test_lines_with_tasks_that_are_damaged(tmp_path: Path) -> None:
         path = _manifest(tmp_path / "m.jsonl", [_task_line(0, ["asr"]), {**_task_line(1, ["asr"]), **change}])
         with pytest.raises(DualSLMError, match=r"m\.jsonl line 2(: | is no talk)"):
             Talks([path])
+
+
+def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, index = tmp_path / "train.jsonl", tmp_path / ".train.jsonl.index.npz"
+    make(tmp_path / "kit")
+    path.write_text((tmp_path / "kit" / "train.jsonl").read_text())
+    plain = Talks([path])
+    assert not index.exists(), "a small one needs none"
+    monkeypatch.setattr(places, "INDEXED", 0)
+    first = Talks([path])
+    assert index.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "rows", None)  # no line is looked at
+        again = Talks([path])
+    for some in (first, again):
+        assert recordings(some) == recordings(plain)
+        assert [some.get("linguistic", n).id for n in range(3)] == [plain.get("linguistic", n).id for n in range(3)]
+        for kind, (own,) in plain.places.items():
+            (other,) = some.places[kind]
+            assert (own.places == other.places).all()
+
+    index.write_bytes(index.read_bytes()[:-100] + bytes(100))
+    assert Talks([path]).count("linguistic") == plain.count("linguistic")
+    path.write_text("\n".join(path.read_text().splitlines()[:4]) + "\n")
+    assert Talks([path]).count("linguistic") == 2, "another manifest: the index does not hold"
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(DualSLMError, match="line 5"):
+        Talks([path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -20,15 +21,31 @@ from dualslm.tiny import ADAPTERS, CLIPS
 
 DOCS = [
     "README.md",
+    "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
-        for name in ("benchmarks", "corpora", "decisions", "five-clips", "manifest", "paper-map", "tasks")
+        for name in (
+            "benchmarks",
+            "corpora",
+            "decisions",
+            "evaluation",
+            "five-clips",
+            "judges",
+            "manifest",
+            "paper-map",
+            "scale",
+            "serve",
+            "talk",
+            "instruments",
+            "study",
+            "tasks",
+        )
     ),
 ]
 
 
-def blocks(root: Path, language: str) -> Iterator[str]:
-    yield from re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+def blocks(root: Path, language: str, name: str = "README.md") -> Iterator[str]:
+    yield from re.findall(rf"```{language}\n(.*?)```", (root / name).read_text(), re.DOTALL)
 
 
 def commands(root: Path) -> list[list[str]]:
@@ -58,7 +75,16 @@ def test_python_of_the_readme(root: Path, desk: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.strip()
 
 
-def test_commands_of_the_readme(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_the_talk(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(root, "python", "docs/talk.md")
+    exec(compile(code, "docs/talk.md", "exec"), {})
+    assert "I lost my job at the bakery" in capsys.readouterr().out
+
+
+def test_commands_of_the_readme(
+    root: Path, desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))  # for chat
     asked = [words[1:] for words in commands(root) if words[0] == "dualslm"]
     assert len(asked) >= 5
     for arguments in asked:
@@ -88,6 +114,18 @@ def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
         assert here.exists(), f"{name} names {target}"
 
 
-def test_the_tables_of_the_benchmarks_are_those_of_the_result_files(root: Path) -> None:
-    done = subprocess.run([sys.executable, str(root / "bench" / "pages.py"), "--check"], check=False)
-    assert done.returncode == 0, "run python bench/pages.py"
+@pytest.mark.parametrize("script", ["pages.py", "judges.py"])
+def test_what_the_pages_show_is_what_the_result_files_hold(root: Path, script: str) -> None:
+    done = subprocess.run([sys.executable, str(root / "bench" / script), "--check"], check=False)
+    assert done.returncode == 0, f"run python bench/{script}"
+
+
+def test_commands_of_the_scale_page_are_ours(root: Path) -> None:
+    text = "\n".join(blocks(root, "sh", "docs/scale.md")).replace("\\\n", " ")
+    found = re.findall(r"(?:^|')dualslm ([^'\n#]+)|-m dualslm\.cli ([^\n]+)", text, re.MULTILINE)
+    asked = [(plain or launched).replace("$((SLURM_PROCID + 1))/$SLURM_NTASKS", "1/32") for plain, launched in found]
+    assert len(asked) >= 9
+    for line in asked:
+        args = cli._parser().parse_args(shlex.split(line))
+        assert callable(args.verb), line
+        assert (root / args.recipe).exists(), line

@@ -21,7 +21,7 @@ def test_the_page_ends_with_adapters_that_know_the_five_clips(
     pytest.importorskip("parselmouth", reason="pip install 'dualslm[label]'")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").symlink_to(WEIGHTS.parent)
-    said = {}
+    said: dict[str, str] = {}
     for name, language, text in BLOCK.findall((root / "docs" / "five-clips.md").read_text()):
         if language == "python":
             exec(compile(text, "five-clips.md", "exec"), {})

@@ -19,7 +19,7 @@ import yaml
 from factory import save_encoder, save_llm
 from trainkit import RECIPE
 
-from dualslm import __version__, checkpoint
+from dualslm import __version__, checkpoint, cli
 from dualslm.model import DualSLM
 from dualslm.recipe import parse
 
@@ -83,8 +83,16 @@ def test_the_image_is_built_from_what_is_sent(root: Path) -> None:
     assert all((root / name).exists() for name in sent)
     lines = (root / "Dockerfile").read_text().splitlines()
     assert any(line.startswith("USER ") for line in lines)
-    (entry,) = [json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT ")]
+    entry, command = (
+        json.loads(line.removeprefix(f"{word} "))
+        for word in ("ENTRYPOINT", "CMD")
+        for line in lines
+        if line.startswith(f"{word} ")
+    )
     assert entry[0] in project["project"]["scripts"]
+    read = cli._parser().parse_args(command)
+    assert (read.host, read.port) == ("0.0.0.0", 8000)
+    assert any(f"127.0.0.1:{read.port}/health" in line for line in lines)
 
 
 def test_the_image_passes_the_linter(root: Path) -> None:

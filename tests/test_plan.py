@@ -106,7 +106,7 @@ def test_weights_of_manifests_count(tmp_path: Path) -> None:
     assert plan.estimate(weighted).encoder_flops == plan.estimate(recipe).encoder_flops
 
 
-@pytest.mark.parametrize("name", ["paper-qwen", "paper-llama", "small", "tiny"])
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama", "small", "tiny"])
 def test_every_shipped_recipe_is_planned_without_torch(root: Path, name: str) -> None:
     code = (
         "import sys; from dualslm.cli import main; "
@@ -116,6 +116,15 @@ def test_every_shipped_recipe_is_planned_without_torch(root: Path, name: str) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "memory on the card" in done.stdout
+
+
+def test_the_recipe_for_small_cards_is_the_papers_and_fits_them(root: Path) -> None:
+    whole, small = (load(root / "recipes" / f"{name}.toml") for name in ("paper-qwen", "paper-qwen-24gb"))
+    own = replace(small.loop, positions=whole.loop.positions, checkpointing=False)
+    assert replace(small, model=replace(small.model, quantise=None), loop=own) == whole
+    tight = replace(small, loop=replace(small.loop, positions=2048))
+    assert plan.estimate(small).memory_bytes < 0.75 * 24e9
+    assert plan.estimate(tight).memory_bytes < 0.75 * 16e9
 
 
 def test_json_and_a_card(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

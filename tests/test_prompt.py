@@ -257,6 +257,18 @@ def test_the_tone_of_another() -> None:
     assert styled(str(RAIN.caption), str(LOST.transcript)) in text
 
 
+def test_a_tone_in_words() -> None:
+    """A tone without a recording stands as its caption, and L keeps its slot."""
+    described = Conversation().user(LOST.in_the_tone_of(Speech(caption="sad, slow")))
+    prompt = render(described, cached("chatml"))
+    assert [s.channel for s in prompt.segments if isinstance(s, Slot)] == ["ling"]
+    assert "user\n[sad, slow] " in read("chatml", ids_of(prompt))
+    silent = render(described, cached("chatml"), View("none", "speech"))
+    assert "sad" not in read("chatml", ids_of(silent))
+    with pytest.raises(DualSLMError, match="a Speech has no audio"):
+        render(Conversation().user(LOST.in_the_tone_of(Speech(transcript="so"))), cached("chatml"))
+
+
 def test_a_clip_said_twice_is_one_clip() -> None:
     again = Speech(b"lost", transcript="i lost my umbrella")
     prompt = render(Conversation().user(LOST, LOST, again), cached("chatml"))

@@ -15,7 +15,7 @@ from dualslm.conversation import Source, View
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage, ViewDraw
 
-SHIPPED = ["paper-qwen", "paper-llama", "small", "tiny"]
+SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "slam-asr", "small", "tiny"]
 TAG = re.compile(r"# (paper §|measured: |assumed: )\S")
 
 
@@ -41,7 +41,8 @@ def test_shipped_recipes_survive_a_round_trip(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert recipe.parse(recipe.to_toml(read)) == read
     before = ["align"] if name == "tiny" else []
-    assert [stage.name for stage in read.stages] == [*before, "joint", "disentangle", "respond"]
+    stages = ["transcribe"] if name == "slam-asr" else [*before, "joint", "disentangle", "respond"]
+    assert [stage.name for stage in read.stages] == stages
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -55,7 +56,7 @@ def test_every_recipe_is_known_to_these_tests(root: Path) -> None:
     assert sorted(path.stem for path in (root / "recipes").iterdir()) == sorted(SHIPPED)
 
 
-@pytest.mark.parametrize("name", ["paper-qwen", "paper-llama"])
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama"])
 def test_the_paper(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert read.optimiser.weight_decay == 0.05

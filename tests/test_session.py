@@ -15,10 +15,12 @@ from factory import tokenizer as small_tokenizer
 from templates import tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedTokenizerFast
 
+from dualslm import heard
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.ears import Ears
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
+from dualslm.heard import ASKED
 from dualslm.llm import Decoding, FrozenLM, Pieces
 from dualslm.memory import Memory
 from dualslm.model import DualSLM
@@ -70,6 +72,12 @@ def model(build: Build) -> DualSLM:
 @pytest.fixture
 def session(model: DualSLM) -> Session:
     return Session(model, Conversation("Be kind."), how=SHORT)
+
+
+@pytest.fixture(autouse=True)
+def short_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights never end, so they are cut short where they write down what they heard."""
+    monkeypatch.setattr(heard, "LONGEST", SHORT)
 
 
 TURNS: list[tuple[Part, ...]] = [
@@ -130,6 +138,19 @@ def test_a_cache_that_forgets_is_not_reused(build: Build, family: str) -> None:
         assert session.reply(*parts) == fresh(session)
         assert session.times is not None
         assert session.times.reused == 0
+
+
+def test_captured_steps_leave_a_cache_to_go_on_with(build: Build) -> None:
+    model = build(small_tokenizer())
+    model.llm.capture()
+    session = Session(model, Conversation("Be kind."), how=SHORT)
+    pieces = session.say(*TURNS[0])
+    next(pieces)
+    pieces.close()
+    for parts in TURNS[1:3]:
+        assert session.reply(*parts) == fresh(session)
+        assert session.times is not None
+        assert session.times.reused > 20
 
 
 def test_a_conversation_without_state_reuses_what_it_shares(session: Session) -> None:
@@ -247,7 +268,7 @@ def test_a_wrong_context_is_refused(model: DualSLM) -> None:
 def test_an_interrupted_reply_stays_as_far_as_it_was_said(session: Session) -> None:
     pieces = session.say(clip(1.0, 1))
     said = next(pieces) + next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert session.talk.turns[-1].parts == (said,)
     assert not session.record[-1].whole
     assert session.reply("Go on.") == fresh(session)
@@ -279,12 +300,48 @@ def test_past_turns_given_as_text(session: Session, monkeypatch: pytest.MonkeyPa
     """The words are those that were heard, where the recording has none of its own."""
     session.past = View("none", "text")
     session.reply(clip(1.0, 1))
-    heard = replace(session.heard(session.talk.turns[0].speeches[0]), words="I lost my umbrella.")
-    session._heard = dict.fromkeys(session._heard, heard)
+    found = replace(session.heard(session.talk.turns[0].speeches[0]), words="I lost my umbrella.")
+    session._heard = dict.fromkeys(session._heard, found)
     reply = session.reply(clip(0.5, 2))
     words = Conversation("Be kind.").user("I lost my umbrella.").assistant(session.record[0].reply).user(clip(0.5, 2))
     assert reply == session.model.reply(words, how=SHORT)
     assert session.talk.turns[0].speeches[0].transcript is None  # the history keeps what came
+
+
+def test_a_past_turn_keeps_the_tone_it_was_given(session: Session) -> None:
+    swapped = clip(1.0, 1).in_the_tone_of(clip(0.5, 2))
+    kept = session._in_words(swapped, View("speech", "text"))
+    assert kept.tone is swapped.tone
+    assert kept.transcript == session.heard(swapped).words
+    described = clip(1.0, 1).in_the_tone_of(Speech(caption="sad"))
+    assert session._in_words(described, View("text", "text")).caption == "sad"
+
+
+def test_what_was_heard_comes_from_its_own_channel(session: Session) -> None:
+    """The words never depend on the tone, nor the attributes on the words; each is asked once."""
+    words, voice = clip(1.0, 1), clip(0.6, 2)
+    found = session.heard(words)
+    assert session.heard(words.in_the_tone_of(voice)) is found
+    assert session.heard(Speech(words.audio)) is found
+    assert list(found.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
+    assert session.ears.encoded == 1
+    asked = Conversation(ASKED.words).user(words)
+    alone = session.model.reply(asked, view=View("none", "speech"), how=SHORT)
+    assert found.words == alone.strip()
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("The speaker sounds sad.", "sad"),
+        ("The speaker sounds AFRAID!", "fearful"),
+        ("Sad or happy.", None),
+        ("I cannot tell.", None),
+        ("", None),
+    ],
+)
+def test_an_answer_names_one_value_or_none(answer: str, value: str | None) -> None:
+    assert ASKED.attributes["emotion"].value(answer) == value
 
 
 # ---------------------------------------------------------------------- pieces

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dualslm import cli, targets, writers
+from dualslm import cli, client, targets
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.llm import Decoding, FrozenLM
@@ -235,7 +235,7 @@ def replies(path: Path) -> list[tuple[str, bool]]:
 def test_a_server_and_this_process_write_the_same(
     folder: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(writers, "WAIT", 0.01)
+    monkeypatch.setattr(client, "WAIT", 0.01)
     recipe = str(folder / "recipe.toml")
     by_server = ["--server", server, "--model", "tiny", "--out", str(folder / "s.jsonl")]
     for longest in ("4", "60"):
@@ -289,7 +289,7 @@ def test_killed_at_any_instant(folder: Path) -> None:
 
 
 def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr(writers, "TRIES", 1)
+    monkeypatch.setattr(client, "TRIES", 1)
     recipe = str(folder / "recipe.toml")
     nothing = folder / "nothing.toml"
     nothing.write_text(
@@ -312,7 +312,7 @@ def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_a_server_that_is_none(folder: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "WAIT", 0.01)
+    monkeypatch.setattr(client, "WAIT", 0.01)
     with pytest.raises(DualSLMError, match="does not answer as an OpenAI-compatible server: got status 404"):
         write(job(folder), Server(server, "unknown", Decoding()), seed=0)
     assert targets.Job((), folder / "x.jsonl").work.name == ".x.jsonl.work"

@@ -18,12 +18,13 @@ CLIPS = Path(__file__).parent / "wavs"
 CONTEXT = 320  # positions: its LLM learnt from talks of at most four exchanges, which take about 240
 
 
-def load(*, device: str | None = "cpu") -> DualSLM:
+def load(*, device: str | None = "cpu", answers: bool = True) -> DualSLM:
     """The shipped model: encoder, LLM and adapters from the package itself.
 
     Args:
         device: a CPU is quick enough for models of this size; None takes the GPU where there is one.
+        answers: False loads no more of the LLM than its token embeddings.
     """
     from dualslm.model import DualSLM
 
-    return DualSLM.from_pretrained(ADAPTERS, device=device)
+    return DualSLM.from_pretrained(ADAPTERS, device=device, answers=answers)

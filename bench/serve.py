@@ -1,0 +1,201 @@
+"""What a running talk takes, and what many at once give: time to the first token, tokens a second.
+
+    python bench/serve.py [--part latency talks vllm] [--size tiny|cpu|full ...] [--rounds 7] [--out RESULT.json]
+
+A talk of ten spoken turns goes through a `Session`. At the first and the last turn the same talk is answered in two
+other ways in the same run: its recordings known and everything read anew, and everything encoded and read anew, as
+others do who keep no state. `tiny` is the embedded model with its own clips; `cpu` and `full` have random weights and
+the shapes of bench/train_step.py, recordings of 4 s, and replies of 30 tokens that are given, because random weights
+say nothing that could be read again.
+
+Parts `talks` and `vllm` are told in bench/throughput.py; `vllm` needs what `make test-vllm` installs.
+A part of the result file is one entry of `PARTS`; the others in the file stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import numpy as np
+import throughput
+import torch
+import transformers
+from factory import tokenizer
+from rich.console import Console
+from rich.table import Table
+from train_step import SHAPES
+from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from dualslm import tiny
+from dualslm.audio import load
+from dualslm.conversation import Conversation, Speech
+from dualslm.ears import Ears
+from dualslm.encoder import SpeechEncoder
+from dualslm.llm import Decoding, FrozenLM, Prefilled
+from dualslm.model import DualSLM
+from dualslm.prompt import render
+from dualslm.session import Session
+
+TURNS = 10
+SECONDS = 4.0  # s, length of a made recording
+HOW = Decoding(max_new_tokens=30)
+REPLY = "I am sorry to hear that. Tell me more about it, if you like: what happened then?"
+OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all encoded and read anew)"
+
+
+class Forced(FrozenLM):
+    """An LLM that says what it is told, at the price of saying it."""
+
+    def decode(self, read: Prefilled, how: Decoding = HOW) -> Iterator[list[int | None]]:
+        """Yields given tokens; each is read as a drawn one is."""
+        ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: how.max_new_tokens]
+        for token in ids:
+            yield [token]
+            with torch.no_grad():
+                self(self.embed(torch.tensor([[token]], device=self.device)), cache=read.cache)
+
+
+def made(size: str) -> tuple[DualSLM, list[Speech]]:
+    """A model of a size, and what is said to it."""
+    if size == "tiny":
+        clips = [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
+        clips += [0.9 * clip for clip in clips]  # no recording comes twice
+        return tiny.load(), [Speech(clip) for clip in clips[:TURNS]]
+    shape, device = SHAPES[size], "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.device(device):
+        ears = SpeechEncoder(
+            WhisperEncoder(shape.whisper()).to(dtype), WhisperFeatureExtractor(feature_size=shape.mels)
+        )
+        mind = Forced(Qwen2ForCausalLM(shape.qwen()).to(dtype), tokenizer())
+    rng = np.random.default_rng(0)
+    waves = [0.1 * rng.standard_normal(round(16_000 * SECONDS)) for _ in range(TURNS)]
+    model = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).eval()
+    return model, [Speech(wave.astype(np.float32)) for wave in waves]
+
+
+def first_token(session: Session, talk: Conversation) -> float:
+    """Seconds until a session has the first token of its reply to a talk."""
+    for _ in session.answer(talk, how=Decoding(max_new_tokens=1)):
+        pass
+    assert session.times is not None
+    return session.times.first_token
+
+
+def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
+    """A talk from beginning to end: seconds to the first token, each way, at the first turn and the last."""
+    talk = Session(model, Conversation("You are a good listener."), how=HOW)
+    for turn, clip in enumerate(clips, 1):
+        talk.reply(Speech(clip.audio))
+        assert talk.times is not None
+        if turn in (1, TURNS):
+            asked = Conversation(talk.talk.system, talk.talk.turns[:-1])
+            times = talk.times
+            took = {OURS: times.first_token, READ: first_token(Session(model, ears=known(model, asked)), asked)}
+            took[ALL] = first_token(Session(model), asked)
+            yield {"turn": turn, "seconds": took, "positions": times.positions, "reused": times.reused}
+
+
+def known(model: DualSLM, talk: Conversation) -> Ears:
+    """Ears that have heard every recording of a talk but the last."""
+    ears = Ears(model)
+    if earlier := talk.turns[:-2]:
+        ears.rows([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
+    return ears
+
+
+def latency(args: argparse.Namespace) -> dict[str, Any]:
+    """The quickest of the rounds each way: whatever else runs on a machine only ever adds time."""
+    found = []
+    for size in args.size:
+        model, clips = made(size)
+        list(one_talk(model, clips[:2]))  # warms up
+        rounds = []
+        for number in range(args.rounds):
+            rounds.append(list(one_talk(model, clips)))
+            Console(stderr=True).print(f"{size}: round {number + 1}, {rounds[-1][-1]['seconds']}")
+        found.append({"size": size, "rows": _rows(rounds), "ratios": _ratios(rounds), "turns": _shape(rounds[0])})
+    return {"rounds": args.rounds, "talk": TURNS, "sizes": found}
+
+
+def _rows(rounds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """The quickest seconds of each way at the first turn and the last."""
+    return {way: [min(one[place]["seconds"][way] for one in rounds) for place in (0, 1)] for way in (OURS, READ, ALL)}
+
+
+def _ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Each ratio of the quickest times, and the median of the talks' own ratios."""
+    rows = _rows(rounds)
+    grown = [last["seconds"][OURS] / first["seconds"][OURS] for first, last in rounds]
+    spared = [last["seconds"][ALL] / last["seconds"][OURS] for _, last in rounds]
+    return {
+        f"turn {TURNS} / turn 1, ours": [rows[OURS][1] / rows[OURS][0], statistics.median(grown)],
+        f"all anew / ours, turn {TURNS}": [rows[ALL][1] / rows[OURS][1], statistics.median(spared)],
+    }
+
+
+def _shape(talk: list[dict[str, Any]]) -> list[dict[str, int]]:
+    return [{key: turn[key] for key in ("turn", "positions", "reused")} for turn in talk]
+
+
+def show_latency(result: dict[str, Any]) -> Iterator[Table]:
+    """One table a size."""
+    for one in result["sizes"]:
+        table = Table("way", "turn 1, s", f"turn {TURNS}, s", title=one["size"])
+        for way, (first, last) in one["rows"].items():
+            table.add_row(way, f"{first:.3f}", f"{last:.3f}")
+        for name, (quickest, median) in one["ratios"].items():
+            table.add_row(name, "", f"{quickest:.2f} (median {median:.2f})")
+        yield table
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], Iterator[Table]]]]
+PARTS = {
+    "latency": (latency, show_latency),
+    "talks": (throughput.talks, throughput.show_talks),
+    "vllm": (throughput.vllm, throughput.show_vllm),
+}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    parser.add_argument("--part", choices=list(PARTS), nargs="+", default=list(PARTS))
+    parser.add_argument("--size", choices=["tiny", *SHAPES], nargs="+", default=["tiny", "full" if gpu else "cpu"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    result = json.loads(args.out.read_text()) if args.out is not None and args.out.exists() else {}
+    for name in args.part:
+        measure, show = PARTS[name]
+        began = time.perf_counter()
+        result[name] = {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": machine,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **measure(args),
+            "took_s": round(time.perf_counter() - began),
+        }
+        for table in show(result[name]):
+            Console().print(table)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

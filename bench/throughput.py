@@ -1,0 +1,190 @@
+"""Tokens a second of many talks at once: in process, and with the LLM behind vLLM (parts of bench/serve.py).
+
+In process: 1, 8 and 32 spoken talks through `Front`, all recordings new, and as many times the tokens of one. Behind
+vLLM: spoken talks through `dualslm serve --vllm` against text prompts of as many positions, with replies of as many
+tokens, sent to the same vLLM server directly; rounds of all alternate, and nothing is kept by vLLM. The recordings are
+first new, so that all are encoded on the cores that vLLM has, and then known, as those of earlier turns are. The
+encoder has the shape `cpu`, or `small`, which takes next to nothing: as one does that has a card of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import soundfile
+import torch
+from factory import tokenizer
+from rich.console import Console
+from rich.table import Table
+from servekit import process
+from train_step import SHAPES
+from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from vllmkit import NAME, serving
+
+from dualslm import tiny
+from dualslm.audio import load
+from dualslm.conversation import Conversation, Speech
+from dualslm.heard import ASKED
+from dualslm.inprocess import InProcess
+from dualslm.llm import Decoding
+from dualslm.model import DualSLM
+from dualslm.serve.front import Ask, Front
+from dualslm.tiny.world import LISTEN
+
+AT_ONCE = (1, 8, 32)
+REPLY = 48  # tokens, longest
+SECONDS = 4.0  # s of a made recording
+WAYS = ("text", "recordings new", "recordings known")
+SIDE_BY_SIDE, REQUESTS = 16, 32  # requests that are open at once behind vLLM, and in a round
+
+
+def talks(args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second in process, by the number of talks at once."""
+    return {"rows": asyncio.run(_talks(args.rounds)), "reply": REPLY}
+
+
+async def _talks(rounds: int) -> list[dict[str, Any]]:
+    model = tiny.load()
+    front = Front(model, InProcess(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    rng, clips = np.random.default_rng(0), [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
+    found: dict[int, list[float]] = {count: [] for count in AT_ONCE}
+    for number in range(rounds + 1):  # the first warms up
+        for count in AT_ONCE:
+            asks = [_ask(clips, rng) for _ in range(max(AT_ONCE))]
+            began, tokens = time.perf_counter(), 0
+            for start in range(0, len(asks), count):
+                tokens += sum(await asyncio.gather(*(_tokens(front, ask) for ask in asks[start : start + count])))
+            if number:
+                found[count].append(tokens / (time.perf_counter() - began))
+    await front.close()
+    return [
+        {
+            "talks": count,
+            "tokens_per_s": statistics.median(found[count]),
+            "times_one": [few(many / one for many, one in zip(found[count], found[1], strict=True)) for few in SUMS],
+        }
+        for count in AT_ONCE
+    ]
+
+
+SUMS = (min, statistics.median, max)
+
+
+def _ask(clips: Sequence[Any], rng: np.random.Generator) -> Ask:
+    wave = clips[rng.integers(len(clips))] * rng.uniform(0.7, 1.0)  # no recording comes twice
+    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), how=Decoding(REPLY))
+
+
+async def _tokens(front: Front, ask: Ask) -> int:
+    return [piece.tokens async for piece in front.stream(ask)][-1]
+
+
+def show_talks(result: dict[str, Any]) -> Iterator[Table]:
+    """One row a number of talks."""
+    table = Table("talks at once", "tokens/s", "times one talk", title="in process, the embedded model")
+    for row in result["rows"]:
+        low, middle, high = row["times_one"]
+        table.add_row(str(row["talks"]), f"{row['tokens_per_s']:.0f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
+    yield table
+
+
+# ---------------------------------------------------------------------- behind vLLM
+
+
+def vllm(args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of spoken talks through a front end, and of text prompts sent to vLLM itself."""
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = _saved(folder)
+        quiet = ("--no-enable-prefix-caching", "--no-enable-log-requests")
+        with serving(folder, *quiet, llm=folder / "llm") as url:
+            for ears, model in models.items():
+                with process("--vllm", url, "--model", str(model)) as (front, _):
+                    found.append({"encoder": ears, **asyncio.run(_rounds(url, front, args.rounds))})
+    return {"at_once": SIDE_BY_SIDE, "requests": REQUESTS, "reply": REPLY, "rows": found}
+
+
+def _saved(folder: Path) -> dict[str, Path]:
+    """Random parts as users would have them on disk: adapters between an LLM and encoders of two shapes."""
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(SHAPES["cpu"].qwen()).save_pretrained(folder / "llm")
+    tokenizer().save_pretrained(folder / "llm")
+    for name in ("cpu", "small"):
+        shape, ears = SHAPES[name], folder / f"encoder-{name}"
+        WhisperEncoder(shape.whisper()).save_pretrained(ears)
+        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(ears)
+        made = DualSLM.from_parts(
+            encoder=str(ears), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
+        )
+        made.save_pretrained(folder / name)
+    return {name: folder / name for name in ("cpu", "small")}
+
+
+async def _rounds(url: str, front: str, rounds: int) -> dict[str, list[float]]:
+    rng = np.random.default_rng(0)
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    async with httpx2.AsyncClient(timeout=600) as web:
+        for number in range(rounds + 1):  # the first warms up
+            bodies = [_spoken(rng) for _ in range(REQUESTS)]
+            new = await _many(web, front + "/chat/completions", bodies)
+            text = await _many(web, url + "/completions", [_text(rng, *used) for used in new[0]])
+            known = await _many(web, front + "/chat/completions", bodies)
+            assert text[0] == new[0] == known[0], "as many positions and tokens"
+            rates = dict(zip(WAYS, (text[1], new[1], known[1]), strict=True))
+            Console(stderr=True).print(f"round {number}: {rates}")
+            for way, rate in rates.items() if number else ():
+                found[way].append(rate)
+    return found
+
+
+async def _many(web: Any, address: str, bodies: Sequence[dict[str, Any]]) -> tuple[list[tuple[int, int]], float]:
+    """Positions and tokens of each, and tokens a second of all."""
+    free, began = asyncio.Semaphore(SIDE_BY_SIDE), time.perf_counter()
+
+    async def one(body: dict[str, Any]) -> tuple[int, int]:
+        async with free:
+            answer = await web.post(address, json=body)
+            answer.raise_for_status()
+            used = answer.json()["usage"]
+            return used["prompt_tokens"], used["completion_tokens"]
+
+    found = list(await asyncio.gather(*map(one, bodies)))
+    return found, sum(tokens for _, tokens in found) / (time.perf_counter() - began)
+
+
+def _spoken(rng: np.random.Generator) -> dict[str, Any]:
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * rng.standard_normal(round(16_000 * SECONDS)), 16_000, format="WAV")
+    data = {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}
+    said = {"role": "user", "content": [{"type": "input_audio", "input_audio": data}]}
+    system = {"role": "system", "content": "You are a kind listener. Answer in one sentence. " * 2}
+    return {"model": "dualslm", "messages": [system, said], "max_tokens": REPLY}
+
+
+def _text(rng: np.random.Generator, positions: int, tokens: int) -> dict[str, Any]:
+    ids = rng.integers(10, 380, positions).tolist()
+    return {"model": NAME, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+
+
+def show_vllm(result: dict[str, Any]) -> Iterator[Table]:
+    """One row a way."""
+    for row in result["rows"]:
+        table = Table("way", "tokens/s", "of text", title=f"behind vLLM, encoder {row['encoder']}")
+        for way in WAYS:
+            ratios = [rate / text for rate, text in zip(row[way], row[WAYS[0]], strict=True)]
+            low, middle, high = (few(ratios) for few in SUMS)
+            table.add_row(way, f"{statistics.median(row[way]):.1f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
+        yield table

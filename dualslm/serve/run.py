@@ -1,0 +1,112 @@
+"""Starts the server, and stops it so that open replies are finished first (ours)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from dualslm.backend import Backend
+from dualslm.batching import ROOM
+from dualslm.heard import Questions
+from dualslm.inprocess import InProcess
+from dualslm.model import DualSLM
+from dualslm.serve.app import app
+from dualslm.serve.front import Front
+from dualslm.serve.gate import Limits
+
+KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
+HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server is reached, and where the LLM runs.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 takes a free one.
+        name: what requests call the model.
+        limits: of requests.
+        key: that requests must bring.
+        page: serve the web page too.
+        clips: a folder of example recordings for the page.
+        keep: bytes of keys and values to keep of talks that were answered in this process.
+        vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
+        vllm_model: as vLLM calls it; its first when None.
+        vllm_key: that vLLM asks for.
+    """
+
+    host: str
+    port: int
+    name: str
+    limits: Limits
+    key: str | None = None
+    page: bool = True
+    clips: Path | None = None
+    keep: int = ROOM
+    vllm: str | None = None
+    vllm_model: str | None = None
+    vllm_key: str | None = None
+
+
+def run(model: DualSLM, settings: Settings, *, questions: Questions, context: int | None, system: str | None) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        model: hears, and answers too where no vLLM server is named.
+        settings: of the server.
+        questions: by which the LLM is asked for what it heard.
+        context: positions of a talk.
+        system: the system text of talks that have none.
+    """
+    if settings.host not in HERE and settings.key is None:
+        print(f"dualslm: warning: anybody who reaches {settings.host} can use this server", file=sys.stderr)
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn passes it on once it has stopped; the exit status is then 0
+    asyncio.run(_serve(model, settings, questions, context, system))
+
+
+async def _serve(
+    model: DualSLM, settings: Settings, questions: Questions, context: int | None, system: str | None
+) -> None:
+    front = Front(model, _backend(model, settings), questions=questions, context=context, system=system)
+    made = app(
+        front, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
+    )
+    grace = int(settings.limits.patience)
+    config = uvicorn.Config(
+        made,
+        settings.host,
+        settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=KEEP_ALIVE,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    told = asyncio.create_task(_tell(server, settings.name))
+    await server.serve()
+    told.cancel()
+
+
+def _backend(model: DualSLM, settings: Settings) -> Backend:
+    if settings.vllm is None:
+        return InProcess(model.llm, settings.limits.running, settings.keep)
+    from dualslm.vllm import VLLM
+
+    return VLLM(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
+
+
+async def _tell(server: uvicorn.Server, name: str) -> None:
+    """One line, once the server listens."""
+    while not server.started:
+        await asyncio.sleep(0.02)
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"dualslm: {name} answers on http://{shown}:{port}/v1", flush=True)

@@ -1,0 +1,67 @@
+"""Chromium without a window, for the tests of the page; they are skipped where it cannot be started."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Playwright
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 60_000  # ms that a step may take on a busy machine
+
+# Drops a file on the page as a hand would.
+DROP = """([name, numbers]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(numbers)], name));
+    for (const kind of ["dragenter", "dragover", "drop"])
+        document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
+def playwright() -> Iterator[Playwright]:
+    """What starts browsers; its loop runs until the caller is done."""
+    api = pytest.importorskip("playwright.sync_api", reason="no browser tests: pip install playwright")
+    if _chromium() is None:
+        pytest.skip("no browser tests: chromium is not installed (apt-get install chromium)")
+    with api.sync_playwright() as play:
+        yield play
+
+
+def chromium(play: Playwright, *flags: str) -> Browser:
+    """A browser of its own."""
+    return play.chromium.launch(executable_path=_chromium(), args=[*FLAGS, *flags])
+
+
+def _chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def drop(page: Page, name: str, data: bytes) -> None:
+    """Drops a file on the page."""
+    page.evaluate(DROP, [name, list(data)])
+
+
+def drop_file(page: Page, path: Path) -> None:
+    """Drops a file of the disk on the page."""
+    drop(page, path.name, path.read_bytes())
+
+
+def last_reply(page: Page, number: int) -> str:
+    """The text of the last of so many replies, once it is whole."""
+    page.locator(".answer[aria-busy=false]").nth(number - 1).wait_for()
+    assert page.locator(".answer").count() == number
+    return page.locator(".answer").last.inner_text()
