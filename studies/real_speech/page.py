@@ -174,9 +174,8 @@ def _tone(found: Found) -> str:
 
 
 def _whole(found: Found) -> str:
-    arms = [
-        (arm.name, found[f"{arm.name} seed 0"]) for arm in (plans.CHOSEN, *plans.WHOLE) if f"{arm.name} seed 0" in found
-    ]
+    names = [arm.name for arm in (plans.CHOSEN, *plans.WHOLE)] + [FIRST]
+    arms = [(name, found[f"{name} seed 0"]) for name in names if f"{name} seed 0" in found]
     if len(arms) < 2:
         return ""
     left_out = ("librispeech", "emotion, commonest")
