@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", default="0", metavar="0,1", help="of the chosen setting")
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the steps of every stage")
+    parser.add_argument("--whole-window", action="store_true", help="the yardstick on a window of 30 s too: 15 minutes")
     parser.add_argument("--page", action="store_true", help="only write docs/real-speech.md from the result file")
     parser.add_argument("--check", action="store_true", help="only say whether docs/real-speech.md is up to date")
     args = parser.parse_args(argv)
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.test_dir:
             study.test(args.test_dir, seeds)
         else:
-            study.report(seeds, None if not args.arms else args.arms.split(","))
+            names = args.arms.split(",") if args.arms else None
+            study.report(seeds, names, whole_window=args.whole_window)
         return 0
     except DualSLMError as error:
         print("error:", error, file=sys.stderr)

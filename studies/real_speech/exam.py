@@ -149,17 +149,23 @@ def one_task_system(manifests: Sequence[Path]) -> str:
     return system
 
 
-def spoken(model: DualSLM, manifests: Sequence[Path], hear: Hear | None = None, longest: int = 24) -> dict[str, Any]:
+def spoken(
+    model: DualSLM,
+    manifests: Sequence[Path],
+    hear: Hear | None = None,
+    longest: int = 24,
+    told: Sequence[str] = ("L", "P and L"),
+) -> dict[str, Any]:
     """Words alone, by view: digits, or LibriSpeech."""
     asked = questions(manifests, "asr")
-    return {f"words, {told}": _words(model, asked, view, hear, longest) for told, view in TOLD.items() if told != "P"}
+    return {f"words, {name}": _words(model, asked, TOLD[name], hear, longest) for name in told}
 
 
 def _words(model: DualSLM, asked: Asked, view: View, hear: Hear | None, longest: int = 24) -> dict[str, Any]:
     said = answers(model, asked, view, hear, longest)
     right = [clip["transcript"] for _, clip in asked]
     whole = share([words(a) == words(b) for a, b in zip(said, right, strict=True)])
-    return {"wer": asdict(word_error_rate(right, said)), "exact": asdict(whole), "samples": said[:3]}
+    return {"wer": asdict(word_error_rate(right, said)), "exact": asdict(whole)}
 
 
 def line(found: Mapping[str, Any]) -> str:

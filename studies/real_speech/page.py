@@ -52,6 +52,7 @@ def _findings(found: Found) -> str:
     return "### Findings\n\nEmotion from P alone, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
+FIRST = "copies transcribed too"  # the mixture before the one that was chosen
 FINDINGS: Mapping[str, str] = {
     "last layer": "Layer 3 of 4, against the last",
     "channels as they are": "Channels standardised, against normalised frame by frame alone",
@@ -173,9 +174,8 @@ def _tone(found: Found) -> str:
 
 
 def _whole(found: Found) -> str:
-    arms = [
-        (arm.name, found[f"{arm.name} seed 0"]) for arm in (plans.CHOSEN, *plans.WHOLE) if f"{arm.name} seed 0" in found
-    ]
+    names = [arm.name for arm in (plans.CHOSEN, *plans.WHOLE)] + [FIRST]
+    arms = [(name, found[f"{name} seed 0"]) for name in names if f"{name} seed 0" in found]
     if len(arms) < 2:
         return ""
     left_out = ("librispeech", "emotion, commonest")

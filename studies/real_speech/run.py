@@ -16,6 +16,7 @@ import transformers
 
 from dualslm import features
 from dualslm.checkpoint import replacing
+from dualslm.encoder import SpeechEncoder
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import Decoding
 from dualslm.model import DualSLM
@@ -28,6 +29,7 @@ from studies.real_speech.plans import Arm
 
 LLM = {"examples": 6000, "steps": 360, "tokens_per_step": 2048, "blends": 160}
 STRINGS, SINGLES = 120, 100  # of an FSDD speaker, to learn from
+WHOLE_WINDOW = "probe, window of 30 s"
 LONG = 80  # tokens of an answer, for LibriSpeech
 
 
@@ -43,7 +45,7 @@ class Study:
     """
 
     def __init__(self, data: Path, encoder: Path, work: Path, out: Path, speed: float = 1.0) -> None:
-        self.data, self.work, self.out, self.speed = data, work, out, speed
+        self.data, self.encoder, self.work, self.out, self.speed = data, encoder, work, out, speed
         ears.shorten(encoder, work / "encoder")
         self.actors = corpora.actors(data / "ravdess", work / "ravdess", plans.COPIES)
         corpora.digits(data / "fsdd", work / "fsdd", STRINGS, SINGLES)
@@ -53,8 +55,14 @@ class Study:
 
     # ------------------------------------------------------------------ what is asked for
 
-    def report(self, seeds: Sequence[int], names: Sequence[str] | None) -> None:
-        """The chosen setting with each seed, then the comparisons; all learn from `TUNED_WITH`."""
+    def report(self, seeds: Sequence[int], names: Sequence[str] | None, *, whole_window: bool = False) -> None:
+        """The chosen setting with each seed, then the comparisons; all learn from `TUNED_WITH`.
+
+        Args:
+            seeds: of the chosen setting.
+            names: of the comparisons; all unless given.
+            whole_window: measure the yardstick on a window of 30 s too, which takes a quarter of an hour.
+        """
         found = self._found()
         reported = self._ravdess(plans.REPORTED)
         self._ears_for([*self._ravdess(plans.TUNED_WITH), *reported, *self._digits()])
@@ -62,6 +70,8 @@ class Study:
             self._keep("ceiling", exam.ceiling(self.bare, reported))
         if "probe" not in found:
             self._keep("probe", probe.measure(self._ravdess(plans.TUNED_WITH), reported, self.hear))
+        if whole_window and WHOLE_WINDOW not in found:
+            self._keep(WHOLE_WINDOW, self._whole_window(reported))
         for seed in seeds:
             self._arm(plans.CHOSEN, seed, self.speed, whole=True)
         for arm in (*plans.TONE, *plans.WHOLE):
@@ -101,7 +111,7 @@ class Study:
             listing = self.work / "librispeech" / "librispeech.jsonl"
             if listing.exists():
                 self._ears_for([listing])
-                found["librispeech"] = exam.spoken(model, [listing], self.hear, LONG)
+                found["librispeech"] = exam.spoken(model, [listing], self.hear, LONG, ("L",))
         about = {"seed": seed, "speed": speed, "adapters": sum(w.numel() for w in model.adapters.parameters())}
         self._keep(name, {**found, **about, "minutes": round((time.monotonic() - began) / 60, 1)})
         print(name, exam.line(found), flush=True)
@@ -123,6 +133,15 @@ class Study:
         """Encoder and LLM with untrained adapters."""
         parts = str(self.work / "encoder"), str(self.work / "llm")
         return DualSLM.from_parts(*parts, paralinguistic={"layer": 0}, device="cpu")
+
+    def _whole_window(self, reported: Sequence[Path]) -> dict[str, Any]:
+        """The yardstick on frames of the encoder as it was published."""
+        encoder, folder = SpeechEncoder.from_pretrained(str(self.encoder)), self.work / "frames-30"
+        learnt = self._ravdess(plans.TUNED_WITH)
+        asked = exam.questions([*learnt, *reported], "asr")
+        paths = [str(talk.turns[0].speeches[0].audio) for talk, _ in asked]
+        features.build(encoder, paths, folder, every_layer=True)
+        return probe.measure(learnt, reported, FrameCache(folder, Rule.of(encoder, every_layer=True)).hear)
 
     def _ears_for(self, manifests: Sequence[Path]) -> None:
         """Encodes what some manifests hold; `self.hear` then gives it."""
