@@ -168,7 +168,7 @@ def _tone(found: Found) -> str:
     ]
     said = (
         "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each "
-        "row differs from the first in one thing, the last in all.\n\n"
+        "row differs from the first in one thing.\n\n"
     )
     return said + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
 
