@@ -123,7 +123,8 @@ def test_a_client_that_leaves_frees_its_place(url: str, slow: Slow, stream: bool
     web = httpx2.Client(timeout=0.5)
     if stream:
         with web.stream("POST", url + "/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: thrown away, it would close the stream
+            next(lines)
             until(lambda: slow.open == 1)
     else:
         with pytest.raises(httpx2.ReadTimeout):
