@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from measuring import about, keep, memory_of, seconds_of, wait
 from rivals import AUDIO_TOKEN, Shape, Work, qwen2_audio, qwen2_audio_model
-from train_step import SHAPES, _memory, _seconds, _wait, frozen_parts, ours
+from train_step import SHAPES, frozen_parts, ours
 
 from dualslm import plan
 from dualslm.conversation import Speech
@@ -74,7 +73,7 @@ class Machine:
     def quickest(self, step: Callable[[], Any]) -> float:
         """Seconds of a step that has been warmed up: what other programs add is left out as far as can be."""
         step()
-        return min(_seconds(step, self.device) for _ in range(self.rounds))
+        return min(seconds_of(step, self.device) for _ in range(self.rounds))
 
 
 def rates(here: Machine, shape: Shape) -> Machine:
@@ -84,8 +83,8 @@ def rates(here: Machine, shape: Shape) -> Machine:
     right = torch.randn(shape.d_llm, shape.ffn, device=here.device, dtype=here.dtype)
     source = torch.empty(big, dtype=torch.uint8, device=here.device)
     goal = torch.empty_like(source)
-    product = min(_seconds(lambda: left @ right, here.device) for _ in range(10))
-    copy = min(_seconds(lambda: goal.copy_(source), here.device) for _ in range(10))
+    product = min(seconds_of(lambda: left @ right, here.device) for _ in range(10))
+    copy = min(seconds_of(lambda: goal.copy_(source), here.device) for _ in range(10))
     return replace(here, flops=2 * rows * shape.d_llm * shape.ffn / product, bytes=2 * big / copy)
 
 
@@ -163,7 +162,7 @@ def _needed(shape: Shape, ears: EncoderShape, mind: LLMShape, work: Work) -> flo
 
 def _timed(step: Callable[[], Any], here: Machine) -> dict[str, float]:
     seconds = here.quickest(step)
-    with _memory(here.device) as found:
+    with memory_of(here.device) as found:
         step()
     return {"seconds": seconds, "memory_gb": found[0] / 1e9}
 
@@ -195,7 +194,7 @@ def _before(model: DualSLM, turn: int) -> Prefilled:
 def _first(model: DualSLM, turn: int, here: Machine) -> float:
     """Seconds from samples to the first token, what was said before being read already."""
     read, said = _before(model, turn), Prompt(_turn(turn), (_clip(turn),))
-    return _seconds(lambda: model.llm.prefill(model.embed([said]), read).logits_BV.argmax(-1).tolist(), here.device)
+    return seconds_of(lambda: model.llm.prefill(model.embed([said]), read).logits_BV.argmax(-1).tolist(), here.device)
 
 
 def _token(model: DualSLM, here: Machine) -> dict[str, float]:
@@ -205,11 +204,11 @@ def _token(model: DualSLM, here: Machine) -> dict[str, float]:
         tokens = model.llm.decode(_before(model, 2), Decoding(max_new_tokens=TOKENS + 3))
         for _ in range(3):
             next(tokens)
-        _wait(here.device)
+        wait(here.device)
         began = time.perf_counter()
         for _ in tokens:
             pass
-        _wait(here.device)
+        wait(here.device)
         found.append((time.perf_counter() - began) / TOKENS)
     return {"seconds": min(found[2:])}
 
@@ -252,10 +251,7 @@ def main() -> int:
     shapes = {name: SIZES[args.size][name] for name in args.llm or SIZES[args.size]}
     here = rates(here, next(iter(shapes.values())))
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **about(),
         "size": args.size,
         "samples": args.samples,
         "rounds": args.rounds,
@@ -267,8 +263,7 @@ def main() -> int:
         for row in measure(name, shape, here, args.samples):
             result["rows"].append(row)
             print(json.dumps(row), flush=True)
-            if args.out is not None:
-                args.out.write_text(json.dumps(result, indent=1) + "\n")
+            keep(result, args.out)
     return 0
 
 

@@ -15,7 +15,6 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -25,8 +24,7 @@ from typing import Any
 
 import openai
 import psutil
-import torch
-import transformers
+from measuring import about, keep
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech
@@ -120,10 +118,7 @@ def main() -> None:
         finally:
             run.terminate()
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **about(),
         "talks": args.talks,
         "turns": TURNS,
         "seed": args.seed,
@@ -136,9 +131,7 @@ def main() -> None:
         "rounds": found,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -29,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import throughput
 import torch
-import transformers
 from factory import tokenizer
+from measuring import about, keep
 from rich.console import Console
 from rich.table import Table
 from train_step import SHAPES
@@ -172,7 +171,6 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     parser.add_argument("--part", choices=list(PARTS), nargs="+", default=list(PARTS))
     parser.add_argument("--size", choices=["tiny", *SHAPES], nargs="+", default=["tiny", "full" if gpu else "cpu"])
     parser.add_argument("--rounds", type=int, default=7)
@@ -183,18 +181,13 @@ def main() -> None:
         measure, show = PARTS[name]
         began = time.perf_counter()
         result[name] = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": machine,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **about(),
             **measure(args),
             "took_s": round(time.perf_counter() - began),
         }
         for table in show(result[name]):
             Console().print(table)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
 
 
 if __name__ == "__main__":

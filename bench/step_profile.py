@@ -11,21 +11,16 @@ no step that does this work can be quicker.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import about, count_flops, keep, seconds_of
 from rich.console import Console
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from train_step import SHAPES, Shape, Step, Work, ours, works
 
 from dualslm.plan import Lengths, lesson_cost
@@ -56,13 +51,6 @@ def _group(name: str) -> str:
     return "everything else"
 
 
-def counted(step: Step) -> float:
-    """FLOPs of a step by PyTorch's counter."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
-
-
 def parts(shape: Shape, work: Work) -> dict[str, float]:
     """FLOPs of a step by what they are spent on, as `dualslm plan` counts them."""
     model = ModelRecipe(encoder="", llm="", linguistic=Linguistic(hidden=shape.hidden))
@@ -85,21 +73,8 @@ def rate(shape: Shape, rows: int, device: str, rounds: int) -> float:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = torch.randn(rows, shape.d_llm, device=device, dtype=dtype)
     weight = torch.randn(shape.ffn, shape.d_llm, device=device, dtype=dtype)
-    times = [_seconds(lambda: x @ weight.T) for _ in range(5 * rounds)]
+    times = [seconds_of(lambda: x @ weight.T, device) for _ in range(5 * rounds)]
     return 2 * x.shape[0] * weight.numel() / statistics.median(times)
-
-
-def _seconds(run: Any) -> float:
-    _wait()
-    began = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - began
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str, Any]]:
@@ -108,12 +83,12 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
     for one in works(samples):
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         step = ours(SHAPES[size], one, device, dtype)["ours"]
-        flops = counted(step)
-        seconds, bare = [], []
+        flops = count_flops(step)
+        times, bare = [], []
         for _ in range(rounds):
-            seconds.append(_seconds(step))
+            times.append(seconds_of(step, device))
             bare.append(rate(SHAPES[size], samples * 100, device, rounds))
-        row = {"work": one.name, "seconds": statistics.median(seconds), "tflop": flops / 1e12}
+        row = {"work": one.name, "seconds": statistics.median(times), "tflop": flops / 1e12}
         floor = row["tflop"] * 1e12 / statistics.median(bare)
         found.append({**row, "floor": floor, "parts": parts(SHAPES[size], one), "operators": operators(step)})
     return found
@@ -147,18 +122,14 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if gpu else "cpu"
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        **about(),
         "size": args.size,
         "samples": args.samples,
         "rows": measure(args.size, args.samples, args.rounds, device),
     }
     for table in tables(result):
         Console().print(table)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import torch
-import transformers
 from factory import tokenizer
+from measuring import about, count_flops, keep, memory_of, seconds_of
 from rich.console import Console
 from rich.table import Table
 from rivals import Shape, Step, Work, built, qwen2_audio, slam, ultravox, voxtral
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -160,13 +154,13 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
             makers[name] = lambda name=name, make=make, work=work: {name: make(SHAPES[size], work, device, dtype)}
         for make_steps in makers.values():
             steps = make_steps()
-            counts = {name: _count(step) for name, step in steps.items()}
+            counts = {name: count_flops(step) for name, step in steps.items()}
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(rounds):
                 for name, step in steps.items():
-                    times[name].append(_seconds(step, device))
+                    times[name].append(seconds_of(step, device))
             for name, step in steps.items():
-                with _memory(device) as memory:
+                with memory_of(device) as memory:
                     step()
                 row = {"work": work.name, "step": name, "seconds": statistics.median(times[name])}
                 found.append({**row, "tflop": counts[name] / 1e12, "memory_gb": memory[0] / 1e9})
@@ -174,53 +168,6 @@ def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str,
             del steps
             gc.collect()
     return found
-
-
-def _count(step: Step) -> int:
-    """FLOPs by PyTorch's counter, which sees attention only as plain products; it warms the step up as well."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        step()
-    return int(counter.get_total_flops())
-
-
-def _seconds(step: Step, device: str) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    step()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-@contextmanager
-def _memory(device: str) -> Iterator[list[int]]:
-    """Bytes of a step: the most in use on a GPU; on a CPU what is kept for the backward pass, weights left out."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        found = [0]
-        yield found
-        found[0] = torch.cuda.max_memory_allocated()
-        return
-    weights = {_place(thing) for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter)}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if _place(tensor) not in weights:
-            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    found = [0]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield found
-    found[0] = sum(kept.values())
-
-
-def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -246,10 +193,7 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if gpu else "cpu"
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **about(),
         "size": args.size,
         "samples": args.samples,
         "rounds": args.rounds,
@@ -257,9 +201,7 @@ def main() -> None:
     }
     for table in tables(result):
         Console().print(table)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
 
 
 if __name__ == "__main__":
