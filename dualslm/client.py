@@ -113,6 +113,19 @@ class Client:
             raise RefusedError(self.url, 200, answer.text[:TOLD])
         return found
 
+    def said(self, answer: Mapping[str, Any]) -> tuple[str, bool, str | None]:
+        """What a completion says, whether it came to its own end, and the model that the server names.
+
+        Raises:
+            RefusedError: something is missing in it.
+        """
+        try:
+            choice, served = answer["choices"][0], answer.get("model")
+            text, why = choice["message"]["content"] or "", choice["finish_reason"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise self.strange(answer) from error
+        return str(text).strip(), why == "stop", served
+
     def strange(self, answer: Mapping[str, Any]) -> RefusedError:
         """The error for an answer in which something is missing."""
         return RefusedError(self.url, 200, json.dumps(answer, ensure_ascii=False)[:TOLD])

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from transformers.cache_utils import DynamicLayer
 from dualslm.captured import Captured, Step
 from dualslm.errors import DualSLMError
 from dualslm.layers import quantised
-from dualslm.prompt import stop_ids
+from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantise
 
 
@@ -61,6 +62,11 @@ class Decoding:
                 got=f"{self}",
                 do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
             )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """As provenance has it: the seed is that of the run."""
+        return {key: value for key, value in asdict(self).items() if key != "seed"}
 
 
 @dataclass
@@ -258,12 +264,24 @@ class FrozenLM(nn.Module):
 
     def answer(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[str]:
         """Whole replies to prompts of embeddings, each (T, D)."""
+        return [text for text, _ in self.replies(prompts, how)]
+
+    def replies(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[tuple[str, bool]]:
+        """Whole replies to prompts of embeddings, each (T, D), and whether each came to its own end."""
         replies: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
         for tokens in self.decode(self.prefill(prompts), how):
-            for reply, token in zip(replies, tokens, strict=True):
-                if token is not None:
-                    reply.append(token)
-        return [text_of(self.tokenizer, reply) for reply in replies]
+            for place, token in enumerate(tokens):
+                if token is None:
+                    ended[place] = True
+                else:
+                    replies[place].append(token)
+        return [(text_of(self.tokenizer, ids), end) for ids, end in zip(replies, ended, strict=True)]
+
+    def embed_text(self, prompt: Prompt) -> Tensor:
+        """The input embeddings (T, D) of a prompt in which nothing is heard."""
+        ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
+        return self.embed(torch.tensor(ids, device=self.device))
 
     @classmethod
     def from_pretrained(

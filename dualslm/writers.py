@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from dualslm.client import Client, key_of
 from dualslm.conversation import Conversation, Part
 from dualslm.errors import DualSLMError
 from dualslm.llm import Decoding, FrozenLM
-from dualslm.prompt import JOIN, Text, render, styled
+from dualslm.prompt import JOIN, render, styled
 
 
 @dataclass(frozen=True)
@@ -67,34 +67,21 @@ class InProcess:
     def about(self) -> dict[str, Any]:
         """Provenance."""
         own = {"llm": self.llm.name, "revision": self.llm.revision, "print": fingerprint(self.llm)}
-        return {**own, "by": "in process", "decoding": _decoding(self.how)}
+        return {**own, "by": "in process", "decoding": self.how.stated}
 
     @torch.no_grad()
     def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
         """One prefill and one decoding loop for all of them."""
-        read = self.llm.prefill([self._embedded(talk) for talk in talks])
-        replies: list[list[int]] = [[] for _ in talks]
-        ended = [False] * len(talks)
-        for tokens in self.llm.decode(read, replace(self.how, seed=seed)):
-            for place, token in enumerate(tokens):
-                if token is None:
-                    ended[place] = True
-                else:
-                    replies[place].append(token)
-        return [Reply(self._decoded(ids), end) for ids, end in zip(replies, ended, strict=True)]
+        prompts = [self._embedded(talk) for talk in talks]
+        replies = self.llm.replies(prompts, replace(self.how, seed=seed))
+        return [Reply(text.strip(), ended) for text, ended in replies]
 
     def _embedded(self, talk: Conversation) -> torch.Tensor:
         spelt = Conversation(talk.system)
         for message in messages(talk):
             if message["role"] != "system":
                 (spelt.user if message["role"] == "user" else spelt.assistant)(message["content"])
-        segments = render(spelt, self.llm.tokenizer).segments
-        ids = [token for segment in segments if isinstance(segment, Text) for token in segment.ids]
-        return self.llm.embed(torch.tensor(ids, device=self.llm.device))
-
-    def _decoded(self, ids: list[int]) -> str:
-        text = self.llm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text).strip()
+        return self.llm.embed_text(render(spelt, self.llm.tokenizer))
 
 
 @dataclass
@@ -120,7 +107,7 @@ class Server:
     @property
     def about(self) -> dict[str, Any]:
         """Provenance."""
-        return {"llm": self.model, "revision": None, "by": "server", "decoding": _decoding(self.how)}
+        return {"llm": self.model, "revision": None, "by": "server", "decoding": self.how.stated}
 
     def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
         """All requests at once, in order."""
@@ -134,16 +121,8 @@ class Server:
         return body | ({"seed": seed % 2**31} if self.how.temperature else {})
 
     def _reply(self, answer: Mapping[str, Any]) -> Reply:
-        try:
-            choice, served = answer["choices"][0], answer.get("model")
-            text, why = choice["message"]["content"] or "", choice["finish_reason"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise self.client.strange(answer) from error
+        text, ended, served = self.client.said(answer)
         if self.served not in (None, served):
             raise DualSLMError("the server changed its LLM", got=f"{served} after {self.served}", do="use one LLM")
         self.served = served
-        return Reply(str(text).strip(), why == "stop")
-
-
-def _decoding(how: Decoding) -> dict[str, Any]:
-    return {key: value for key, value in asdict(how).items() if key != "seed"}
+        return Reply(text, ended)

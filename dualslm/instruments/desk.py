@@ -99,8 +99,7 @@ def line(
     counts = np.stack([np.asarray(parts, float), np.asarray(wholes or np.ones(len(parts)), float)], 1)
     made = figure(counts, groups)
     by = 1 if percent else 100
-    low, high = min(made.low, made.value), max(made.high, made.value)  # Wilson's ends round to a hair beyond 0 and 100
-    return Line(label, made.value / by, low / by, high / by, made.n, zero)
+    return Line(label, made.value / by, made.low / by, made.high / by, made.n, zero)
 
 
 @dataclass

@@ -9,7 +9,7 @@ Dimensions: T tokens, D width of the LLM.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Ours:
             "llm_print": fingerprint(model.llm),
             "adapters_print": fingerprint(model.adapters),
             "stage": dict(model.metrics).get("stage"),
-            "decoding": _decoding(self.how),
+            "decoding": self.how.stated,
             "likelihoods": self.weigh,
         }
 
@@ -118,7 +118,7 @@ class TextLM:
     @property
     def about(self) -> dict[str, Any]:
         """The LLM and its decoding."""
-        return {"kind": "llm", **_llm(self.llm), "decoding": _decoding(self.how)}
+        return {"kind": "llm", **_llm(self.llm), "decoding": self.how.stated}
 
     def views(self, item: Item) -> Sequence[View]:
         """From text alone."""
@@ -158,7 +158,7 @@ class Cascade:
     @property
     def about(self) -> dict[str, Any]:
         """Both parts."""
-        return {"kind": "cascade", "asr": self.asr_name, **_llm(self.llm), "decoding": _decoding(self.how)}
+        return {"kind": "cascade", "asr": self.asr_name, **_llm(self.llm), "decoding": self.how.stated}
 
     def views(self, item: Item) -> Sequence[None]:
         """It has one way of hearing."""
@@ -188,16 +188,7 @@ class Cascade:
 @torch.no_grad()
 def decode(llm: FrozenLM, prompts: Sequence[Tensor], how: Decoding) -> list[Answer]:
     """Replies to prompts of embeddings, each (T, D), and whether each came to its end."""
-    replies: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    for tokens in llm.decode(llm.prefill(prompts), how):
-        for place, token in enumerate(tokens):
-            if token is None:
-                ended[place] = True
-            else:
-                replies[place].append(token)
-    texts = [llm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in replies]
-    return [Answer(str(text).strip(), end) for text, end in zip(texts, ended, strict=True)]
+    return [Answer(text.strip(), ended) for text, ended in llm.replies(prompts, how)]
 
 
 @torch.no_grad()
@@ -215,17 +206,8 @@ def likelihoods(item: Item, view: View, llm: FrozenLM, loss: Callable[[Sequence[
 def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, how: Decoding) -> list[Answer]:
     """An LLM's replies to talks that it reads."""
     prompts = [render(talk, llm.tokenizer, view) for talk in talks]
-    return decode(llm, [_embedded(prompt, llm) for prompt in prompts], how)
-
-
-def _embedded(prompt: Prompt, llm: FrozenLM) -> Tensor:
-    ids = [token for segment in prompt.segments for token in getattr(segment, "ids", ())]
-    return llm.embed(torch.tensor(ids, device=llm.device))
+    return decode(llm, [llm.embed_text(prompt) for prompt in prompts], how)
 
 
 def _llm(llm: FrozenLM) -> dict[str, Any]:
     return {"llm": llm.name, "llm_revision": llm.revision, "llm_print": fingerprint(llm)}
-
-
-def _decoding(how: Decoding) -> dict[str, Any]:
-    return {key: value for key, value in asdict(how).items() if key != "seed"}

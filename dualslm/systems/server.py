@@ -57,15 +57,11 @@ class AudioServer:
     def _ask(self, item: Item) -> Answer:
         body = {"model": self.model, "messages": messages(item.talk, item.speech), "stream": False}
         answer = self.client.chat(body | {"max_tokens": self.longest, "temperature": 0, "seed": 0})
-        try:
-            choice, served = answer["choices"][0], answer.get("model")
-            text, why = choice["message"]["content"] or "", choice["finish_reason"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise self.client.strange(answer) from error
+        text, ended, served = self.client.said(answer)
         if self.served not in (None, served):
             raise DualSLMError("the server changed its model", got=f"{served} after {self.served}", do="use one model")
         self.served = served
-        return Answer(str(text).strip(), why == "stop")
+        return Answer(text, ended)
 
 
 def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:
