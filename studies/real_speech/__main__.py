@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m studies.real_speech", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="of the three corpora")
-    parser.add_argument("--encoder", type=Path, required=True, metavar="FOLDER", help="whisper-tiny.en")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of the three corpora")
+    parser.add_argument("--encoder", type=Path, metavar="FOLDER", help="whisper-tiny.en")
     parser.add_argument("--test-dir", type=Path, metavar="FOLDER", help="recordings of other actors, named as RAVDESS")
     parser.add_argument("--work", type=Path, default=Path("runs/real_speech"), metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("docs/results/real_speech.json"), help="result file")
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from studies.real_speech import page
 
             return page.write(args.out, check=args.check)
+        if args.data is None or args.encoder is None:
+            parser.error("--data and --encoder are required")
         from studies.real_speech.run import Study
 
         study = Study(args.data, args.encoder, args.work, args.out, args.speed)
