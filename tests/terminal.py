@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -44,9 +45,9 @@ class Terminal:
         os.close(theirs)
         self.file, self.seen = ours, ""
 
-    def wait_for(self, pattern: str) -> str:
+    def wait_for(self, pattern: str, patience: float = PATIENCE) -> str:
         """Reads until the pattern has been shown; gives what came up to its end, without colours."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while not (found := re.search(pattern, ESCAPES.sub("", self.seen), re.DOTALL)):
             if time.monotonic() > until or not self._more():
                 raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")
@@ -61,6 +62,14 @@ class Terminal:
     def interrupt(self) -> None:
         """Ctrl-C; the terminal is not the tests' own, so the signal is sent by hand."""
         os.kill(self.process.pid, signal.SIGINT)
+
+    def interrupt_the_prompt(self, pattern: str) -> str:
+        """Ctrl-C where a line is waited for; again if it fell before the waiting, where CPython keeps it for later."""
+        for _ in range(5):
+            self.interrupt()
+            with suppress(AssertionError):
+                return self.wait_for(pattern, 5.0)
+        return self.wait_for(pattern)
 
     def _more(self) -> bool:
         if not select.select([self.file], [], [], 1.0)[0]:

@@ -115,8 +115,7 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
         again = screen.wait_for(TIMES)
         assert again.split("\n")[-3] == here.split("\n")[-3]
         screen.wait_for("4 > ")
-        screen.interrupt()
-        screen.wait_for("/quit or Ctrl-D ends the talk\n4 > ")
+        screen.interrupt_the_prompt("/quit or Ctrl-D ends the talk\n4 > ")
         screen.enter("happy.wav")
         screen.wait_for("How won")
         screen.interrupt()
