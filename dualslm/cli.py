@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -63,11 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
     try:
         if args.version:
-            return _version(args)
-        if verb is None:
+            verb = _version
+        elif verb is None:
             parser.print_help()
             return 0
-        return verb(args)
+        status = verb(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except DualSLMError as error:
         print("dualslm: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -135,7 +141,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     from dualslm.corpora.command import add
 
-    add(parser)
+    add(parser, _prepare)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +202,15 @@ def _show(args: argparse.Namespace) -> int:
     for utterance in said:
         prompt = render(_new_talk(args).user(utterance.speech), model.llm.tokenizer, view)
         show(prompt, model.llm.tokenizer, partial(model.slot_length, clips=prompt.clips), Console())
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from dualslm.corpora.command import run
+    from dualslm.places import places
+
+    for manifest in run(args):
+        places(manifest)  # a large one gets its index now, so that training starts at once
     return 0
 
 

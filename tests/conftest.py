@@ -9,6 +9,7 @@ import pytest
 from vllmkit import vllm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no name is looked for on the hub
 
 __all__ = ["root", "shared", "vllm"]
 ROOT = Path(__file__).resolve().parent.parent

@@ -88,6 +88,16 @@ def test_version_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str
     assert f"dualslm          {__version__}\n" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_read_enough() -> None:
+    command = [sys.executable, "-m", "dualslm.cli", "--version"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
+
+
 @pytest.mark.parametrize(("make", "word"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("verb", ["ask", "show"])
 def test_bad_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, make: Maker, word: str) -> None:

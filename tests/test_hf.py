@@ -99,7 +99,6 @@ def test_mistakes_are_one_line(
 ) -> None:
     talks.save_to_disk(str(tmp_path / "saved"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = [word.replace("SAVED", str(tmp_path / "saved")) for word in arguments]
     assert main(["prepare", "hf", *given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from dualslm.corpora import CORPORA
 from dualslm.corpora.base import Corpus, Option
@@ -12,23 +14,27 @@ from dualslm.corpora.schema import TASKS
 from dualslm.errors import DualSLMError
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+Verb: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
     """Gives `prepare` a parser for each corpus, so that its help shows its own options."""
     names = parser.add_subparsers(title="corpora", metavar="CORPUS", required=True)
     for corpus in CORPORA.values():
-        _add_corpus(names.add_parser(corpus.name, help=corpus.about), corpus)
+        _add_corpus(names.add_parser(corpus.name, help=corpus.about), corpus, verb)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prepares the corpus that the arguments name and prints the report."""
+def run(args: argparse.Namespace) -> list[Path]:
+    """Prepares the corpus that the arguments name, prints the report and gives the manifests."""
     from dualslm.corpora.prepare import prepare
 
     corpus: Corpus = args.corpus
+    out = Path(args.out or Path("data") / corpus.name)
     values = {option.name: getattr(args, option.name.replace("-", "_")) for option in corpus.options}
     report = prepare(
         corpus,
         Path(args.raw),
-        Path(args.out or Path("data") / corpus.name),
+        out,
         options={name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
         tasks=tasks(args.tasks),
         verify=args.verify,
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         from dualslm.corpora.report import table
 
         Console().print(table(report))
-    return 0
+    return [out / f"{split}.jsonl" for split in report["splits"]]
 
 
 def tasks(text: str) -> list[str]:
@@ -59,7 +65,7 @@ def tasks(text: str) -> list[str]:
     return [name for name in TASKS if name in names]
 
 
-def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
+def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus, verb: Verb) -> None:
     add = parser.add_argument
     add("raw", metavar="RAW", help="the downloaded folder" + (", or a file" if corpus.name == "jsonl" else ""))
     add("--out", metavar="FOLDER", help=f"for the manifests (default: data/{corpus.name})")
@@ -71,7 +77,7 @@ def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
     add("--json", action="store_true", default=argparse.SUPPRESS, help="print the report as JSON")
     for option in corpus.options:
         _add_option(parser, option)
-    parser.set_defaults(verb=run, corpus=corpus)
+    parser.set_defaults(verb=verb, corpus=corpus)
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
