@@ -44,7 +44,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     Raises:
         DualSLMError: a folder in use, another recipe than the run's, or data that cannot be used.
     """
-    accelerator = Accelerator(cpu=device == "cpu", log_with=trackers(), project_dir=str(out))
+    cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know of each other
+    accelerator = Accelerator(cpu=cpu, log_with=trackers(), project_dir=str(out))
     if accelerator.is_main_process:
         _refuse(recipe, out, resume)
     trainer = prepare(recipe, out, accelerator)
