@@ -87,13 +87,13 @@ VARIANTS = {
         Variant("full", "align", seeds=THREE, examined=("joint", "disentangle", "respond")),
         Variant("without-err", "disentangle", seeds=THREE, examined=("disentangle", "respond")),
         Variant("single", "align", seeds=THREE),
+        Variant("unaligned", "joint", examined=("joint", "disentangle", "respond")),
+        Variant("unaligned-without-err", "disentangle", base="unaligned", examined=("disentangle", "respond")),
         Variant("fixed-history", "respond"),
         Variant("m-1", "joint"),
         Variant("m-4", "joint"),
         Variant("m-8", "joint"),
         Variant("mix", "joint"),
-        Variant("unaligned", "joint", examined=("joint", "disentangle", "respond")),
-        Variant("unaligned-without-err", "disentangle", base="unaligned", examined=("disentangle", "respond")),
     )
 }
 

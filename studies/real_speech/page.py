@@ -29,7 +29,7 @@ def tables(result: Found) -> str:
     """Everything that was measured, in Markdown; a part that was not measured is left out."""
     found: Found = result["figures"]
     said = [f"Machine: {result['machine']}; torch {result['torch']}, transformers {result['transformers']}.\n"]
-    makers = (_findings, _chosen, _confusion, _swap, _probe, _tone, _whole, _tested)
+    makers = (_findings, _chosen, _confusion, _swap, _probe, _tone, _whole, _rotated, _tested)
     return "\n".join([*said, *(part for make in makers if (part := make(found)))])
 
 
@@ -183,6 +183,24 @@ def _whole(found: Found) -> str:
     rows = [[label, *(_at(run, path) for _, run in arms)] for label, path in labels]
     said = "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps.\n\n"
     return said + _table(["%", *(name for name, _ in arms)], rows)
+
+
+def _rotated(found: Found) -> str:
+    """Digits of every pair of speakers, each from a run that never heard them."""
+    names = {plans.CHOSEN.name: plans.CHOSEN, **{arm.name: arm for arm in plans.ROTATED}}
+    runs = [(arm, found[f"{name} seed 0"]["digits"]) for name, arm in names.items() if f"{name} seed 0" in found]
+    if len(runs) < 2:
+        return ""
+    keys = (("words, L", "exact"), ("words, P and L", "exact"))
+    rows = [
+        [" and ".join(arm.held), str(run["words, L"]["exact"]["n"]), *(_at(run, key) for key in keys)]
+        for arm, run in runs
+    ]
+    said = (
+        "### Digits of the other speakers\n\nThe chosen setting, seed 0, taught by four speakers and asked about the "
+        "other two. Only the first two had been looked at before it was chosen.\n\n"
+    )
+    return said + _table(["never heard", "n", "L alone, %", "P and L, %"], rows)
 
 
 def _tested(found: Found) -> str:

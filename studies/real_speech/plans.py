@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
+from studies.real_speech.wording import SPEAKERS
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 TUNED_WITH = tuple(f"actor{number:02d}" for number in range(1, 13))
 """Every setting was chosen by cross-validation among these; the reported arms learn from them."""
 REPORTED = tuple(f"actor{number:02d}" for number in range(13, 19))
-DIGITS_LEARNT = ("george", "jackson", "lucas", "nicolas")
 DIGITS_REPORTED = ("theo", "yweweler")
 COPIES = 2  # altered copies of every recording that is learnt from
 
@@ -29,6 +29,7 @@ class Arm:
         single: one adapter of equal size instead of two: everything goes through L.
         tone: P is taught alone, aligned and then through the LLM, and asked alone: quick, for what concerns P.
         aligned: P is first brought to where the words of its labels are.
+        held: the two FSDD speakers who are reported; the other four are learnt from.
     """
 
     name: str
@@ -37,10 +38,21 @@ class Arm:
     single: bool = False
     tone: bool = False
     aligned: bool = True
+    held: tuple[str, str] = DIGITS_REPORTED
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Who says the digits that it learns from."""
+        return tuple(speaker for speaker in SPEAKERS if speaker not in self.held)
 
 
 CHOSEN = Arm("chosen")
 SINGLE_HIDDEN = 582  # L's hidden width with which it is as large as the two chosen adapters
+ROTATED = tuple(
+    Arm(f"digits of {one} and {other}", held=(one, other))
+    for one, other in (("george", "jackson"), ("lucas", "nicolas"))
+)
+"""The chosen setting for speakers of digits whom nobody had looked at when it was chosen."""
 WHOLE = (Arm("without ERR", err=False), Arm("single adapter", single=True))
 TONE = (
     Arm("as chosen", tone=True),
@@ -56,14 +68,13 @@ TONE = (
 TONE_STEPS = 60
 
 
-def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[str], seed: int, speed: float) -> Recipe:
+def recipe_of(arm: Arm, work: Path, actors: Sequence[str], seed: int, speed: float) -> Recipe:
     """The recipe of an arm.
 
     Args:
         arm: what differs from the chosen settings.
         work: folder of the study.
         actors: of RAVDESS, to learn from.
-        speakers: of FSDD, to learn from.
         seed: of everything.
         speed: factor on the steps of every stage.
     """
@@ -73,7 +84,7 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], speakers: Sequence[st
     clips = [work / "ravdess" / f"{actor}.jsonl" for actor in actors]
     copies = [work / "ravdess" / f"copy{n}" / f"{actor}-{n}.jsonl" for actor in actors for n in range(1, COPIES + 1)]
     targets = [work / "ravdess" / f"{actor}.targets.jsonl" for actor in actors]
-    strings = [work / "fsdd" / f"{speaker}.jsonl" for speaker in speakers]
+    strings = [work / "fsdd" / f"{speaker}.jsonl" for speaker in arm.speakers]
     data = replace(
         recipe.data,
         train=tuple(map(str, [*clips, *copies, *strings, *targets])),

@@ -26,6 +26,7 @@ from dualslm.train import train
 from dualslm.writers import InProcess
 from studies.real_speech import corpora, ears, exam, mind, plans, probe
 from studies.real_speech.plans import Arm
+from studies.real_speech.wording import SPEAKERS
 
 LLM = {"examples": 6000, "steps": 360, "tokens_per_step": 2048, "blends": 160}
 STRINGS, SINGLES = 120, 100  # of an FSDD speaker, to learn from
@@ -65,7 +66,7 @@ class Study:
         """
         found = self._found()
         reported = self._ravdess(plans.REPORTED)
-        self._ears_for([*self._ravdess(plans.TUNED_WITH), *reported, *self._digits()])
+        self._ears_for([*self._ravdess(plans.TUNED_WITH), *reported, *self._digits(SPEAKERS)])
         if "ceiling" not in found:
             self._keep("ceiling", exam.ceiling(self.bare, reported))
         if "probe" not in found:
@@ -74,9 +75,9 @@ class Study:
             self._keep(WHOLE_WINDOW, self._whole_window(reported))
         for seed in seeds:
             self._arm(plans.CHOSEN, seed, self.speed, whole=True)
-        for arm in (*plans.TONE, *plans.WHOLE):
+        for arm in (*plans.TONE, *plans.WHOLE, *plans.ROTATED):
             if names is None or arm.name in names:
-                self._arm(arm, 0, self.speed, whole=not arm.tone)
+                self._arm(arm, 0, self.speed, whole=arm in plans.WHOLE)
 
     def test(self, folder: Path, seeds: Sequence[int]) -> None:
         """Learns from all actors that a folder does not hold, and reports on those that it holds."""
@@ -101,11 +102,11 @@ class Study:
         began = time.monotonic()
         model = self._taught(arm, plans.TUNED_WITH, f"{_slug(arm.name)}-{seed}", seed, speed)
         reported = self._ravdess(plans.REPORTED)
-        if whole:
-            found = exam.voices(model, reported, self.hear)
-            found["digits"] = exam.spoken(model, self._digits(), self.hear)
-        else:
+        found = exam.voices(model, reported, self.hear) if whole else {}
+        if arm.tone:
             found = exam.tone(model, reported, self.hear)
+        else:
+            found["digits"] = exam.spoken(model, self._digits(arm.held), self.hear)
         if arm is plans.CHOSEN:
             found["swap"] = exam.swap(model, reported, self.hear)
             listing = self.work / "librispeech" / "librispeech.jsonl"
@@ -122,7 +123,7 @@ class Study:
             job = Job((self.work / "ravdess" / f"{actor}.jsonl",), self.work / "ravdess" / f"{actor}.targets.jsonl")
             if not job.out.exists():
                 write_targets(job, InProcess(self.bare.llm, Decoding(max_new_tokens=24)), seed=0, batch=60)
-        recipe = plans.recipe_of(arm, self.work, actors, plans.DIGITS_LEARNT, seed, speed)
+        recipe = plans.recipe_of(arm, self.work, actors, seed, speed)
         folder = train(recipe, self.work / "arms" / name, resume=True, device="cpu")
         return DualSLM.from_pretrained(folder, device="cpu")
 
@@ -152,8 +153,8 @@ class Study:
     def _ravdess(self, actors: Sequence[str]) -> list[Path]:
         return [self.work / "ravdess" / f"{actor}.jsonl" for actor in actors if actor in self.actors]
 
-    def _digits(self) -> list[Path]:
-        return [self.work / "fsdd" / f"{speaker}-test.jsonl" for speaker in plans.DIGITS_REPORTED]
+    def _digits(self, speakers: Sequence[str]) -> list[Path]:
+        return [self.work / "fsdd" / f"{speaker}-test.jsonl" for speaker in speakers]
 
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.out.read_text())["figures"] if self.out.exists() else {}
