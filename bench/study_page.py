@@ -7,13 +7,14 @@ each seed stands beside where there are several. A claim is held against the pai
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from dualslm.metrics import Figure
-from dualslm.metrics.bootstrap import Difference, difference, figure
+from dualslm.metrics.bootstrap import Difference, difference, figure, holm
 
 RESULT, PAGE, PLOT = Path("docs/results/study.json"), Path("docs/study.md"), Path("docs/study.svg")
 BUILT = Path("docs/results/tiny.json")
@@ -191,6 +192,13 @@ def gap(result: Result, claim: Claim) -> Difference | None:
     return Difference(scale * found.value, low, high, found.p, found.n, found.clusters)
 
 
+def gaps(result: Result) -> dict[Claim, Difference]:
+    """Of every claim that is measured, with p corrected for their number."""
+    found = {claim: one for claim in CLAIMS if (one := gap(result, claim)) is not None}
+    corrected = holm([one.p for one in found.values()])
+    return {claim: replace(one, p=p) for (claim, one), p in zip(found.items(), corrected, strict=True)}
+
+
 # ---------------------------------------------------------------------- parts of the page
 
 
@@ -217,37 +225,39 @@ def _verdicts(result: Result) -> str:
     lines = [
         "## Claims\n",
         "The difference is what the first row is better by (points of percent, or nats), on the same utterances and",
-        "seeds. A claim *holds* where the whole interval is above 0, is *contradicted* where it is below, and is *not",
-        "shown* in between. p is of a sign-flip test, not corrected for the number of claims.\n",
+        "seeds. p is of a sign-flip test, with Holm's correction for the number of claims that are measured. Below",
+        "0.05 a claim *holds* or, where the difference is negative, is *contradicted*; else it is *not shown*.\n",
         _row("claim", "better by", "p", "seeds", "n", "in miniature"),
         "|---|--:|--:|--:|--:|---|",
     ]
+    measured = gaps(result)
     for claim in CLAIMS:
-        found = gap(result, claim)
-        if found is None:
+        if claim not in measured:
             lines.append(_row(claim.says, "-", "-", "0", "0", "not measured yet"))
             continue
+        found = measured[claim]
         shown = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
         seeds = str(found.n // max(1, found.clusters))
         lines.append(_row(claim.says, shown, f"{found.p:.3f}", seeds, str(found.n), verdict(found)))
-    return "\n".join([*lines, "", "![word errors and emotion by channel](study.svg)", "", _reading(result)])
+    return "\n".join([*lines, "", "![word errors and emotion by channel](study.svg)", "", _reading(measured)])
 
 
 def verdict(found: Difference) -> str:
-    """What an interval says of a claim."""
-    return "**holds**" if found.low > 0 else "**contradicted**" if found.high < 0 else "not shown"
+    """What a difference with its corrected p says of a claim."""
+    if found.p >= 0.05:
+        return "not shown"
+    return "**holds**" if found.value > 0 else "**contradicted**"
 
 
-def _reading(result: Result) -> str:
+def _reading(measured: dict[Claim, Difference]) -> str:
     """The claims by verdict, in words."""
     said: dict[str, list[str]] = {}
-    for claim in CLAIMS:
-        if (found := gap(result, claim)) is not None:
-            said.setdefault(verdict(found).strip("*"), []).append(claim.says)
+    for claim, found in measured.items():
+        said.setdefault(verdict(found).strip("*"), []).append(claim.says)
     heads = {
         "holds": "Holds in the tiny world",
         "contradicted": "The tiny world disagrees with the paper",
-        "not shown": "Not shown either way (too small a difference for so few utterances and seeds)",
+        "not shown": "Not shown either way (too small a difference for so few utterances, seeds and so many claims)",
     }
     return "\n".join(f"- {head}: {'; '.join(said[key])}." for key, head in heads.items() if key in said) + "\n"
 

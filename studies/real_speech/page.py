@@ -40,16 +40,18 @@ def _findings(found: Found) -> str:
     for name, words in FINDINGS.items():
         other = found.get(f"{name} seed 0")
         if chosen and other:
-            ours, theirs = chosen["emotion, P"], other["emotion, P"]
-            apart = "do not overlap" if _apart(ours, theirs) else "overlap"
-            pair = f"{_figure(ours)} against {_figure(theirs)}; the intervals {apart}"
-            lines.append(f"{len(lines) + 1}. {words}: {pair}.")
+            lines.append(f"{len(lines) + 1}. {words}: {_pair(chosen['emotion, P'], other['emotion, P'])}.")
+    for words, name, ours, theirs in WHOLE_FINDINGS:
+        if (one := found.get(f"{plans.CHOSEN.name} seed 0")) and (other := found.get(f"{name} seed 0")):
+            lines.append(f"{len(lines) + 1}. {words}: {_pair(_get(one, ours), _get(other, theirs))}.")
     if "probe" in found:
         last = max(key for key in found["probe"] if key.startswith("emotion"))
         layer, figure = probe_best(found["probe"])
         told = f"{layer} of the yardstick reads {_figure(figure)}, its last layer {_figure(found['probe'][last])}"
         lines.append(f"{len(lines) + 1}. The best layer for emotion is not the last one: {told}.")
-    return "### Findings\n\nEmotion from P alone, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
+    return (
+        "### Findings\n\nEmotion from P alone unless said, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
+    )
 
 
 FIRST = "copies transcribed too"  # the mixture before the one that was chosen
@@ -63,6 +65,22 @@ FINDINGS: Mapping[str, str] = {
     "learned mix of layers": "One layer, against a learned mix of all",
     "a transformer layer": "No transformer layer in P, against one, as in the paper",
 }
+
+
+EMOTION, SENTENCE = ("emotion, P and L",), ("words, P and L", "exact")
+WHOLE_FINDINGS: Sequence[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
+    ("With ERR, against without", "without ERR", ("emotion, P",), ("emotion, P",)),
+    ("With ERR, against without, emotion from P and L", "without ERR", EMOTION, EMOTION),
+    ("With ERR, against without, which sentence from P and L", "without ERR", SENTENCE, SENTENCE),
+    ("Two adapters, against one of equal size, emotion", plans.SINGLE.name, EMOTION, ("emotion, L",)),
+    ("Two adapters, against one of equal size, which sentence", plans.SINGLE.name, SENTENCE, ("words, L", "exact")),
+)
+"""What is said, the arm beside the chosen one, and the figures of both; a single adapter stands in L's place."""
+
+
+def _pair(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    apart = "do not overlap" if _apart(ours, theirs) else "overlap"
+    return f"{_figure(ours)} against {_figure(theirs)}; the intervals {apart}"
 
 
 def probe_best(probe: Found) -> tuple[str, Mapping[str, float]]:
@@ -180,9 +198,17 @@ def _whole(found: Found) -> str:
         return ""
     left_out = ("librispeech", "emotion, commonest")
     labels = [(label, path) for label, _, path in CHOSEN_ROWS if path[0] not in left_out]
-    rows = [[label, *(_at(run, path) for _, run in arms)] for label, path in labels]
-    said = "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps.\n\n"
+    rows = [[label, *(_at(run, path) if _has(name, path) else "" for name, run in arms)] for label, path in labels]
+    said = (
+        "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps. A single "
+        "adapter has no P: what it does stands in the rows of L alone, where tone is no leak.\n\n"
+    )
     return said + _table(["%", *(name for name, _ in arms)], rows)
+
+
+def _has(arm: str, path: tuple[str, ...]) -> bool:
+    """Whether an arm has the channels that a figure is about."""
+    return arm != plans.SINGLE.name or any(part.endswith(", L") for part in path)
 
 
 def _rotated(found: Found) -> str:
@@ -223,12 +249,15 @@ def _seeds(found: Found, name: str) -> dict[str, Any]:
 
 def _at(run: Found, path: Iterable[str]) -> str:
     """The figure at a path; empty where it was not measured."""
+    here = _get(run, path)
+    return _figure(here) if here else ""
+
+
+def _get(run: Found, path: Iterable[str]) -> Any:
     here: Any = run
     for key in path:
-        if key not in here:
-            return ""
-        here = here[key]
-    return _figure(here)
+        here = here.get(key, {})
+    return here
 
 
 def _figure(figure: Mapping[str, float]) -> str:

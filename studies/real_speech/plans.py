@@ -53,7 +53,8 @@ ROTATED = tuple(
     for one, other in (("george", "jackson"), ("lucas", "nicolas"))
 )
 """The chosen setting for speakers of digits whom nobody had looked at when it was chosen."""
-WHOLE = (Arm("without ERR", err=False), Arm("single adapter", single=True))
+SINGLE = Arm("single adapter", single=True)
+WHOLE = (Arm("without ERR", err=False), SINGLE)
 TONE = (
     Arm("as chosen", tone=True),
     Arm("last layer", {"layer": 4}, tone=True),
