@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/dualslm demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
 test-vllm: .venv/installed-dev .venv-vllm/installed
