@@ -13,7 +13,6 @@ from dualslm.corpora.base import Corpus, Option
 from dualslm.corpora.schema import TASKS
 from dualslm.errors import DualSLMError
 
-
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
 
 
