@@ -207,10 +207,10 @@ def _show(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from dualslm.corpora.command import run
-    from dualslm.places import places
+    from dualslm.places import indexed
 
     for manifest in run(args):
-        places(manifest)  # a large one gets its index now, so that training starts at once
+        indexed(manifest)  # now, so that training starts at once
     return 0
 
 

@@ -75,8 +75,17 @@ def places(path: Path) -> Places:
     Raises:
         DualSLMError: a manifest that cannot be read, or a line that is no talk.
     """
+    return indexed(path) or _found(path)
+
+
+def indexed(path: Path) -> Places | None:
+    """The same of a manifest that is large enough for an index, which is made where it is missing; None of others.
+
+    Raises:
+        DualSLMError: a line that is no talk.
+    """
     if not path.is_file() or path.stat().st_size < INDEXED:
-        return _found(path)
+        return None
     index, key = path.with_name(f".{path.name}.index.npz"), _key(path)
     if (kept := _kept(index, key)) is not None:
         return kept

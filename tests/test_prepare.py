@@ -14,13 +14,14 @@ import pytest
 import standins
 from badaudio import POINTER
 
-from dualslm import cli
+from dualslm import cli, places
 from dualslm.corpora import CORPORA, clips
 from dualslm.corpora.base import Heard
 from dualslm.corpora.clips import FLUSH_EVERY
 from dualslm.corpora.prepare import JOURNAL, finished, prepare
 from dualslm.corpora.schema import check
 from dualslm.errors import DualSLMError
+from dualslm.talks import Talks
 
 PARTS = {"train-clean-100": ["1", "2", "5", "6"], "dev-clean": ["3"], "test-clean": ["4"]}
 
@@ -65,6 +66,16 @@ def test_by_default_manifests_are_where_recipes_look(
     first = json.loads((tmp_path / "data/librispeech/validation.jsonl").read_text().splitlines()[0])
     assert first["tasks"] == ["asr", "gender"]
     assert (tmp_path / "data/librispeech" / first["turns"][0]["parts"][0]["audio"]).exists()
+
+
+def test_large_manifests_have_their_index(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "INDEXED", 0)
+    assert cli.main(["prepare", "librispeech", str(raw), "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").glob(".*.npz")} == {
+        f".{split}.jsonl.index.npz" for split in ("train", "validation", "test-clean")
+    }
+    monkeypatch.setattr(places, "rows", None)  # no line is looked at again
+    assert Talks([tmp_path / "out" / "train.jsonl"]).count("linguistic") == 171
 
 
 def test_commands_of_the_docs_are_understood(root: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.recipe import TaskKind
 
 PLACES = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
@@ -101,3 +101,15 @@ def called(folder: str) -> str:
     """A model's name in reports: the last two parts of a folder, such as run and stage, and a hub id as it is."""
     path = Path(folder)
     return "/".join(path.resolve().parts[-2:]) if path.is_dir() else folder
+
+
+def given(part: Part, heard: Speech) -> str | Speech:
+    """A part as a system gets it that hears one recording at a time: other recordings as their transcripts.
+
+    Args:
+        part: of a turn.
+        heard: the recording in question, which stays one; so does one without a transcript.
+    """
+    if isinstance(part, Speech) and part is not heard and part.transcript:
+        return part.transcript
+    return part

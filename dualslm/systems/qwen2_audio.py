@@ -10,7 +10,7 @@ import torch
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.systems.item import Answer, Item
+from dualslm.systems.item import Answer, Item, given
 
 MAX_SECONDS = 30  # its encoder hears no more, and its processor cuts off the rest without a word
 
@@ -104,14 +104,11 @@ def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:
 
 
 def _part(part: Part, heard: Speech) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if part is not heard and part.transcript:
-        return {"type": "text", "text": part.transcript}
-    return {"type": "audio", "audio_url": str(part.audio)}
+    got = given(part, heard)
+    return {"type": "text", "text": got} if isinstance(got, str) else {"type": "audio", "audio_url": str(got.audio)}
 
 
 def _heard(talk: Conversation, heard: Speech) -> list[Speech]:
     """The recordings that `messages` gives as audio, in order."""
     clips = [clip for turn in talk.turns if turn.role == "user" for clip in turn.speeches]
-    return [clip for clip in clips if clip is heard or not clip.transcript]
+    return [clip for clip in clips if given(clip, heard) is clip]

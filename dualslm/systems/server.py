@@ -18,7 +18,7 @@ from dualslm.audio import SAMPLE_RATE, load
 from dualslm.client import Client, key_of
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.systems.item import Answer, Item
+from dualslm.systems.item import Answer, Item, given
 
 
 class AudioServer:
@@ -75,12 +75,11 @@ def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:
 
 
 def _part(part: Part, heard: Speech) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if part is not heard and part.transcript:
-        return {"type": "text", "text": part.transcript}
-    assert part.audio is not None
-    return {"type": "input_audio", "input_audio": {"data": wav(part), "format": "wav"}}
+    got = given(part, heard)
+    if isinstance(got, str):
+        return {"type": "text", "text": got}
+    assert got.audio is not None
+    return {"type": "input_audio", "input_audio": {"data": wav(got), "format": "wav"}}
 
 
 def wav(speech: Speech) -> str:

@@ -213,8 +213,8 @@ def _has(arm: str, path: tuple[str, ...]) -> bool:
 
 def _rotated(found: Found) -> str:
     """Digits of every pair of speakers, each from a run that never heard them."""
-    names = {plans.CHOSEN.name: plans.CHOSEN, **{arm.name: arm for arm in plans.ROTATED}}
-    runs = [(arm, found[f"{name} seed 0"]["digits"]) for name, arm in names.items() if f"{name} seed 0" in found]
+    arms = (plans.CHOSEN, *plans.ROTATED)
+    runs = [(arm, found[key]["digits"]) for arm in arms if (key := f"{arm.name} seed 0") in found]
     if len(runs) < 2:
         return ""
     keys = (("words, L", "exact"), ("words, P and L", "exact"))
