@@ -66,11 +66,11 @@ def quantised(result: dict[str, Any]) -> str:
 def data_paths(result: dict[str, Any]) -> str:
     """Start-up, access and memory of manifests and caches."""
     said = [
-        f"`{result['command']}`; {result['rows']:,} rows, {result['parts']:,} parts; times are of the CPU.\n",
+        f"`{result['command']}`; {result['rows']:,} rows, {result['parts']:,} parts; {result['cores']} cores.\n",
         row("", "holds", "opened, s", "and listed, s", "MB", "a reading, ms", "99 of 100 within, ms", "MB more"),
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in ("manifest, first opening", "manifest", "cache"):
+    for name in ("manifest, first opening, one core", "manifest, first opening", "manifest", "cache"):
         one = result[name]
         holds = f"{one['talks']:,} talks" if "talks" in one else f"{one['recordings']:,} recordings"
         listed = f"{one['listed_s']:.1f}" if "listed_s" in one else ""

@@ -1,22 +1,28 @@
 """Where the talks of a manifest stand in it: found once, kept beside a large manifest, read in a second after that.
 
-Every line is checked when a manifest is first opened, 20 µs each. A manifest of some size gets an index,
-`.NAME.index.npz`, which holds for the very bytes of the manifest (their SHA-256) and for this version of the package;
-otherwise it is made anew. Where none can be written, the lines are gone through each time. No torch.
+Every line is checked when a manifest is first opened, 13 µs each; a large one is gone through in parts, by a process
+for each core. A manifest of some size gets an index, `.NAME.index.npz`, which holds for the very bytes of the manifest
+(their SHA-256) and for this version of the package; otherwise it is made anew. Where none can be written, the lines are
+gone through each time. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
+import sys
 import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path, PurePath
-from typing import Any
+from subprocess import DEVNULL, PIPE, Popen
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +32,15 @@ from dualslm.corpora import schema
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.recipe import TASK_KINDS, TaskKind
-from dualslm.tasks import TASKS, asks, left_out
+from dualslm.tasks import TASKS, last_clip, left_out
 
 PLACE = np.dtype([("task", "u1"), ("offset", "i8")])
 NAMES = tuple(TASKS)
 AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
 TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
 INDEXED = 1 << 24  # bytes: a smaller manifest is gone through as quickly
+PART = 1 << 25  # bytes: a smaller part is gone through before a process has started
+UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a path that pathlib writes otherwise: a//b, ./a, a/./b, a/
 MAIN_PROCESS = int(os.environ.get("RANK", "0")) == 0  # of torchrun or accelerate: an index has one writer
 
 
@@ -59,7 +67,7 @@ class Places:
         left_out: talks that are not given though a line asks for them, by task and reason.
         answers: lines with provenance.
         writers: the first provenance of every LLM that wrote answers.
-        heard: the recordings of the lines that give a talk, each once, as JSON: paths from the manifest's folder.
+        heard: the recordings of the lines that give a talk, each once (`names`): paths from the manifest's folder.
     """
 
     kinds: Mapping[TaskKind, NDArray[Any]]
@@ -75,7 +83,7 @@ def places(path: Path) -> Places:
     Raises:
         DualSLMError: a manifest that cannot be read, or a line that is no talk.
     """
-    return indexed(path) or _found(path)
+    return indexed(path) or _read(path)
 
 
 def indexed(path: Path) -> Places | None:
@@ -89,22 +97,35 @@ def indexed(path: Path) -> Places | None:
     index, key = path.with_name(f".{path.name}.index.npz"), _key(path)
     if (kept := _kept(index, key)) is not None:
         return kept
+    if MAIN_PROCESS:
+        print(f"{path}: every line is checked, once", file=sys.stderr, flush=True)
     found = _found(path)
     if MAIN_PROCESS:
         _keep(found, index, key)
     return found
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The lines of a manifest that are not blank, checked, each with its place in bytes.
 
+    Args:
+        path: of the manifest.
+        start: lines that begin before this byte are passed over.
+        stop: so are those that begin at this byte or after it.
+
     Raises:
-        DualSLMError: a manifest that cannot be read, or a line that is no talk.
+        DualSLMError: a manifest that cannot be read, or a line that is no talk; its number counts from the first
+            line that is given.
     """
-    offset = 0
     try:
         with path.open("rb") as file:
+            offset = start
+            if start:
+                file.seek(start - 1)
+                offset = start - 1 + len(file.readline())  # what is left of a line that began before
             for number, line in enumerate(file, 1):
+                if stop is not None and offset >= stop:
+                    return
                 if line.strip():
                     yield offset, _row(line, path, number)
                 offset += len(line)
@@ -131,41 +152,110 @@ def llm_of(provenance: Mapping[str, Any]) -> tuple[Any, Any]:
     return provenance.get("llm"), provenance.get("revision")
 
 
-# ---------------------------------------------------------------------- line by line
+# ---------------------------------------------------------------------- in parts
 
 
 def _found(path: Path) -> Places:
+    """The places of a large manifest's talks, found by several processes where it is worth starting them."""
+    size = path.stat().st_size
+    count = min(_cores(), size // PART)
+    if count < 2:
+        return _read(path)
+    cuts = [size * number // count for number in range(count + 1)]
+    parts = _at_once([[str(path), str(start), str(stop)] for start, stop in pairwise(cuts)])
+    if parts is None:  # a fault, which is named with its line by going through the lines in order
+        return _read(path)
+    return _joined([_unpacked(io.BytesIO(part)) for part in parts])
+
+
+def _cores() -> int:
+    """The cores for this process: those of the machine are shared with the other processes of a training."""
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return have // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _at_once(calls: Sequence[Sequence[str]]) -> list[bytes] | None:
+    """What `main` writes for each of some arguments; None where one of the processes failed.
+
+    Not `multiprocessing`: it starts the user's script again where that has no guard, or copies a process with threads.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "dualslm.places"]
+    started = [Popen([*command, *call], stdout=PIPE, stderr=DEVNULL, env=environment) for call in calls]
+    try:
+        written = [one.communicate()[0] for one in started]
+        return written if not any(one.returncode for one in started) else None
+    finally:
+        for one in started:
+            one.kill()
+
+
+def main() -> int:
+    """Goes through a part of a manifest: path, first byte, byte after the last; writes what it found, packed."""
+    path, start, stop = sys.argv[1:]
+    sys.stdout.buffer.write(_packed(_read(Path(path), int(start), int(stop))))
+    return 0
+
+
+def _joined(parts: Sequence[Places]) -> Places:
+    heard = dict.fromkeys(chain.from_iterable(names(part.heard) for part in parts))
+    writers = {llm_of(writer): writer for part in reversed(parts) for writer in reversed(part.writers)}
+    first = {llm_of(writer): None for part in parts for writer in part.writers}  # in the order of their first lines
+    return Places(
+        {kind: np.concatenate([part.kinds[kind] for part in parts]) for kind in TASK_KINDS},
+        sum((part.left_out for part in parts), Counter()),
+        sum(part.answers for part in parts),
+        [writers[llm] for llm in first],
+        _listed(heard),
+    )
+
+
+# ---------------------------------------------------------------------- line by line
+
+
+def _read(path: Path, start: int = 0, stop: int | None = None) -> Places:
     kinds = {kind: _Kind() for kind in TASK_KINDS}
     counts, writers, answers = Counter[str](), dict[Any, Mapping[str, Any]](), 0
     heard: dict[str, None] = {}
-    for offset, row in rows(path):
+    for offset, row in rows(path, start, stop):
         if "provenance" in row:
             answers += 1
             writers.setdefault(llm_of(row["provenance"]), row["provenance"])
-        out = left_out(row)
-        counts.update(f"{name}: {why}" for name, why in out.items())
+        if out := left_out(row):
+            counts.update(f"{name}: {why}" for name, why in out.items())
         given = list(talks_of(row, out))
         for kind, task in given:
             kinds[kind].task.append(task)
             kinds[kind].offset.append(offset)
         if given:
-            heard.update((name, None) for name in _audio(row))
+            heard.update(dict.fromkeys(_audio(row)))
     packed = {kind: one.packed() for kind, one in kinds.items()}
-    return Places(packed, counts, answers, list(writers.values()), json.dumps(list(heard)).encode())
+    return Places(packed, counts, answers, list(writers.values()), _listed(heard))
+
+
+def names(heard: bytes) -> list[str]:
+    """The paths of `Places.heard`."""
+    return heard.decode().split("\0") if heard else []
+
+
+def _listed(heard: Iterable[str]) -> bytes:
+    return "\0".join(heard).encode()  # no path holds this character
 
 
 def _audio(row: Mapping[str, Any]) -> Iterator[str]:
     for turn in row["turns"]:
         for part in turn["parts"]:
             if not isinstance(part, str) and part.get("audio"):
-                yield str(PurePath(part["audio"]))
+                name = part["audio"]
+                yield str(PurePath(name)) if UNTIDY.search(name) else name
 
 
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """A line of a manifest, checked."""
     try:
-        row = dict(schema.check(schema.parse(line), complete=False))
-        asks(row)
+        row: dict[str, Any] = schema.check(schema.parse(line), complete=False)
+        if "tasks" in row:
+            last_clip(row)
         return row
     except schema.Fault as fault:
         raise schema.at(path, number, fault) from fault
@@ -183,25 +273,43 @@ def _key(path: Path) -> str:
 
 
 def _keep(found: Places, index: Path, key: str) -> None:
-    told = {"key": key, "left_out": found.left_out, "answers": found.answers, "writers": found.writers}
-    texts = {"told": json.dumps(told).encode(), "heard": found.heard}
-    arrays: dict[str, Any] = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
-    arrays.update((str(kind), places) for kind, places in found.kinds.items())
     try:
-        with replacing(index) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+        with replacing(index) as partial:
+            partial.write_bytes(_packed(found, key))
     except OSError:  # a folder that is only to be read
         return
 
 
 def _kept(index: Path, key: str) -> Places | None:
     try:
-        with np.load(index) as file:  # no pickle is read
-            told = json.loads(file["told"].tobytes())
-            if told["key"] != key:
-                return None
-            kinds: dict[TaskKind, NDArray[Any]] = {kind: file[kind] for kind in TASK_KINDS}
-            heard = file["heard"].tobytes()
+        return _unpacked(io.BytesIO(index.read_bytes()), key)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return Places(kinds, Counter(told["left_out"]), told["answers"], told["writers"], heard)
+
+
+def _packed(found: Places, key: str = "") -> bytes:
+    told = {"key": key, "left_out": found.left_out, "answers": found.answers, "writers": found.writers}
+    texts = {"told": json.dumps(told).encode(), "heard": found.heard}
+    arrays: dict[str, Any] = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    arrays.update((str(kind), places) for kind, places in found.kinds.items())
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _unpacked(packed: BinaryIO, key: str = "") -> Places:
+    """The other way round.
+
+    Raises:
+        ValueError: of another key.
+    """
+    with np.load(packed) as file:  # no pickle is read
+        told = json.loads(file["told"].tobytes())
+        if told["key"] != key:
+            raise ValueError("of other bytes or another version")
+        kinds: dict[TaskKind, NDArray[Any]] = {kind: file[kind] for kind in TASK_KINDS}
+        return Places(kinds, Counter(told["left_out"]), told["answers"], told["writers"], file["heard"].tobytes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

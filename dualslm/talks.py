@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
 from dualslm.errors import DualSLMError
-from dualslm.places import AS_IT_IS, NAMES, llm_of, places, talks_of
+from dualslm.places import AS_IT_IS, NAMES, llm_of, names, places, talks_of
 from dualslm.places import TARGETS as TARGETS  # others import it from here
 from dualslm.places import rows as rows
 from dualslm.recipe import TASK_KINDS, TaskKind
@@ -164,7 +164,7 @@ def recordings(talks: Talks) -> list[str]:
 
 def _paths(folder: Path, heard: bytes) -> Iterator[str]:
     before = "" if folder == Path() else str(folder)
-    return (os.path.join(before, name) for name in json.loads(heard))
+    return (os.path.join(before, name) for name in names(heard))
 
 
 def transcripts(talks: Talks) -> Iterator[str]:

@@ -267,3 +267,27 @@ def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: 
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DualSLMError, match="line 5"):
         Talks([path])
+
+
+def test_a_large_manifest_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "kit")
+    lines = (tmp_path / "kit" / "train.jsonl").read_text().splitlines()
+    more = {**json.loads(lines[0]), "provenance": {"llm": "b"}, "id": "ä"}
+    waits = {"id": "w", "tasks": ["asr", "gender"], "turns": [{"role": "user", "parts": [{"audio": "./x//ü.wav"}]}]}
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n\n".join([*lines, json.dumps(more, ensure_ascii=False), json.dumps(waits)] * 3))
+    whole = places._read(path)
+    monkeypatch.setattr(places, "PART", 300)
+    for cores in (2, 7):
+        monkeypatch.setattr(places, "_cores", lambda cores=cores: cores)
+        with monkeypatch.context() as patch:
+            patch.setattr(places, "rows", None)  # this process looks at no line
+            parts = places._found(path)
+        assert (parts.heard, parts.left_out) == (whole.heard, whole.left_out)
+        assert (parts.answers, parts.writers) == (whole.answers, whole.writers) == (3, [{"llm": "b"}])
+        for kind, own in whole.kinds.items():
+            assert (parts.kinds[kind] == own).all()
+    with path.open("a") as file:
+        file.write("\n{}\n")
+    with pytest.raises(DualSLMError, match=f"line {2 * 3 * (len(lines) + 2)}: "):
+        places._found(path)

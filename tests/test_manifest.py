@@ -88,6 +88,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], Damage, str]] = {
     "a mistyped recording": (ANSWERED, put("turns.0.parts.1.text", "x"), "turns[0].parts[1].text"),
     "a recording of nothing": (OPEN, put(PART, {"caption": "sad"}), "turns[1].parts[0].audio"),
     "null for a path": (OPEN, put(f"{PART}.audio", None), "turns[1].parts[0].audio"),
+    "a path that no system has": (OPEN, put(f"{PART}.audio", "b\0.wav"), "turns[1].parts[0].audio"),
     "a list of words": (OPEN, put(f"{PART}.transcript", ["Hi"]), "turns[1].parts[0].transcript"),
     "labels in a list": (OPEN, put(f"{PART}.labels", ["sad"]), "turns[1].parts[0].labels"),
     "a raw label": (OPEN, put(f"{PART}.labels.gender", "M"), "turns[1].parts[0].labels.gender"),

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from dualslm.errors import DualSLMError
 
@@ -28,7 +28,6 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "tempo": ("slow", "normal", "fast"),
     "energy": LEVELS,
 }
-SPEECH_FIELDS = ("audio", "transcript", "caption", "labels", "choices", "measured")
 
 
 class Fault(ValueError):  # noqa: N818 - it becomes an error only with a file and a line
@@ -42,11 +41,19 @@ class Fault(ValueError):  # noqa: N818 - it becomes an error only with a file an
     """
 
     def __init__(self, field: str, wrong: str, *, got: object, do: str) -> None:
+        super().__init__(field, wrong)
         self.field, self.wrong, self.got, self.do = field, wrong, got, do
-        super().__init__(f"{field} {wrong}")
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.wrong}"
+
+    def within(self, outer: str) -> Fault:
+        """The same, seen from outside: checks know what they look at, and their callers where that stands."""
+        self.field = outer + ("." if self.field and self.field[0] != "[" else "") + self.field
+        return self
 
 
-def check(row: object, *, complete: bool = True) -> Mapping[str, Any]:
+def check(row: object, *, complete: bool = True) -> dict[str, Any]:
     """Gives a line of a manifest back when it is one.
 
     Args:
@@ -57,16 +64,12 @@ def check(row: object, *, complete: bool = True) -> Mapping[str, Any]:
         Fault: the first thing that is wrong.
     """
     if not isinstance(row, dict):
-        _fail("the line", "is not an object", row, "write one talk in braces on each line")
-    _known(row, "", ROW_FIELDS)
-    for name in ("id", "turns"):
-        if name not in row:
-            _fail(name, "is missing", "no such field", f"give every talk its {name}")
-    for name, value in row.items():
-        ROW_FIELDS[name](name, value)
+        _fail("is not an object", row, "write one talk in braces on each line", field="the line")
+    _record(row, ROW_FIELDS, ("id", "turns"))
     if ("kind" in row) == ("tasks" in row):
         got = "both" if "kind" in row else "neither"
-        _fail("kind", "or tasks must be given", got, "give kind to a talk with its answer, tasks to one without")
+        do = "give kind to a talk with its answer, tasks to one without"
+        _fail("or tasks must be given", got, do, field="kind")
     _end(row)
     if complete and "tasks" in row:
         _answerable(row)
@@ -84,7 +87,7 @@ def read(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             row = check(parse(line))
             if (key := hash(row["id"])) in seen:
-                _fail("id", "stands twice in the file", row["id"], "give every talk an id of its own")
+                _fail("stands twice in the file", row["id"], "give every talk an id of its own", field="id")
             seen.add(key)
         except Fault as fault:
             raise at(path, number, fault) from fault
@@ -113,7 +116,7 @@ def parse(line: bytes) -> object:
         Fault: it is not UTF-8, not JSON, or names a field twice.
     """
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        return _JSON.decode(line.decode("utf-8"))
     except Fault:
         raise
     except UnicodeDecodeError as error:
@@ -135,11 +138,11 @@ def at(path: Path, number: int, fault: Fault) -> DualSLMError:
 
 def _end(row: Mapping[str, Any]) -> None:
     """A talk ends with its answer, or with the spoken turn that its tasks are about."""
-    number, last = len(row["turns"]) - 1, row["turns"][-1]
     role = "assistant" if "kind" in row else "user"
-    if last["role"] != role:
+    if (got := row["turns"][-1]["role"]) != role:
         what = "kind: it ends with the answer" if "kind" in row else "tasks: it ends with the spoken turn"
-        _fail(f"turns[{number}].role", f"must be {role} in a talk with {what}", last["role"], f"end with the {role}")
+        field = f"turns[{len(row['turns']) - 1}].role"
+        _fail(f"must be {role} in a talk with {what}", got, f"end with the {role}", field=field)
 
 
 def _answerable(row: Mapping[str, Any]) -> None:
@@ -154,120 +157,133 @@ def _normal(turns: Sequence[Mapping[str, Any]]) -> None:
     for number, turn in enumerate(turns):
         for place, part in enumerate(turn["parts"]):
             for name, value in part.get("labels", {}).items() if isinstance(part, dict) else ():
-                if name in LABELS:
-                    _one_of(f"turns[{number}].parts[{place}].labels.{name}", value, LABELS[name])
+                if name in LABELS and value not in LABELS[name]:
+                    field = f"turns[{number}].parts[{place}].labels.{name}"
+                    _fail("is unknown", value, f"give one of {', '.join(LABELS[name])}", field=field)
 
 
 def _needs(task: str, number: int, parts: Sequence[Any]) -> None:
     """What a task asks of the last turn."""
     spoken = [(place, part) for place, part in enumerate(parts) if isinstance(part, dict) and "audio" in part]
-    where = f"turns[{number}].parts"
+    where, for_what = f"turns[{number}].parts", f"the task {task}"
     if not spoken:
-        _fail(where, "holds no recording", f"the task {task}", "end with a spoken turn")
+        _fail("holds no recording", for_what, "end with a spoken turn", field=where)
     for place, part in spoken:
-        if task in ("asr", "respond") and part.get("transcript") is None:
-            _fail(f"{where}[{place}].transcript", "is missing", f"the task {task}", "give it, or leave the task out")
-        if task not in ("asr", "respond") and task not in part.get("labels", {}):
-            _fail(f"{where}[{place}].labels.{task}", "is missing", f"the task {task}", "give it, or leave the task out")
+        if task in ("asr", "respond"):
+            field, given = "transcript", part.get("transcript") is not None
+        else:
+            field, given = f"labels.{task}", task in part.get("labels", {})
+        if not given:
+            _fail("is missing", for_what, "give it, or leave the task out", field=f"{where}[{place}].{field}")
 
 
 # ---------------------------------------------------------------------- fields
 
 
-def _text(field: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        _fail(field, "must be text that is not empty", value, "write it in quotes, or leave the field out")
+def _text(value: object) -> None:
+    if not isinstance(value, str) or not value or value.isspace():
+        _fail("must be text that is not empty", value, "write it in quotes, or leave the field out")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        _fail(field, "holds half a character", ascii(value), "write both halves of the pair")
+        _fail("holds half a character", ascii(value), "write both halves of the pair")
 
 
-def _system(field: str, value: object) -> None:
+def _path(value: object) -> None:
+    _text(value)
+    if "\0" in str(value):
+        _fail("must be a path", ascii(value), "leave the character of number 0 out")
+
+
+def _text_or_null(value: object) -> None:
     if value is not None:
-        _text(field, value)
+        _text(value)
 
 
-def _kind(field: str, value: object) -> None:
-    _one_of(field, value, KINDS)
+def _kind(value: object) -> None:
+    _one_of(value, KINDS)
 
 
-def _tasks(field: str, value: object) -> None:
+def _role(value: object) -> None:
+    _one_of(value, ROLES)
+
+
+def _tasks(value: object) -> None:
     if not isinstance(value, list) or not value:
-        _fail(field, "must be a list of tasks", value, f"name some of {', '.join(TASKS)}")
+        _fail("must be a list of tasks", value, f"name some of {', '.join(TASKS)}")
     for place, task in enumerate(value):
-        _one_of(f"{field}[{place}]", task, TASKS)
+        if task not in TASKS:
+            _fail("is unknown", task, f"give one of {', '.join(TASKS)}", field=f"[{place}]")
         if task in value[:place]:
-            _fail(f"{field}[{place}]", "stands twice", task, "name every task once")
+            _fail("stands twice", task, "name every task once", field=f"[{place}]")
 
 
-def _seconds(field: str, value: object) -> None:
+def _seconds(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        _fail(field, "must be a number above 0", value, "give the length of the last recording in s")
+        _fail("must be a number above 0", value, "give the length of the last recording in s")
 
 
-def _turns(field: str, value: object) -> None:
+def _turns(value: object) -> None:
     if not isinstance(value, list) or not value:
-        _fail(field, "must be a list of turns", value, "give at least one")
-    for place, turn in enumerate(value):
-        _turn(f"{field}[{place}]", turn)
+        _fail("must be a list of turns", value, "give at least one")
+    _items(value, _turn)
 
 
-def _turn(field: str, turn: object) -> None:
+def _turn(turn: object) -> None:
     if not isinstance(turn, dict):
-        _fail(field, "is not an object", turn, "give role and parts in braces")
-    _known(turn, f"{field}.", ("role", "parts"))
-    _one_of(f"{field}.role", turn.get("role"), ROLES)
-    parts = turn.get("parts")
-    if not isinstance(parts, list) or not parts:
-        _fail(f"{field}.parts", "must be a list of parts", parts, "give text or a recording")
-    for place, part in enumerate(parts):
-        _part(f"{field}.parts[{place}]", part)
+        _fail("is not an object", turn, "give role and parts in braces")
+    _record(turn, TURN_FIELDS, ("role", "parts"))
 
 
-def _part(field: str, part: object) -> None:
+def _parts(value: object) -> None:
+    if not isinstance(value, list) or not value:
+        _fail("must be a list of parts", value, "give text or a recording")
+    _items(value, _part)
+
+
+def _part(part: object) -> None:
     if not isinstance(part, dict):
-        return _text(field, part)
-    _known(part, f"{field}.", SPEECH_FIELDS)
+        return _text(part)
     if "audio" not in part and part.get("transcript") is None:
-        _fail(f"{field}.audio", "is missing", "no such field", "give the path of the recording")
-    for name in ("audio", "transcript", "caption"):
-        if part.get(name) is not None or (name == "audio" and name in part):
-            _text(f"{field}.{name}", part[name])
-    _labels(f"{field}.labels", part.get("labels", {}))
-    _choices(f"{field}.choices", part.get("choices", {}))
-    _object(f"{field}.measured", part.get("measured", {}))
+        _fail("is missing", "no such field", "give the path of the recording", field="audio")
+    _record(part, SPEECH_FIELDS, ())
 
 
-def _labels(field: str, labels: object) -> None:
+def _labels(labels: object) -> None:
     if not isinstance(labels, dict):
-        _fail(field, "is not an object", labels, 'write for example {"gender": "female"}')
+        _fail("is not an object", labels, 'write for example {"gender": "female"}')
     for name, value in labels.items():
-        _text(f"{field}.{name}", value)
+        try:
+            _text(value)
+        except Fault as fault:
+            raise fault.within(name) from None
 
 
-def _choices(field: str, choices: object) -> None:
-    for name, values in _object(field, choices).items():
+def _choices(choices: object) -> None:
+    for name, values in _object(choices).items():
         if not isinstance(values, list) or len(values) < 2:
-            _fail(f"{field}.{name}", "must be a list of values", values, "give two or more")
-        for place, value in enumerate(values):
-            _text(f"{field}.{name}[{place}]", value)
+            _fail("must be a list of values", values, "give two or more", field=name)
+        try:
+            _items(values, _text)
+        except Fault as fault:
+            raise fault.within(name) from None
 
 
-def _object(field: str, value: object) -> Mapping[str, Any]:
+def _object(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        _fail(field, "is not an object", value, "write names and values in braces")
+        _fail("is not an object", value, "write names and values in braces")
     return value
 
 
-def _flag(field: str, value: object) -> None:
+def _flag(value: object) -> None:
     if not isinstance(value, bool):
-        _fail(field, "is neither true nor false", value, "give one of the two")
+        _fail("is neither true nor false", value, "give one of the two")
 
 
-ROW_FIELDS: Mapping[str, Callable[[str, object], object]] = {
+Check: TypeAlias = Callable[[object], object]
+ROW_FIELDS: Mapping[str, Check] = {
     "id": _text,
     "kind": _kind,
     "tasks": _tasks,
-    "system": _system,
+    "system": _text_or_null,
     "turns": _turns,
     "corpus": _text,
     "speaker": _text,
@@ -279,20 +295,45 @@ ROW_FIELDS: Mapping[str, Callable[[str, object], object]] = {
     "early_stop": _flag,
     "provenance": _object,
 }
+TURN_FIELDS: Mapping[str, Check] = {"role": _role, "parts": _parts}
+SPEECH_FIELDS: Mapping[str, Check] = {
+    "audio": _path,
+    "transcript": _text_or_null,
+    "caption": _text_or_null,
+    "labels": _labels,
+    "choices": _choices,
+    "measured": _object,
+}
 
 
 # ---------------------------------------------------------------------- their parts
 
 
-def _known(row: Mapping[str, Any], prefix: str, fields: Sequence[str] | Mapping[str, Any]) -> None:
-    for name in row:
+def _record(row: Mapping[str, Any], fields: Mapping[str, Check], needed: Sequence[str]) -> None:
+    """An object of certain fields, each of its own kind."""
+    for name, value in row.items():
         if name not in fields:
-            _fail(f"{prefix}{name}", "is no field of it", name, f"it has {', '.join(fields)}")
+            _fail("is no field of it", name, f"it has {', '.join(fields)}", field=name)
+        try:
+            fields[name](value)
+        except Fault as fault:
+            raise fault.within(name) from None
+    for name in needed:
+        if name not in row:
+            _fail("is missing", "no such field", f"give its {name}", field=name)
 
 
-def _one_of(field: str, value: object, known: Sequence[str]) -> None:
+def _items(values: Sequence[object], check: Check) -> None:
+    for place, value in enumerate(values):
+        try:
+            check(value)
+        except Fault as fault:
+            raise fault.within(f"[{place}]") from None
+
+
+def _one_of(value: object, known: Sequence[str]) -> None:
     if value not in known:
-        _fail(field, "is unknown", value, f"give one of {', '.join(known)}")
+        _fail("is unknown", value, f"give one of {', '.join(known)}")
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -300,15 +341,18 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        _fail(twice, "stands twice in one object", twice, "keep one")
+        _fail("stands twice in one object", twice, "keep one", field=twice)
     return row
 
 
 def _no_constant(name: str) -> NoReturn:
-    _fail("the line", "is not JSON", name, "write a number")
+    _fail("is not JSON", name, "write a number", field="the line")
 
 
-def _fail(field: str, wrong: str, got: object, do: str) -> NoReturn:
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+
+
+def _fail(wrong: str, got: object, do: str, *, field: str = "") -> NoReturn:
     raise Fault(field, wrong, got=got, do=do)
 
 

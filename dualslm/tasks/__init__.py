@@ -48,7 +48,8 @@ def finished(row: Row, seed: int = 0) -> Iterator[Row]:
         ValueError: neither a kind nor known tasks; tasks and no spoken user turn at the end.
     """
     if asks(row):
-        yield from (one_task(row, name, seed) for name in row["tasks"] if not _waits(row, name))
+        out = left_out(row)
+        yield from (one_task(row, name, seed) for name in row["tasks"] if name not in out)
     else:
         yield row
 
@@ -76,8 +77,11 @@ def waiting(row: Row, seed: int = 0) -> Row | None:
 
 
 def left_out(row: Row) -> dict[str, str]:
-    """The tasks that a line asks for and that give no talk, each with the reason."""
-    return {name: why for name in row["tasks"] if (why := _waits(row, name))} if asks(row) else {}
+    """The tasks that a checked line asks for and that give no talk, each with the reason."""
+    if "tasks" not in row:
+        return {}
+    clip = last_clip(row)
+    return {name: why for name in row["tasks"] if (why := _waits(row, name, clip))}
 
 
 def last_clip(row: Row) -> Clip:
@@ -87,7 +91,7 @@ def last_clip(row: Row) -> Clip:
         ValueError: the line does not end with a spoken user turn.
     """
     last = row["turns"][-1] if row["turns"] else {"role": "no", "parts": []}
-    clips: list[Clip] = [part for part in last["parts"] if isinstance(part, Mapping)]
+    clips: list[Clip] = [part for part in last["parts"] if not isinstance(part, str)]
     if last["role"] != "user" or not clips or not clips[-1].get("audio"):
         raise ValueError("tasks, and no spoken user turn at the end")
     return clips[-1]
@@ -113,9 +117,9 @@ def asks(row: Row) -> bool:
     return True
 
 
-def _waits(row: Row, name: str) -> str | None:
-    """Why a task of a line gives no talk."""
-    clip, task = last_clip(row), TASKS[name]
+def _waits(row: Row, name: str, clip: Clip) -> str | None:
+    """Why a task of a line, whose last recording is given, gives no talk."""
+    task = TASKS[name]
     if (why := task.lacks(clip)) or task.answer(clip) is not None:
         return why
     said = (part for turn in row["turns"] for part in turn["parts"] if isinstance(part, Mapping))

@@ -57,7 +57,9 @@ class Attribute:
     def value(self, clip: Clip) -> str | None:
         """The recording's value in our spelling; None where it is not known."""
         label = (clip.get("labels") or {}).get(self.name)
-        text = "" if label is None else str(label).strip().lower()
+        if label is None:
+            return None
+        text = str(label).strip().lower()
         return self._own(clip).get(text, self.spellings.get(text, text)) or None
 
     def choices(self, clip: Clip) -> tuple[str, ...]:
@@ -67,6 +69,8 @@ class Attribute:
     def _own(self, clip: Clip) -> dict[str, str]:
         """The recording's own choices in our spelling, or in its own where two would fall together (calm, neutral)."""
         listed: Sequence[Any] = (clip.get("choices") or {}).get(self.name) or ()
+        if not listed:
+            return {}
         names = [str(one).lower() for one in listed]
         ours = [self.spellings.get(one, one) for one in names]
         return dict(zip(names, ours if len({*ours}) == len({*names}) else names, strict=True))
