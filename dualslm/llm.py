@@ -38,6 +38,8 @@ from dualslm.layers import quantised
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantise
 
+LOOKED_AT = 16  # tokens, to twice as many, of which `Pieces` makes text at each step
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -324,27 +326,45 @@ class FrozenLM(nn.Module):
 
 
 class Pieces:
-    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character."""
+    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
+
+    The last tokens alone are turned into text at each step, some of them shown before, because what a token is written
+    as may depend on the one before it (as vLLM and TGI do).
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.shown = ""
+        self.start, self.next_start = (
+            0,
+            0,
+        )  # of the tokens that are looked at, now and later: no character begins before
+        self.seen = ""  # the text of these tokens that was shown
+        self.shown = 0  # letters
 
     def add(self, token: int) -> str:
         """What can be shown now that this token has come; empty while a character is not whole."""
         self.ids.append(token)
-        text = text_of(self.tokenizer, self.ids)
-        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(self.shown)
-        return self._show(text) if whole else ""
+        text = text_of(self.tokenizer, self.ids[self.start :])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self.seen):
+            return ""
+        piece, self.seen = text[len(self.seen) :], text
+        self.shown += len(piece)
+        if len(self.ids) - self.next_start >= LOOKED_AT:
+            self._move_on()
+        return piece
 
     def rest(self) -> str:
         """What was held back, when no more tokens come."""
-        return self._show(text_of(self.tokenizer, self.ids))
-
-    def _show(self, text: str) -> str:
-        piece, self.shown = text[len(self.shown) :], text
+        piece = text_of(self.tokenizer, self.ids)[self.shown :]
+        self.shown += len(piece)
         return piece
+
+    def _move_on(self) -> None:
+        seen = text_of(self.tokenizer, self.ids[self.next_start :])
+        if seen.strip():  # otherwise a space that stands in front of a text would be lost
+            self.start, self.seen = self.next_start, seen
+            self.next_start = len(self.ids)
 
 
 class Draw:

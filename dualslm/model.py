@@ -268,6 +268,28 @@ class DualSLM(nn.Module):
             mind.capture()
         return model
 
+    def load_adapters(self, name: str | os.PathLike[str], *, revision: str | None = None) -> None:
+        """Goes on from trained adapters: their weights take the place of this model's own.
+
+        Args:
+            name: a folder that `save_pretrained` wrote, or a hub id.
+            revision: of the adapters on the hub.
+
+        Raises:
+            DualSLMError: no checkpoint there, adapters of other shapes, or between other frozen parts.
+        """
+        folder = checkpoint.find(name, revision=revision)
+        card = checkpoint.read_card(folder)
+        checkpoint.check_print(self.encoder, card.encoder_print, part="encoder", name=self.encoder.name)
+        checkpoint.check_print(self.llm, card.llm_print, part="LLM", name=self.llm.name)
+        theirs = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
+        if other := [line for part, own in self.settings.items() for line in _differences(part, theirs[part], own)]:
+            do = "write their values in the recipe, or begin from fresh ones"
+            raise DualSLMError(f"the adapters in {name} are of another build", got="; ".join(other), do=do)
+        strict_load(
+            self.adapters, checkpoint.read_weights(folder, str(self.llm.device)), what=f"the adapters in {name}"
+        )
+
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
         """Saves the adapters and their card; the frozen parts are named, not copied.
 
@@ -301,6 +323,13 @@ class DualSLM(nn.Module):
 def _audio(clip: Speech) -> Any:
     assert clip.audio is not None, "render() refuses a speech source without a recording"
     return clip.audio
+
+
+def _differences(part: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """What decides the build of an adapter and differs; a key that a card lacks is one that was not set."""
+    for key in sorted({*theirs, *own} - {"dropout"}):
+        if (theirs.get(key) or None) != (own.get(key) or None):
+            yield f"{part}.{key} {theirs.get(key)}, not {own.get(key)}"
 
 
 def _absolute(name: str) -> str:

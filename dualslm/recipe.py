@@ -96,6 +96,8 @@ class ModelRecipe:
     llm: str
     quantise: Quantise | None = None
     """Load the LLM's layers in fewer bits: "int8", or "nf4" (4 bits) for a small card."""
+    adapters: str | None = None
+    """Begin from these trained adapters, by hub id or folder, instead of fresh ones; their shapes must stand below."""
     paralinguistic: Paralinguistic = Paralinguistic()
     linguistic: Linguistic = Linguistic()
 

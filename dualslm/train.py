@@ -64,7 +64,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
 
 
 def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
-    """Loads the frozen parts, makes fresh adapters, and encodes what is not in the cache yet."""
+    """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
     talks, checks = read(recipe)
     torch.manual_seed(recipe.seed)
     model = DualSLM.from_parts(
@@ -75,6 +75,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         quantise=recipe.model.quantise,
         device=str(accelerator.device),
     )
+    if recipe.model.adapters is not None:
+        model.load_adapters(recipe.model.adapters)
     _check_writer(model, [*talks.values(), checks])
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
@@ -82,7 +84,7 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         features.build(model.encoder, _heard(talks, checks), folder, every_layer=model.every_layer)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
-    if model.para.standardise:
+    if model.para.standardise and recipe.model.adapters is None:  # trained ones keep their own scale
         learnt = (path for path in _heard(talks, None) if path in cache.rows)
         model.para.calibrate(map(cache.get, _some(learnt)))
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)

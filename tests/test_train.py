@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factory import save_llm
 from trainkit import make
 
 from dualslm.checkpoint import read_weights
@@ -250,4 +251,32 @@ def test_a_missing_manifest_leaves_no_run(calm: Recipe, tmp_path: Path) -> None:
     lost = replace(calm, data=replace(calm.data, train=(str(tmp_path / "none.jsonl"),)))
     with pytest.raises(DualSLMError, match="cannot read"):
         train(lost, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def begun(recipe: Recipe, adapters: Path, **stage: object) -> Recipe:
+    """The second stage alone, from the adapters of a folder."""
+    model = replace(recipe.model, adapters=str(adapters))
+    return replace(recipe, model=model, stages=(replace(recipe.stages[1], **stage),))
+
+
+def test_a_run_begins_from_trained_adapters(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    """A stage alone, from what the stage before it left, ends as it did in the whole run."""
+    last = train(begun(recipe, whole / "joint"), tmp_path / "run", device="cpu")
+    own, other = read_weights(last), read_weights(whole / "disentangle")
+    assert all(torch.equal(own[name], other[name]) for name in other)
+    assert DualSLM.from_pretrained(last).recipe["model"]["adapters"] == str(whole / "joint")
+
+
+def test_adapters_that_do_not_fit_are_refused(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    wider = begun(recipe, whole / "joint")
+    wider = replace(wider, model=replace(wider.model, linguistic=replace(recipe.model.linguistic, hidden=64)))
+    with pytest.raises(DualSLMError, match=r"of another build: got linguistic.hidden 32, not 64; write"):
+        train(wider, tmp_path / "run", device="cpu")
+    save_llm(tmp_path / "llm", seed=5)
+    other = replace(begun(recipe, whole / "joint").model, llm=str(tmp_path / "llm"))
+    with pytest.raises(DualSLMError, match="is not the LLM that these adapters were trained with"):
+        train(replace(recipe, model=other), tmp_path / "run", device="cpu")
+    with pytest.raises(DualSLMError, match=r"is not a dualslm checkpoint: got no config\.json"):
+        train(begun(recipe, tmp_path / "llm" / ".."), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
