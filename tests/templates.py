@@ -266,3 +266,17 @@ def finished(bpe: Tokenizer, family: Family) -> PreTrainedTokenizerFast:
     )
     fast.chat_template = family.template
     return fast
+
+
+def spaced(scheme: str) -> PreTrainedTokenizerFast:
+    """As SentencePiece models have it: a space is put before a text, and bytes stand in for the unknown."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    known = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=known, show_progress=False)
+    bpe.train_from_iterator([line.replace("\n", " ") for line in LINES], trainer)
+    bpe.add_special_tokens(["<s>", "</s>"])
+    return finished(bpe, FAMILIES["zephyr"])

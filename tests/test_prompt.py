@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from templates import FAMILIES, LINES, finished, tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from templates import FAMILIES, spaced, tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dualslm.conversation import SOURCES, Conversation, Speech, View
@@ -340,20 +339,6 @@ def test_a_template_set_anew_counts() -> None:
 
 
 # ---------------------------------------------------------------------- tokenizers that put a space before a text
-
-
-def spaced(scheme: str) -> PreTrainedTokenizerFast:
-    """As SentencePiece models have it: a space is put before a text, and bytes stand in for the unknown."""
-    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    bpe.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    known = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=known, show_progress=False)
-    bpe.train_from_iterator([line.replace("\n", " ") for line in LINES], trainer)
-    bpe.add_special_tokens(["<s>", "</s>"])
-    return finished(bpe, FAMILIES["zephyr"])
 
 
 @pytest.mark.parametrize("name", ["zephyr", "llama2", "mistral-v0.3", "none"])

@@ -254,10 +254,10 @@ def test_a_missing_manifest_leaves_no_run(calm: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def begun(recipe: Recipe, adapters: Path, **stage: object) -> Recipe:
+def begun(recipe: Recipe, adapters: Path) -> Recipe:
     """The second stage alone, from the adapters of a folder."""
     model = replace(recipe.model, adapters=str(adapters))
-    return replace(recipe, model=model, stages=(replace(recipe.stages[1], **stage),))
+    return replace(recipe, model=model, stages=recipe.stages[1:])
 
 
 def test_a_run_begins_from_trained_adapters(recipe: Recipe, whole: Path, tmp_path: Path) -> None:

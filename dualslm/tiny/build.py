@@ -32,9 +32,9 @@ from dualslm.tiny.recordings import Recordings, record
 from dualslm.train import train
 
 STEPS = ("llm", "encoder", "talks", "adapters", "eval")
-TALKS = ("train", "validation")
 RECIPE = Path("recipes/tiny.toml")
-RUN = "run"
+MORE_RECIPE = Path("recipes/tiny-more.toml")
+RUN, MORE = "run", "more"
 WITHOUT_ERR = "without-err"
 COMPARED = ("emotion", "energy")  # attributes that every stage is asked about
 
@@ -66,7 +66,7 @@ FULL = Size(
         "stretched": {"examples": 40_000, "steps": 1_500, "tokens_per_step": 4_096},
     },
     encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
-    talks={"train": 16_000, "validation": 300},
+    talks={"train": 16_000, "validation": 300, "more": 32_000},
     tested=500,
 )
 QUICK = Size(
@@ -77,7 +77,7 @@ QUICK = Size(
         "talks": 200,
     },
     encoder={"utterances": 60, "steps": 4, "batch": 4},
-    talks={"train": 24, "validation": 12},
+    talks={"train": 24, "validation": 12, "more": 12},
     tested=4,
     longest=4,
     stages={"steps": 2, "batch": 4, "warmup": 1},
@@ -150,17 +150,22 @@ def _pretrain(part: str, out: Path, size: dict[str, Any], device: str, processes
 # ---------------------------------------------------------------------- the adapters
 
 
-def _recipe(out: Path, size: Size) -> Recipe:
-    """The tiny recipe on the parts and the talks of this build."""
-    recipe = load(RECIPE)
-    parts = replace(recipe.model, encoder=str(_part(out, "encoder")), llm=str(_part(out, "llm")))
-    lines, checks = ((str(out / "talks" / f"{name}.jsonl"),) for name in TALKS)
-    data = replace(recipe.data, train=lines, validation=checks, features=str(out / "frames"))
-    stages = tuple(
-        replace(stage, **size.stages, also=tuple(str(out / "talks" / Path(path).name) for path in stage.also))
-        for stage in recipe.stages
+def _recipe(out: Path, size: Size, file: Path = RECIPE) -> Recipe:
+    """A recipe on the parts and the talks of this build."""
+    recipe = load(file)
+
+    def here(paths: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str(out / "talks" / Path(path).name) for path in paths)
+
+    begun = recipe.model.adapters and str(out / RUN / Path(recipe.model.adapters).name)
+    encoder, llm = (str(_part(out, name)) for name in ("encoder", "llm"))
+    lines, checks = here(recipe.data.train), here(recipe.data.validation)
+    return replace(
+        recipe,
+        model=replace(recipe.model, encoder=encoder, llm=llm, adapters=begun),
+        data=replace(recipe.data, train=lines, validation=checks, features=str(out / "frames")),
+        stages=tuple(replace(stage, **size.stages, also=here(stage.also)) for stage in recipe.stages),
     )
-    return replace(recipe, model=parts, data=data, stages=stages)
 
 
 def _part(out: Path, name: str) -> Path:
@@ -193,13 +198,13 @@ def _talks(out: Path, size: Size, device: str, processes: int) -> None:
 
 
 def _adapters(out: Path, size: Size, device: str) -> None:
-    """All stages with ERR and without; a run that was stopped goes on."""
+    """All stages with ERR, then more of the last one, and all without ERR; a run that was stopped goes on."""
     recipe = _recipe(out, size)
-    for name, experiment in ((RUN, recipe), (WITHOUT_ERR, without_err(recipe))):
-        folder = train(experiment, out / name, resume=True, device=device)
-        if name == RUN:
-            model = DualSLM.from_pretrained(folder, dtype=torch.float32, device=device)
-            model.save_pretrained(out / "adapters", encoder="../encoder", llm="../llm")
+    train(recipe, out / RUN, resume=True, device=device)
+    folder = train(_recipe(out, size, MORE_RECIPE), out / MORE, resume=True, device=device)
+    model = DualSLM.from_pretrained(folder, dtype=torch.float32, device=device)
+    model.save_pretrained(out / "adapters", encoder="../encoder", llm="../llm")
+    train(without_err(recipe), out / WITHOUT_ERR, resume=True, device=device)
 
 
 def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
