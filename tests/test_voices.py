@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,11 +94,13 @@ def test_a_missing_extra_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_voices
-def test_a_job_gives_the_same_bytes_in_any_order_and_process() -> None:
+def test_a_job_gives_the_same_bytes_in_any_order_and_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = some_jobs(40)
     first = list(render_many(jobs, 1, progress=False))
     backward = list(render_many(jobs[::-1], 1, progress=False))[::-1]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     elsewhere = list(render_many(jobs, 2, progress=False))
+    assert not list(tmp_path.iterdir()), "the processes leave nothing behind"
     for one, two, three in zip(first, backward, elsewhere, strict=True):
         assert one.tobytes() == two.tobytes() == three.tobytes()
 

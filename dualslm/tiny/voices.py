@@ -35,6 +35,7 @@ from dualslm.tiny.style import Style, parse_style
 RATE = 16_000  # Hz
 ESPEAK_RATE = 22_050  # Hz, espeak-ng's own
 MAX_SECONDS = 8.0  # the window of the tiny world's encoder
+FOLDER = "dualslm-voices-"
 JOBS_AT_ONCE = 16  # jobs sent to a process together
 
 PITCH_HZ = {"low": 93.0, "middle": 160.0, "high": 275.0}  # mean fundamental: 80-110, 140-185, 235-320 Hz
@@ -186,8 +187,15 @@ def render_many(jobs: Sequence[Job], processes: int, *, progress: bool = True) -
     if processes <= 1:
         yield from track(map(_render_job, jobs))
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER) as folder,  # the pool's processes end without tidying up
+        multiprocessing.get_context("spawn").Pool(processes, _keeps_files_in, (folder,)) as pool,
+    ):
         yield from track(pool.imap(_render_job, jobs, chunksize=JOBS_AT_ONCE))
+
+
+def _keeps_files_in(folder: str) -> None:
+    tempfile.tempdir = folder
 
 
 def _track(results: Iterator[NDArray[np.int16]], total: int) -> Iterator[NDArray[np.int16]]:
@@ -237,7 +245,7 @@ class _Espeak:
     def __init__(self) -> None:
         loader = _extra("espeakng_loader")
         self.library = loader.get_library_path()
-        self.folder = tempfile.TemporaryDirectory(prefix="dualslm-voices-", ignore_cleanup_errors=True)
+        self.folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
         self.data = Path(self.folder.name) / "espeak-ng-data"
         shutil.copytree(loader.get_data_path(), self.data, ignore=_not_english)
         self.variant = self.data / "voices" / "!v" / "v"
