@@ -107,7 +107,7 @@ def _closeness(model: DualSLM, frames: Frames, classes_V: Tensor) -> tuple[Tenso
     nearest_BLD = F.pad(tokens_VD, (0, 0, 1, 0))[best.indices]
     stray_BL = (heard_BLD - nearest_BLD).square().mean(-1) * best.values
     groups_B = -(-frames.lengths_B // model.ling.stack)
-    inside_BL = torch.arange(stray_BL.shape[1]) < groups_B[:, None]
+    inside_BL = torch.arange(stray_BL.shape[1], device=groups_B.device) < groups_B[:, None]
     return logits_BLV, STRAY * (stray_BL * inside_BL.to(device)).sum(1)
 
 

@@ -138,10 +138,9 @@ class Batch:
     @torch.no_grad()
     def step(self) -> list[tuple[Seat, int | None]]:
         """Draws the next token of every talk; None, and for talks of full length the last token, end the talk."""
-        drawn = [(seat, int(seat.draw(seat.logits_V[None])[0])) for seat in self.seats]
         told: list[tuple[Seat, int | None]] = []
         going, ids = [], []
-        for seat, token in drawn:
+        for seat, token in zip(self.seats, self._drawn(), strict=True):
             seat.left -= 1
             ended = token in self.llm.stops
             told.append((seat, None if ended else token))
@@ -152,6 +151,16 @@ class Batch:
         if going:
             self._read(ids)
         return told
+
+    def _drawn(self) -> list[int]:
+        """The next token of each: all likeliest ones at once, for each look at a number waits for the device."""
+        if not self.seats:
+            return []
+        likeliest: list[int] = torch.stack([seat.logits_V for seat in self.seats]).argmax(-1).tolist()
+        return [
+            token if seat.draw.greedy else int(seat.draw(seat.logits_V[None])[0])
+            for seat, token in zip(self.seats, likeliest, strict=True)
+        ]
 
     def leave(self, seat: Seat) -> None:
         """Takes a talk out before its reply has ended; nothing happens where it has left already."""
@@ -166,7 +175,8 @@ class Batch:
     def _read(self, ids: Sequence[int]) -> None:
         ids_B1 = torch.tensor(ids, device=self.llm.device)[:, None]
         self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._mask_BT[:, :1])], dim=1)
-        mask = None if bool(self._mask_BT.all()) else self._mask_BT
+        padded = any(len(seat.marks) + 1 < self._mask_BT.shape[1] for seat in self.seats)
+        mask = self._mask_BT if padded else None
         logits_BV = self.llm(self.llm.embed(ids_B1), mask, cache=self._cache)[:, -1]
         for seat, token, logits_V in zip(self.seats, ids, logits_BV, strict=True):
             seat.marks.append(token)

@@ -50,8 +50,14 @@ class Frames:
         """The encoder's output, which the paper's adapters read."""
         return self.layers_NBTD[-1]
 
+    def to(self, device: torch.device) -> Frames:
+        """The same on a device."""
+        return Frames(self.layers_NBTD.to(device), self.lengths_B.to(device))
+
     def pick(self, rows: Sequence[int]) -> Frames:
         """The frames of some of the clips, cut to the longest of them."""
+        if [*rows] == [*range(len(self.lengths_B))]:
+            return self
         index = torch.as_tensor(rows, device=self.lengths_B.device)
         lengths_B = self.lengths_B[index]
         return Frames(self.layers_NBTD[:, index, : int(lengths_B.max())], lengths_B)

@@ -14,14 +14,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import soundfile
@@ -42,6 +44,8 @@ PART = 256  # recordings in a part
 AT_ONCE = 16  # recordings in one call of the encoder
 OPEN_PARTS = 1024  # a mapped file and 50 kB each; opening one takes longer than reading ten recordings
 SPARE = 1.02  # a safetensors header and the lists take about this much beside the frames
+Listened: TypeAlias = tuple[dict[str, Any], NDArray[np.float32] | None]
+"""The row of a recording, and its samples where it can be read."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ def build(
     parts = [todo[start : start + PART] for start in range(0, len(todo), PART)]
     _check_room(folder, rule, todo, say)
     first = _free_number(folder, shard[0])
-    for number, part in enumerate(parts):
-        _write_part(encoder, part, _part(folder, shard[0], first + number), rule, every_layer)
-        say(f"features: part {number + 1} of {len(parts)}, {len(part)} recordings")
+    for number, listened in enumerate(_ahead(parts)):
+        _write_part(encoder, listened, _part(folder, shard[0], first + number), rule, every_layer)
+        say(f"features: part {number + 1} of {len(parts)}, {len(listened)} recordings")
     known = _listed(folder)
     return Counter(known[path].get("fault", "usable") for path in own)
 
@@ -209,11 +213,12 @@ def _read_list(part: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_part(encoder: SpeechEncoder, paths: Sequence[str], part: Path, rule: Rule, every_layer: bool) -> None:
+def _write_part(
+    encoder: SpeechEncoder, listened: Iterable[Listened], part: Path, rule: Rule, every_layer: bool
+) -> None:
     rows, frames = [], {}
     heard: list[tuple[dict[str, Any], NDArray[np.float32]]] = []
-    for path in paths:
-        row, samples = _listen(path)
+    for row, samples in listened:
         rows.append(row)
         if samples is not None:
             heard.append((row, samples))
@@ -233,7 +238,16 @@ def _write_part(encoder: SpeechEncoder, paths: Sequence[str], part: Path, rule: 
         raise _disk(error, part.parent) from error
 
 
-def _listen(path: str) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+def _ahead(parts: Sequence[Sequence[str]]) -> Iterator[list[Listened]]:
+    """The recordings of each part; those of the next one are read while the encoder is at work."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ahead = [pool.submit(_listen, path) for part in parts[:1] for path in part]
+        for following in [*parts[1:], []][: len(parts)]:
+            now, ahead = ahead, [pool.submit(_listen, path) for path in following]
+            yield [one.result() for one in now]
+
+
+def _listen(path: str) -> Listened:
     """The row of a recording, and its samples where it can be read."""
     try:
         samples = load(path)

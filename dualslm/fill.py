@@ -52,7 +52,7 @@ def rows(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> 
         adapt: one adapter's embeddings of each clip, without padding.
         hear: gives the frames of recordings.
     """
-    filled = _fill(prompts, adapt, hear)
+    filled = _fill(prompts, adapt, hear, llm.device)
     texts = _embed_texts(llm, [s for prompt in prompts for s in prompt.segments if isinstance(s, Text)])
     names: dict[tuple[Channel, int, int], int] = {}
     found = []
@@ -73,7 +73,7 @@ def _embed_texts(llm: FrozenLM, texts: Sequence[Text]) -> Iterator[tuple[Tensor,
     return zip(embeds_TD.split(lengths), targets_T.split(lengths), strict=True)
 
 
-def _fill(prompts: Sequence[Prompt], adapt: Adapt, hear: Hear) -> Filled:
+def _fill(prompts: Sequence[Prompt], adapt: Adapt, hear: Hear, device: torch.device) -> Filled:
     """Runs each adapter once over the distinct recordings that it is asked for."""
     wanted: dict[Channel, dict[int, Speech]] = {"para": {}, "ling": {}}
     for prompt in prompts:
@@ -84,7 +84,7 @@ def _fill(prompts: Sequence[Prompt], adapt: Adapt, hear: Hear) -> Filled:
     clips = list((wanted["para"] | wanted["ling"]).values())
     if not clips:
         return {}
-    frames, row = hear(clips), {id(clip): index for index, clip in enumerate(clips)}
+    frames, row = hear(clips).to(device), {id(clip): index for index, clip in enumerate(clips)}
     filled: dict[tuple[Channel, int], Tensor] = {}
     for channel, asked in wanted.items():
         if asked:

@@ -66,9 +66,15 @@ def checkpointed(model: nn.Module) -> None:
 
 
 def compiled(model: nn.Module) -> None:
-    """Compiles each layer; all are alike, so the first step alone is slow."""
+    """Compiles norms and feed-forward blocks of each layer; all are alike, so the first step alone is slow.
+
+    Attention is a fused kernel already. It knows its place in the cache, so that it, and a layer as a whole, would be
+    compiled anew for each layer, and after eight of them no more.
+    """
     for layer in decoder_layers(model):
-        layer.compile(dynamic=True)
+        for part in layer.children():
+            if not hasattr(part, "layer_idx"):
+                part.compile(dynamic=True)
 
 
 def sharded(model: nn.Module) -> None:

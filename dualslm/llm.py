@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from threading import get_ident
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
@@ -174,7 +175,7 @@ class FrozenLM(nn.Module):
         positions = None
         if mask_BT is not None:
             positions = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -embeds_BTD.shape[1] :]
-        with self._head_reads(keep_BT):
+        with self._head_reads(keep_BT), _attention(embeds_BTD.device):
             out = self.model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=mask_BT,
@@ -223,14 +224,14 @@ class FrozenLM(nn.Module):
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
         draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
-        ended = torch.zeros(len(logits_BV), dtype=torch.bool, device=logits_BV.device)
-        stops = torch.tensor(sorted(self.stops), device=logits_BV.device)
+        ended = [False] * len(logits_BV)
         with self._steps(read, how.max_new_tokens) as step:
             for left in reversed(range(how.max_new_tokens)):
                 ids_B = draw(logits_BV)
-                ended |= torch.isin(ids_B, stops)
-                yield [None if done else int(token) for token, done in zip(ids_B, ended.tolist(), strict=True)]
-                if bool(ended.all()) or not left:
+                ids = ids_B.tolist()  # the one time that a step waits for the device
+                ended = [done or token in self.stops for token, done in zip(ids, ended, strict=True)]
+                yield [None if done else token for token, done in zip(ids, ended, strict=True)]
+                if all(ended) or not left:
                     return
                 logits_BV = step(ids_B)
 
@@ -241,13 +242,12 @@ class FrozenLM(nn.Module):
             with self.captured.steps(read.cache, read.mask_BT, most) as step:
                 yield step
             return
-        mask_BT = read.mask_BT
+        mask_BT, padded = read.mask_BT, not bool(read.mask_BT.all())
 
         def plain(ids_B: Tensor) -> Tensor:
             nonlocal mask_BT
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
-            mask = None if bool(mask_BT.all()) else mask_BT
-            logits_BTV: Tensor = self(self.embed(ids_B[:, None]), mask, cache=read.cache)
+            logits_BTV: Tensor = self(self.embed(ids_B[:, None]), mask_BT if padded else None, cache=read.cache)
             return logits_BTV[:, -1]
 
         yield plain
@@ -410,6 +410,16 @@ def weights_hash(module: nn.Module) -> str:
         local = value.to_local() if hasattr(value, "to_local") else value
         digest.update(local.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps to kernels of attention that need no plan for each new shape, as cuDNN's does: every prompt is one."""
+    if device.type != "cuda":
+        return nullcontext()
+    kept: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return kept
 
 
 def _configured_stops(model: PreTrainedModel) -> frozenset[int]:

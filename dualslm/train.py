@@ -67,6 +67,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
     talks, checks = read(recipe)
     torch.manual_seed(recipe.seed)
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
     model = DualSLM.from_parts(
         recipe.model.encoder,
         recipe.model.llm,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from factory import FAMILIES, save_llm
 from torch import Tensor, nn
 
 from dualslm.errors import DualSLMError
-from dualslm.layers import checkpointed, decoder_layers, kept
+from dualslm.layers import checkpointed, compiled, decoder_layers, kept
 from dualslm.llm import FrozenLM
 from dualslm.recipe import Quantise
 from dualslm.tiny import WEIGHTS
@@ -57,6 +59,30 @@ def test_layers_computed_twice_give_the_same_gradient(family: str, tmp_path: Pat
         found.append(leaf.grad)
         checkpointed(model.model)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_compiling_is_done_once_for_all_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else layers after the eighth would run as they are: PyTorch compiles no code oftener than that."""
+    model = FrozenLM.from_pretrained(str(save_llm(tmp_path)))
+    layers = model.model.model.layers
+    for place in range(len(layers), 12):
+        layers.append(copy.deepcopy(layers[0]))
+        layers[place].self_attn.layer_idx = place
+    model.model.config.num_hidden_layers = 12
+    model.model.config.layer_types = ["full_attention"] * 12
+    embeds_BTD = model.embed(torch.arange(24).reshape(2, 12))
+    plain = gradient(model, embeds_BTD)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled(model.model)
+    read = model.prefill(list(embeds_BTD[:, :4]))
+    assert model.prefill(list(embeds_BTD[:, 4:]), read).mask_BT.shape == (2, 12)
+    torch.testing.assert_close(gradient(model, embeds_BTD), plain)
+    assert gradient(model, embeds_BTD[:, :9]).shape == (2, 9, plain.shape[-1])
+    counted = torch._dynamo.utils.counters
+    assert 2 <= counted["stats"]["unique_graphs"] <= 8
+    assert not counted["unimplemented"]
 
 
 def test_layers_that_cannot_be_told_apart_are_one_line() -> None:
