@@ -5,7 +5,8 @@ read before (`Pasts`); it leaves when its reply ends, without the others waiting
 one cache, padded on the left, where a mask and positions of its own keep every talk to itself: batched replies equal
 those alone (tested; greedy to the token, logits to 1e-4 in float32).
 
-An LLM whose cache forgets, as one with a sliding window, takes one talk at a time.
+An LLM whose cache forgets, as one with a sliding window, takes one talk at a time. Where the LLM's steps are to be
+captured (`captured.py`), they are while one talk is alone.
 
 Dimensions: B talks, H heads, T positions, D width, V vocabulary.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dualslm.captured import Step
 from dualslm.ears import Marked
 from dualslm.llm import Decoding, Draw, FrozenLM, Prefilled
 
@@ -118,11 +121,14 @@ class Batch:
         self.size = self.size if self.llm.keeps_every_position else 1
         self._cache = DynamicCache(config=self.llm.model.config)
         self._mask_BT = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)
+        self._room, self._ahead = ExitStack(), 0
+        self._step: Step | None = None
 
     @torch.no_grad()
     def join(self, prompt: Marked, how: Decoding) -> Seat:
         """Reads a prompt and gives it a seat."""
         assert len(self.seats) < self.size, "the batch is full"
+        self._settle()
         marks: list[Hashable] = list(prompt.marks)
         keep, known = self.pasts.shared(marks) if self.llm.keeps_every_position else (0, [])
         read = self.llm.prefill([prompt.embeds_TD[keep:]], _prefilled(self.llm, keep, known))
@@ -171,16 +177,38 @@ class Batch:
         """Forgets the talks that are being answered."""
         self.seats = []
         self._cache = DynamicCache(config=self.llm.model.config)
+        self._room, self._step, self._ahead = ExitStack(), None, 0
 
     def _read(self, ids: Sequence[int]) -> None:
-        ids_B1 = torch.tensor(ids, device=self.llm.device)[:, None]
-        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._mask_BT[:, :1])], dim=1)
-        padded = any(len(seat.marks) + 1 < self._mask_BT.shape[1] for seat in self.seats)
-        mask = self._mask_BT if padded else None
-        logits_BV = self.llm(self.llm.embed(ids_B1), mask, cache=self._cache)[:, -1]
+        ids_B = torch.tensor(ids, device=self.llm.device)
+        alone = len(ids) == 1 and self.llm.captured is not None
+        logits_BV = self._captured(ids_B) if alone else self._together(ids_B)
         for seat, token, logits_V in zip(self.seats, ids, logits_BV, strict=True):
             seat.marks.append(token)
             seat.logits_V = logits_V
+
+    def _together(self, ids_B: Tensor) -> Tensor:
+        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._mask_BT[:, :1])], dim=1)
+        padded = any(len(seat.marks) + 1 < self._mask_BT.shape[1] for seat in self.seats)
+        mask = self._mask_BT if padded else None
+        logits_BV: Tensor = self.llm(self.llm.embed(ids_B[:, None]), mask, cache=self._cache)[:, -1]
+        return logits_BV
+
+    def _captured(self, ids_B: Tensor) -> Tensor:
+        """A talk alone: its keys and values are in a room of their own until others come or it ends."""
+        assert self.llm.captured is not None
+        if self._step is None:
+            steps = self.llm.captured.steps(self._cache, self._mask_BT, self.seats[0].left)
+            self._step = self._room.enter_context(steps)
+        self._ahead += 1
+        return self._step(ids_B).clone()  # the next step writes over what a graph gave
+
+    def _settle(self) -> None:
+        """Puts what captured steps read into the cache."""
+        self._room.close()
+        ones_BT = self._mask_BT.new_ones(len(self._mask_BT), self._ahead)
+        self._mask_BT = torch.cat([self._mask_BT, ones_BT], dim=1)
+        self._step, self._ahead = None, 0
 
     def _add(self, read: Prefilled) -> None:
         """One more row; the shorter of the two is padded on the left."""
@@ -197,6 +225,7 @@ class Batch:
         """Removes the other rows, whose keys and values are kept for later, and padding that nobody needs."""
         if len(going) == len(self.seats):
             return
+        self._settle()
         for row, seat in enumerate(self.seats):
             if seat not in going and self.llm.keeps_every_position:
                 length = len(seat.marks)

@@ -12,9 +12,13 @@ from dualslm.llm import Decoding, FrozenLM
 from dualslm.table import table_only
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama", "mistral", "gemma2"])
+@pytest.fixture(scope="module", params=["qwen2", "llama", "mistral", "gemma2", "llama captured"])
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FrozenLM:
-    return FrozenLM.from_pretrained(str(save_llm(tmp_path_factory.mktemp("llm"), request.param)))
+    family, _, captured = request.param.partition(" ")
+    made = FrozenLM.from_pretrained(str(save_llm(tmp_path_factory.mktemp("llm"), family)))
+    if captured:
+        made.capture()
+    return made
 
 
 def prompts(llm: FrozenLM, lengths: list[int]) -> list[Marked]:
@@ -70,6 +74,28 @@ def test_logits_in_company_are_those_alone(llm: FrozenLM) -> None:
             ids = torch.tensor([mark for mark in seat.marks[len(row.marks) :] if isinstance(mark, int)])
             again = llm.prefill([torch.cat([row.embeds_TD, llm.embed(ids)])]).logits_BV[0]
             assert torch.allclose(seat.logits_V, again, atol=1e-4)
+
+
+def test_steps_of_a_talk_alone_are_captured(llm: FrozenLM) -> None:
+    if llm.captured is None:
+        pytest.skip("nothing is to be captured")
+    rows = prompts(llm, [30, 4])
+    batch, how = Batch(llm, 2), Decoding(12)
+    first = batch.join(rows[0], how)
+    read = first.positions
+    for _ in range(3):
+        batch.step()
+        assert batch._mask_BT.shape[1] == read, "what is drawn stands in the room"
+    batch.join(rows[1], how)
+    assert batch._mask_BT.shape == (2, read + 3)
+    while len(batch.seats) > 1:
+        batch.step()
+    (left,) = batch.seats
+    batch.step()
+    assert batch._mask_BT.shape[1] < left.positions + 12
+    free = sum(map(len, llm.captured.free.values()))
+    batch.leave(left)
+    assert sum(map(len, llm.captured.free.values())) == free + 1, "the room is for the next talk"
 
 
 def test_who_leaves_disturbs_nobody(llm: FrozenLM) -> None:

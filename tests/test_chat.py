@@ -80,7 +80,7 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
     for name, source in {"my molly": MOLLY, "angry": ANGRY, "happy": HAPPY, "lost": LOST}.items():
         shutil.copy(source, tmp_path / f"{name}.wav")
     (tmp_path / "bad.wav").write_bytes(b"RIFF, or so they say")
-    with Terminal(["dualslm.cli", "chat"], tmp_path) as screen:
+    with Terminal(["dualslm.cli", "chat", "--capture"], tmp_path) as screen:
         screen.wait_for("/help says more.*1 > ")
         screen.enter("'my molly.wav'")
         assert "That is a lovely name for a dog." in screen.wait_for(TIMES + "2 > ")

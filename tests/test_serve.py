@@ -186,3 +186,4 @@ def test_the_python_of_the_process_is_told_what_is_missing(capsys: pytest.Captur
     assert cli.main(["serve", "--vllm", "http://127.0.0.1:9/v1"]) == 2
     assert "vLLM at http://127.0.0.1:9/v1 does not answer" in capsys.readouterr().err
     assert cli.main(["serve", "--max-turns", "0"]) == 2
+    assert cli.main(["serve", "--capture", "--vllm", "http://127.0.0.1:9/v1"]) == 2
