@@ -139,14 +139,29 @@ class SpeechEncoder(nn.Module):
 
     def _encode_windows(self, waves: Sequence[NDArray[np.float32]], every_layer: bool) -> list[Tensor]:
         """The valid frames (N, T, D) of clips that fit in one window each."""
-        weight = self.whisper.conv1.weight
-        mel_WMT = self.features(
-            list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
-        ).input_features.to(weight)
+        mel_WMT = self.log_mel(waves).to(self.whisper.conv1.weight)
         out = self.whisper(mel_WMT, output_hidden_states=every_layer)
         kept = (*out.hidden_states[:-1], out.last_hidden_state) if every_layer else (out.last_hidden_state,)
         layers_NWTD = torch.stack(kept)
         return [layers_NWTD[:, row, : frame_count(len(wave))] for row, wave in enumerate(waves)]
+
+    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Log-mel spectrograms (W, M, T) of clips of at most a window, on the encoder's device, in float32.
+
+        What the feature extractor gives (tested), which pads on the CPU and brings its result back there: as long as
+        half of Whisper-large-v3's own work on a GPU.
+        """
+        device, how = self.whisper.conv1.weight.device, self.features
+        samples_WS = torch.zeros(len(waves), self.window_samples, device=device)
+        for row_S, wave in zip(samples_WS, waves, strict=True):
+            row_S[: len(wave)] = torch.from_numpy(wave).to(device)
+        window = torch.hann_window(how.n_fft, device=device)
+        bins_WFT = torch.stft(samples_WS, how.n_fft, how.hop_length, window=window, return_complex=True)
+        filters_FM = torch.from_numpy(how.mel_filters).to(device, torch.float32)
+        power_WMT = filters_FM.T @ (bins_WFT[..., :-1].abs() ** 2).contiguous()
+        log_WMT = power_WMT.clamp(min=1e-10).log10()
+        log_WMT = torch.maximum(log_WMT, log_WMT.amax((1, 2), keepdim=True) - 8.0)
+        return (log_WMT + 4.0) / 4.0
 
     @classmethod
     def from_pretrained(

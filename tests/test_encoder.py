@@ -38,6 +38,15 @@ def test_one_frame_for_each_20_ms(encoder: SpeechEncoder, samples: int) -> None:
     assert frames.last_BTD.shape == (1, frame_count(samples), encoder.width)
 
 
+def test_spectrograms_are_those_of_the_feature_extractor(encoder: SpeechEncoder) -> None:
+    waves = [noise(samples, seed) for seed, samples in enumerate((1, 400, 16_000, 33_333, encoder.window_samples))]
+    waves.append(np.zeros(8_000, np.float32))
+    theirs = encoder.features(waves, sampling_rate=16_000, return_tensors="pt").input_features
+    ours = encoder.log_mel(waves)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
 def test_the_company_in_a_batch_changes_nothing(encoder: SpeechEncoder) -> None:
     waves = [noise(n, n) for n in (500, 20_000, 150_000, 64_000, 3)]
     together = encoder.encode(waves, every_layer=True)
