@@ -5,31 +5,33 @@
 Weights are random and made on the device, so nothing is downloaded or read. The floor of a step is what its
 necessary FLOPs (`dualslm.plan`, `dualslm.shapes`) take at the rate of a large matrix product, or its bytes at the rate
 of a copy, both measured here. Beside each stands transformers' Qwen2-Audio class with an LLM of the same sizes: it is
-given finished mels, and at turn 10 it reads everything again, because it keeps nothing of a talk. `cpu` keeps the
-shares of work of `full` (`train_step.py`); `small` only shows that everything runs.
+given finished mels, and at turn 10 it reads everything again, because it keeps nothing of a talk. What does not fit the
+card says so; a batch that does not goes through the model in parts (`train_step.py`), and its row says how many samples
+at once. `cpu` keeps the shares of work of `full` (`train_step.py`); `small` only shows that everything runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from measuring import about, keep, memory_of, seconds_of, wait
-from rivals import AUDIO_TOKEN, Shape, Work, qwen2_audio, qwen2_audio_model
-from train_step import SHAPES, frozen_parts, ours
+from measuring import NO_ROOM, about, as_trained, attempt, fitting, forget, keep, memory_of, seconds_of, wait
+from rivals import AUDIO_TOKEN, Shape, Step, Work, qwen2_audio, qwen2_audio_model
+from train_step import OURS, SHAPES, frozen_parts, ours
 
 from dualslm import plan
 from dualslm.conversation import Speech
-from dualslm.llm import Decoding, Prefilled
+from dualslm.decoding import Decoding
+from dualslm.llm import Prefilled
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, Slot, Text
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Paralinguistic, Recipe, Stage
@@ -50,7 +52,7 @@ SIZES = {
 SYSTEM, CLOSE, REPLY, SPOKEN_S = 20, 4, 30, 5.0  # tokens, tokens, tokens, s: of a turn of the talks below
 TOKENS = 32  # decoded after the first one
 CLIPS = 16  # encoded at once
-RIVAL = "Qwen2-Audio (transformers)"
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,61 +90,72 @@ def rates(here: Machine, shape: Shape) -> Machine:
     return replace(here, flops=2 * rows * shape.d_llm * shape.ffn / product, bytes=2 * big / copy)
 
 
-def measure(name: str, shape: Shape, here: Machine, samples: int) -> Iterator[dict[str, Any]]:
-    """The rows of one LLM: ours first, then the class of transformers, never both in memory."""
+def measure(name: str, shape: Shape, here: Machine, samples: int) -> Iterator[Row]:
+    """The rows of one LLM: ours first, then again with the class of transformers beside them, never both in memory."""
     ears = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
     width = shape.d_llm // shape.heads
     mind = LLMShape(shape.d_llm, shape.layers, shape.heads, shape.kv_heads, width, shape.ffn, shape.vocabulary)
-    own = dict(_ours(shape, ears, mind, here, samples))
-    _forget(here)
-    theirs = dict(_theirs(shape, here, samples))
-    _forget(here)
-    for what, row in own.items():
-        yield {"llm": name, "what": what, **row, "rival": theirs.get(what)}
+    own = {}
+    for what, row in _ours(shape, ears, mind, here, samples):
+        own[what] = {"llm": name, "what": what, **row, "rival": None}
+        yield own[what]
+    forget()
+    for what, rival in _theirs(shape, here, samples):
+        yield own[what] | rival
+    forget()
 
 
-def _ours(
-    shape: Shape, ears: EncoderShape, mind: LLMShape, here: Machine, samples: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ours(shape: Shape, ears: EncoderShape, mind: LLMShape, here: Machine, samples: int) -> Iterator[tuple[str, Row]]:
     """Each measure with the floor of its FLOPs or bytes."""
     parts = frozen_parts(shape, here.device, here.dtype)
     for work in _works(samples):
-        step = ours(shape, work, here.device, here.dtype, parts)["ours"]
         floor = samples * _needed(shape, ears, mind, work) / here.flops
-        yield f"training step, {work.name}", {**_timed(step, here), "floor": floor, "bound": "FLOPs"}
+        took = _trained(ours(shape, work, here.device, here.dtype, parts)[OURS], work, here)
+        yield f"training step, {work.name}", {**took, "floor": floor, "bound": "FLOPs"}
     model = DualSLM(*parts, linguistic={"hidden": shape.hidden}).eval()
     model.llm.stops = frozenset()  # replies go on to the end
     clips = [_clip(number) for number in range(CLIPS)]
-    caching = _timed(lambda: model.hear(clips), here)
+    caching = _or_fault(lambda: _timed(lambda: model.hear(clips), here))
     yield f"encoding {CLIPS} clips", {**caching, "floor": CLIPS * ears.flops() / here.flops, "bound": "FLOPs"}
     new = round(SPOKEN_S * 10) + 16 + CLOSE
     for turn, before in ((1, SYSTEM), (10, SYSTEM + 9 * (new + REPLY))):
         floor = (ears.flops() + mind.forward(new, before + new) + 2 * mind.head) / here.flops
         least = (here.dtype.itemsize * (ears.weights + mind.body + mind.head)) / here.bytes
-        timed = {"seconds": min(_first(model, turn, here) for _ in range(here.rounds + 1))}
+        timed = _or_fault(partial(_first_of, model, turn, here))
         bound = "FLOPs" if floor > least else "bytes"
         yield f"first token, turn {turn}", {**timed, "floor": max(floor, least), "bound": bound}
     floor = here.dtype.itemsize * (mind.body + mind.head) / here.bytes
-    yield "a token", {**_token(model, here), "floor": floor, "bound": "bytes"}
+    yield "a token", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
     if here.device == "cuda":
         model.llm.capture()
-        yield "a token, captured", {**_token(model, here), "floor": floor, "bound": "bytes"}
+        yield "a token, captured", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
 
 
-def _theirs(shape: Shape, here: Machine, samples: int) -> Iterator[tuple[str, float]]:
+def _theirs(shape: Shape, here: Machine, samples: int) -> Iterator[tuple[str, Row]]:
     """Seconds of the same by the class of transformers."""
     model = qwen2_audio_model(shape, here.device, here.dtype)
     for work in _works(samples):
-        yield f"training step, {work.name}", here.quickest(qwen2_audio(shape, work, here.device, here.dtype, model))
-    first = {}
-    for turn in (1, 10):
-        asked = _asked(shape, turn, here)
-        with torch.no_grad():
-            first[turn] = here.quickest(lambda asked=asked: model(**asked).logits[:, -1].argmax(-1).tolist())
-        yield f"first token, turn {turn}", first[turn]
+        step = qwen2_audio(shape, work, here.device, here.dtype, model)
+        fits = fitting(partial(_quickest, step, here), samples)
+        yield f"training step, {work.name}", _rival(fits[1], fits[0]) if fits else _rival(None)
+    first = {turn: attempt(partial(_asked_first, model, shape, turn, here)) for turn in (1, 10)}
+    for turn, seconds in first.items():
+        yield f"first token, turn {turn}", _rival(seconds)
     more = {"max_new_tokens": TOKENS + 1, "min_new_tokens": TOKENS + 1, "do_sample": False}
-    whole = here.quickest(lambda: model.generate(**_asked(shape, 1, here), **more))
-    yield "a token", (whole - first[1]) / TOKENS
+    whole = attempt(lambda: here.quickest(lambda: model.generate(**_asked(shape, 1, here), **more)))
+    yield "a token", _rival((whole - first[1]) / TOKENS if whole and first[1] else None)
+
+
+def _rival(seconds: float | None, at_once: int | None = None) -> Row:
+    """What is told of the other class beside our row."""
+    if seconds is None:
+        return {"rival_fault": NO_ROOM}
+    return {"rival": seconds, **({"rival_at_once": at_once} if at_once else {})}
+
+
+def _or_fault(measured: Callable[[], Row]) -> Row:
+    found = attempt(measured)
+    return {"fault": NO_ROOM} if found is None else found
 
 
 # ---------------------------------------------------------------------- what is run
@@ -160,7 +173,16 @@ def _needed(shape: Shape, ears: EncoderShape, mind: LLMShape, work: Work) -> flo
     return plan.lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths).total
 
 
-def _timed(step: Callable[[], Any], here: Machine) -> dict[str, float]:
+def _trained(step: Step, work: Work, here: Machine) -> Row:
+    fits = fitting(lambda at_once: _timed(partial(step, at_once), here), work.samples, work.branches)
+    return {"fault": NO_ROOM} if fits is None else {**fits[1], "at_once": fits[0]}
+
+
+def _quickest(step: Step, here: Machine, at_once: int) -> float:
+    return here.quickest(partial(step, at_once))
+
+
+def _timed(step: Callable[[], Any], here: Machine) -> Row:
     seconds = here.quickest(step)
     with memory_of(here.device) as found:
         step()
@@ -197,7 +219,11 @@ def _first(model: DualSLM, turn: int, here: Machine) -> float:
     return seconds_of(lambda: model.llm.prefill(model.embed([said]), read).logits_BV.argmax(-1).tolist(), here.device)
 
 
-def _token(model: DualSLM, here: Machine) -> dict[str, float]:
+def _first_of(model: DualSLM, turn: int, here: Machine) -> Row:
+    return {"seconds": min(_first(model, turn, here) for _ in range(here.rounds + 1))}
+
+
+def _token(model: DualSLM, here: Machine) -> Row:
     """Seconds of a token after the first ones, at batch 1."""
     found = []
     for _ in range(here.rounds + 2):  # the first ones capture
@@ -230,10 +256,11 @@ def _asked(shape: Shape, turn: int, here: Machine) -> dict[str, torch.Tensor]:
     }
 
 
-def _forget(here: Machine) -> None:
-    gc.collect()
-    if here.device == "cuda":
-        torch.cuda.empty_cache()
+@torch.no_grad()
+def _asked_first(model: Any, shape: Shape, turn: int, here: Machine) -> float:
+    """Seconds to the first token of the class of transformers."""
+    asked = _asked(shape, turn, here)
+    return here.quickest(lambda: model(**asked).logits[:, -1].argmax(-1).tolist())
 
 
 def main() -> int:
@@ -247,6 +274,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     device = "cuda" if gpu else "cpu"
+    as_trained(device)
     here = Machine(device, torch.bfloat16 if gpu else torch.float32, args.rounds)
     shapes = {name: SIZES[args.size][name] for name in args.llm or SIZES[args.size]}
     here = rates(here, next(iter(shapes.values())))
@@ -259,9 +287,11 @@ def main() -> int:
         "copy_gb_s": here.bytes / 1e9,
         "rows": [],
     }
+    found: dict[tuple[str, str], Row] = {}
     for name, shape in shapes.items():
         for row in measure(name, shape, here, args.samples):
-            result["rows"].append(row)
+            found[name, row["what"]] = row  # a row comes again when there is a rival's time for it
+            result["rows"] = list(found.values())
             print(json.dumps(row), flush=True)
             keep(result, args.out)
     return 0

@@ -28,8 +28,8 @@ from measuring import about, keep
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech
+from dualslm.decoding import Decoding
 from dualslm.ears import Ears
-from dualslm.llm import Decoding
 from dualslm.session import Session
 from dualslm.tiny.world import LISTEN
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, counting FLOPs, the memory of a step, and result files."""
+"""What the benchmarks share: timing, counting FLOPs, memory, what does not fit it, and result files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import transformers
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+NO_ROOM = "does not fit"  # in place of a figure
+Found = TypeVar("Found")
 
 
 def about() -> dict[str, str]:
@@ -37,10 +43,60 @@ def keep(result: dict[str, Any], out: Path | None) -> None:
 
 
 def count_flops(step: Callable[[], Any]) -> int:
-    """FLOPs by PyTorch's counter, which sees attention only as plain products; it warms the step up as well."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """FLOPs by PyTorch's counter, of attention as plain products: fused kernels are counted differently, or not."""
+    fused = functional.scaled_dot_product_attention
+
+    def plain(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # within whatever the model itself asks for
+            return fused(*args, **kwargs)
+
+    with patch.object(functional, "scaled_dot_product_attention", plain), FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
+
+
+def as_trained(device: str) -> None:
+    """Products of float32 weights as training does them on a GPU: as TF32."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def attempt(do: Callable[[], Found]) -> Found | None:
+    """What it gives; None where the GPU's memory is too small for it."""
+    try:
+        return do()
+    except torch.OutOfMemoryError as error:
+        print(f"{NO_ROOM}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    forget()  # only here: an error holds the frames that it came through, and their tensors
+    return None
+
+
+def fitting(do: Callable[[int], Found], samples: int, together: int = 1) -> tuple[int, Found] | None:
+    """Does it with all samples at once, or half of them, a quarter and so on until it fits.
+
+    Args:
+        do: takes how many samples go through the model at once.
+        samples: in all.
+        together: so many neighbours are never parted.
+
+    Returns:
+        How many at once, and what was given; None where the fewest do not fit.
+    """
+    at_once = samples
+    while (found := attempt(partial(do, at_once))) is None:
+        if at_once % (2 * together):
+            return None
+        at_once //= 2
+    return at_once, found
+
+
+def forget() -> None:
+    """Gives back the memory of what is no longer needed; captured graphs hold the weights that they read."""
+    if torch.cuda.is_available():
+        torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def seconds_of(step: Callable[[], Any], device: str) -> float:

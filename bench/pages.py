@@ -54,11 +54,7 @@ def train_step(result: dict[str, Any]) -> str:
         own = [row for row in result["rows"] if row["work"] == work]
         said += [f"{work}:\n", _row("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB")]
         said += ["|---|" + "--:|" * 6]
-        for row in own:
-            took, counted = row["seconds"] / own[0]["seconds"], row["tflop"] / own[0]["tflop"]
-            numbers = (f"{row['seconds']:.3f}", f"{took:.2f}", f"{row['tflop']:.3f}", f"{counted:.2f}")
-            said.append(_row(row["step"], *numbers, f"{took / counted:.0%}", f"{row['memory_gb']:.2f}"))
-        said.append("")
+        said += [*(_row(*tables.step_cells(row, own[0], result["samples"])) for row in own), ""]
     return "\n".join(said)
 
 
@@ -98,7 +94,7 @@ def step_profile(result: dict[str, Any]) -> str:
     said = [
         f"`{result['command']}`; {result['machine']}; torch {result['torch']}; size {result['size']}, "
         f"{result['samples']} samples a step.\n",
-        _row("", *(row["work"] for row in rows)),
+        _row("", *(row["work"] + tables.in_parts(row.get("at_once"), result["samples"]) for row in rows)),
         "|---|" + "--:|" * len(rows),
     ]
     said += [_row(f"TFLOP: {name}", *(f"{row['parts'][name] / 1e12:.3f}" for row in rows)) for name in rows[0]["parts"]]

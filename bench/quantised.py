@@ -1,10 +1,11 @@
 """What an LLM in fewer bits costs: the loss of the same lessons through the tiny LLM, whole and quantised.
 
-    python bench/quantised.py [--count 200] [--out docs/results/quantised.json]
+    python bench/quantised.py [--count 200] [--device cpu|cuda] [--out docs/results/quantised.json]
 
 Held-out sentences in voices heard in training. Each is written down (through P and L, and from its transcript alone,
 which tells what the LLM itself loses) and answered. The adapters are the shipped ones, which learnt with the whole LLM;
-differences are paired by sentence, with a 95 % interval from resampling sentences.
+differences are paired by sentence, with a 95 % interval from resampling sentences. On a GPU each row also has the
+seconds of all sentences and the most memory that they took, and the whole LLM is in bfloat16 as it is run there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
+from measuring import about, forget, keep, memory_of, seconds_of
 
 from dualslm.conversation import Conversation, View
 from dualslm.layers import decoder_layers
@@ -27,6 +31,9 @@ from dualslm.recipe import Quantise
 from dualslm.tiny import ADAPTERS, world
 from dualslm.tiny.build import _record
 from dualslm.tiny.recordings import Recordings, Take
+
+Losses: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Nats and target tokens of each sentence."""
 
 AT_ONCE = 50
 WAYS: dict[str, tuple[str, View]] = {
@@ -41,34 +48,49 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    whole = DualSLM.from_pretrained(ADAPTERS, device="cpu")
-    recordings = _record(whole, "seen", args.count, 1)
-    found: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "n": args.count, "seed": 0, "rows": []}
-    before = {way: losses(whole, recordings, way) for way in WAYS}
+    recordings = _record(DualSLM.from_pretrained(ADAPTERS, device=args.device), "seen", args.count, 1)
+    found: dict[str, Any] = {**about(), "device": args.device, "n": args.count, "seed": 0, "rows": []}
+    before: dict[str, Losses] = {}
     for kind in (None, *get_args(Quantise)):
-        model = DualSLM.from_pretrained(ADAPTERS, device="cpu", quantise=kind) if kind else whole
-        size = sum(w.nbytes for layer in decoder_layers(model.llm.model) for w in layer.parameters())
-        for way in WAYS:
-            own = losses(model, recordings, way) if kind else before[way]
-            row = {"llm": kind or "whole, float32", "way": way, "layers_mb": size / 1e6, **compared(own, before[way])}
+        for row in measure(kind, recordings, args.device, before):
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
-    if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+            keep(found, args.out)
+        forget()
     return 0
 
 
+def measure(
+    kind: Quantise | None, recordings: Recordings, device: str, before: dict[str, Losses]
+) -> Iterator[dict[str, Any]]:
+    """The rows of one LLM, with the whole one's losses beside them; the whole one comes first and leaves its own."""
+    model = DualSLM.from_pretrained(ADAPTERS, device=device, quantise=kind)
+    size = sum(w.nbytes for layer in decoder_layers(model.llm.model) for w in layer.parameters())
+    name = kind or f"whole, {str(model.llm.dtype).removeprefix('torch.')}"
+    for way in WAYS:
+        own = losses(model, recordings, way)
+        row = {"llm": name, "way": way, "layers_mb": size / 1e6, **compared(own, before.setdefault(way, own))}
+        yield row | (_on_gpu(partial(losses, model, recordings, way)) if device == "cuda" else {})
+
+
+def _on_gpu(again: Callable[[], Any]) -> dict[str, float]:
+    with memory_of("cuda") as peak:
+        seconds = seconds_of(again, "cuda")
+    return {"seconds": seconds, "peak_mb": peak[0] / 1e6}
+
+
 @torch.no_grad()
-def losses(model: DualSLM, recordings: Recordings, way: str) -> tuple[np.ndarray, np.ndarray]:
+def losses(model: DualSLM, recordings: Recordings, way: str) -> Losses:
     """Nats and target tokens of each sentence."""
     kind, view = WAYS[way]
     talks = [_talk(take, kind, index) for index, take in enumerate(recordings.takes)]
     words = model.llm.tokenizer
     prompts = [render(talk, words, view, learns=frozenset(("para", "ling")), supervise="last") for talk in talks]
     parts = [model(prompts[at : at + AT_ONCE], recordings.hear) for at in range(0, len(prompts), AT_ONCE)]
-    nats = torch.cat([part.nll_B for part in parts]).double().numpy()
-    return nats, torch.cat([part.tokens_B for part in parts]).double().numpy()
+    nats = torch.cat([part.nll_B for part in parts]).double().cpu().numpy()
+    return nats, torch.cat([part.tokens_B for part in parts]).double().cpu().numpy()
 
 
 def _talk(take: Take, kind: str, index: int) -> Conversation:
@@ -79,7 +101,7 @@ def _talk(take: Take, kind: str, index: int) -> Conversation:
     return Conversation(world.LISTEN).user(take.speech).assistant(reply.text)
 
 
-def compared(own: tuple[np.ndarray, np.ndarray], before: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def compared(own: Losses, before: Losses) -> dict[str, Any]:
     """Nats a token, and how many more than the whole LLM's."""
     rng = np.random.default_rng(0)
     some = rng.integers(len(own[0]), size=(2000, len(own[0])))

@@ -2,7 +2,8 @@
 
 `qwen2_audio` and `voxtral` are transformers' own classes with only their projectors trained; `slam` and
 `ultravox` follow the published recipes of SLAM-ASR and of Ultravox on the same encoder and LLM as ours. All
-start from log-mels, as their training loops do, and take the loss as their classes do.
+start from log-mels, as their training loops do, and take the loss as their classes do. A batch that does not fit a
+card goes through the model in parts, whose gradients are summed.
 
 Dimensions: B samples, F mel frames, T tokens, D width.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,34 @@ class Work:
     branches: int
 
 
-Step = Callable[[], Tensor]
+class Step(Protocol):
+    """One optimiser step, which gives its loss."""
+
+    def __call__(self, at_once: int | None = None) -> Tensor:
+        """Steps; so many samples go through the model at once, all of them unless given."""
+
+
+def accumulated(loss: Callable[[slice], Tensor], adamw: torch.optim.AdamW, samples: int) -> Step:
+    """An optimiser step on the loss of some samples.
+
+    Args:
+        loss: the mean loss of a part of them; all have as many targets, so that the mean of parts is that of all.
+        adamw: what steps.
+        samples: in all.
+    """
+
+    def step(at_once: int | None = None) -> Tensor:
+        adamw.zero_grad()
+        size, shares = at_once or samples, []
+        for start in range(0, samples, size):
+            part = slice(start, min(start + size, samples))
+            share = loss(part) * ((part.stop - part.start) / samples)
+            share.backward()
+            shares.append(share.detach())
+        adamw.step()
+        return torch.stack(shares).sum()
+
+    return step
 
 
 @contextmanager
@@ -168,17 +196,16 @@ def qwen2_audio(shape: Shape, work: Work, device: str, dtype: torch.dtype, model
     mask_BF = (torch.arange(3000, device=device) < frames).long().expand(work.samples, -1)
     mel_BMF = _mel(shape, work, 3000, device, dtype)
 
-    def step() -> Tensor:
-        out = model(
-            input_ids=ids_BT,
-            input_features=mel_BMF,
-            feature_attention_mask=mask_BF,
-            attention_mask=torch.ones_like(ids_BT),
-            labels=labels_BT,
-        )
-        return _learn(out.loss, model)
+    def loss(part: slice) -> Any:
+        return model(
+            input_ids=ids_BT[part],
+            input_features=mel_BMF[part],
+            feature_attention_mask=mask_BF[part],
+            attention_mask=torch.ones_like(ids_BT[part]),
+            labels=labels_BT[part],
+        ).loss
 
-    return step
+    return accumulated(loss, _adamw(model), work.samples)
 
 
 def voxtral(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
@@ -197,17 +224,17 @@ def voxtral(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
         text_config={**shape.llama().to_dict(), "model_type": "llama"},
         audio_token_id=AUDIO_TOKEN,
     )
-    with torch.device(device):
+    with built(device, dtype):
         model = _frozen(VoxtralForConditionalGeneration(config), dtype, trained="multi_modal_projector")
     tokens = 1500 * shape.d_speech // config.audio_config.intermediate_size
     ids_BT, labels_BT = _prompt(shape, work, tokens, device)
     mel_BMF = _mel(shape, work, 3000, device, dtype)
 
-    def step() -> Tensor:
-        out = model(input_ids=ids_BT, input_features=mel_BMF, attention_mask=torch.ones_like(ids_BT), labels=labels_BT)
-        return _learn(out.loss, model)
+    def loss(part: slice) -> Any:
+        ids, whole = ids_BT[part], torch.ones_like(ids_BT[part])
+        return model(input_ids=ids, input_features=mel_BMF[part], attention_mask=whole, labels=labels_BT[part]).loss
 
-    return step
+    return accumulated(loss, _adamw(model), work.samples)
 
 
 def slam(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
@@ -221,33 +248,29 @@ def ultravox(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
 
 
 def _stacked(shape: Shape, work: Work, device: str, dtype: torch.dtype, *, frames: int, stack: int) -> Step:
-    with torch.device(device):
+    with built(device, dtype):
         encoder = _frozen(WhisperEncoder(shape.whisper()), dtype)
         llm = _frozen(Qwen2ForCausalLM(shape.qwen()), dtype)
+    with torch.device(device):
         adapter = nn.Sequential(
             nn.Linear(stack * shape.d_speech, shape.hidden), nn.ReLU(), nn.Linear(shape.hidden, shape.d_llm)
         )
     tokens = frames // stack
     ids_BT, labels_BT = _prompt(shape, work, tokens, device)
     mel_BMF = _mel(shape, work, 2 * frames, device, dtype)
-    adamw = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
 
-    def step() -> Tensor:
+    def loss(part: slice) -> Tensor:
         with torch.no_grad():
-            heard_BFS = _whisper(encoder, mel_BMF)
+            heard_BFS = _whisper(encoder, mel_BMF[part])
         grouped_BLS = heard_BFS[:, : tokens * stack].unflatten(1, (tokens, stack)).flatten(2)
-        embeds_BTD = llm.get_input_embeddings()(ids_BT)
+        embeds_BTD = llm.get_input_embeddings()(ids_BT[part])
         place = work.context
         speech_BLD = adapter(grouped_BLS.float()).to(dtype)
         filled_BTD = torch.cat([embeds_BTD[:, :place], speech_BLD, embeds_BTD[:, place + tokens :]], 1)
-        logits_BTV = llm(inputs_embeds=filled_BTD, attention_mask=torch.ones_like(ids_BT)).logits
-        loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
-        adamw.zero_grad()
-        loss.backward()
-        adamw.step()
-        return loss.detach()
+        logits_BTV = llm(inputs_embeds=filled_BTD, attention_mask=torch.ones_like(ids_BT[part])).logits
+        return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[part, 1:].flatten())
 
-    return step
+    return accumulated(loss, torch.optim.AdamW(adapter.parameters(), lr=1e-4), work.samples)
 
 
 def _whisper(encoder: WhisperEncoder, mel_BMF: Tensor) -> Tensor:
@@ -284,12 +307,5 @@ def _frozen(model: nn.Module, dtype: torch.dtype, *, trained: str = "") -> Any:
     return model.eval()
 
 
-def _learn(loss: Tensor, model: nn.Module) -> Tensor:
-    """Backward and one step of AdamW on what is trained; the optimiser lives with the model."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    if not hasattr(model, "adamw"):
-        model.adamw = torch.optim.AdamW(trained, lr=1e-4)
-    model.adamw.zero_grad()
-    loss.backward()
-    model.adamw.step()
-    return loss.detach()
+def _adamw(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)

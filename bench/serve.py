@@ -1,15 +1,17 @@
 """What a running talk takes, and what many at once give: time to the first token, tokens a second.
 
-    python bench/serve.py [--part latency talks vllm] [--size tiny|cpu|full ...] [--rounds 7] [--out RESULT.json]
+    python bench/serve.py [--part latency talks] [--size tiny|cpu|full ...] [--rounds 7] [--out RESULT.json]
 
 A talk of ten spoken turns goes through a `Session`. At the first and the last turn the same talk is answered in two
 other ways in the same run: its recordings known and everything read anew, and everything encoded and read anew, as
 others do who keep no state. `tiny` is the embedded model with its own clips; `cpu` and `full` have random weights and
 the shapes of bench/train_step.py, recordings of 4 s, and replies of 30 tokens that are given, because random weights
-say nothing that could be read again.
+say nothing that could be read again. On a GPU steps are captured, as `dualslm serve` can have them; the talk that warms
+up captures them.
 
-Parts `talks` and `vllm` are told in bench/throughput.py; `vllm` needs what `make test-vllm` installs.
-A part of the result file is one entry of `PARTS`; the others in the file stay as they are.
+Parts `talks` and `vllm` are told in bench/throughput.py; `vllm` needs what `make test-vllm` installs, and is measured
+only where it is asked for. A part of the result file is one entry of `PARTS`, written as soon as it is there; the
+others in the file stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import throughput
 import torch
+import vllmkit
 from factory import tokenizer
 from measuring import about, keep
 from rich.console import Console
 from rich.table import Table
+from rivals import built
 from train_step import SHAPES
 from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -39,9 +43,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
+from dualslm.decoding import Decoding
 from dualslm.ears import Ears
 from dualslm.encoder import SpeechEncoder
-from dualslm.llm import Decoding, FrozenLM, Prefilled
+from dualslm.llm import FrozenLM, Prefilled
 from dualslm.model import DualSLM
 from dualslm.prompt import render
 from dualslm.session import Session
@@ -56,13 +61,13 @@ OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all enco
 class Forced(FrozenLM):
     """An LLM that says what it is told, at the price of saying it."""
 
-    def decode(self, read: Prefilled, how: Decoding = HOW) -> Iterator[list[int | None]]:
+    def decode(self, read: Prefilled, how: Decoding = HOW) -> Generator[list[int | None]]:
         """Yields given tokens; each is read as a drawn one is."""
         ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: how.max_new_tokens]
-        for token in ids:
-            yield [token]
-            with torch.no_grad():
-                self(self.embed(torch.tensor([[token]], device=self.device)), cache=read.cache)
+        with torch.no_grad(), self._steps(read, len(ids) + 1) as step:
+            for token in ids:
+                yield [token]
+                step(torch.tensor([token], device=self.device))
 
 
 def made(size: str) -> tuple[DualSLM, list[Speech]]:
@@ -73,11 +78,10 @@ def made(size: str) -> tuple[DualSLM, list[Speech]]:
         return tiny.load(), [Speech(clip) for clip in clips[:TURNS]]
     shape, device = SHAPES[size], "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with torch.device(device):
-        ears = SpeechEncoder(
-            WhisperEncoder(shape.whisper()).to(dtype), WhisperFeatureExtractor(feature_size=shape.mels)
-        )
-        mind = Forced(Qwen2ForCausalLM(shape.qwen()).to(dtype), tokenizer())
+    with built(device, dtype):
+        whisper, llm = WhisperEncoder(shape.whisper()), Qwen2ForCausalLM(shape.qwen())
+    ears = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
+    mind = Forced(llm, tokenizer())
     rng = np.random.default_rng(0)
     waves = [0.1 * rng.standard_normal(round(16_000 * SECONDS)) for _ in range(TURNS)]
     model = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).eval()
@@ -119,7 +123,9 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
     found = []
     for size in args.size:
         model, clips = made(size)
-        list(one_talk(model, clips[:2]))  # warms up
+        if model.llm.device.type == "cuda":
+            model.llm.capture()
+        list(one_talk(model, clips))  # warms up
         rounds = []
         for number in range(args.rounds):
             rounds.append(list(one_talk(model, clips)))
@@ -171,11 +177,13 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--part", choices=list(PARTS), nargs="+", default=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), nargs="+", default=["latency", "talks"])
     parser.add_argument("--size", choices=["tiny", *SHAPES], nargs="+", default=["tiny", "full" if gpu else "cpu"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
+    if "vllm" in args.part and not vllmkit.python().exists():
+        parser.error(f"part vllm needs {vllmkit.python()}, which `make test-vllm` makes")
     result = json.loads(args.out.read_text()) if args.out is not None and args.out.exists() else {}
     for name in args.part:
         measure, show = PARTS[name]
@@ -185,9 +193,9 @@ def main() -> None:
             **measure(args),
             "took_s": round(time.perf_counter() - began),
         }
+        keep(result, args.out)
         for table in show(result[name]):
             Console().print(table)
-    keep(result, args.out)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python bench/step_profile.py [--size cpu|small|full] [--samples 8] [--out docs/results/step_profile.json]
 
 The same step, sizes and lengths as `train_step.py`. The first table shares the time among operators, by PyTorch's
-profiler. The second tells what the FLOPs are spent on, as `dualslm plan` counts them. `floor` is what the counted
-FLOPs would take at the rate of a bare product of the size that the LLM's feed-forward has, measured in the same run:
-no step that does this work can be quicker.
+profiler: on a GPU the kernels' own time, told apart by their names. The second tells what the FLOPs are spent on, as
+`dualslm plan` counts them. `floor` is what the counted FLOPs would take at the rate of a bare product of the size that
+the LLM's feed-forward has, measured in the same run: no step that does this work can be quicker.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about, count_flops, keep, seconds_of
+from measuring import NO_ROOM, about, as_trained, count_flops, fitting, forget, keep, seconds_of
 from rich.console import Console
 from rich.table import Table
+from rivals import Shape, Step, Work
+from tables import in_parts
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from train_step import SHAPES, Shape, Step, Work, ours, works
+from train_step import COUNTED, OURS, SHAPES, ours, works
 
 from dualslm.plan import Lengths, lesson_cost
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage
@@ -29,18 +34,34 @@ from dualslm.shapes import EncoderShape, LLMShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimiser": ("adam",)}
+KERNELS = {  # parts of kernels' names; the first group that has one counts, as fused attention is made of products
+    "attention": ("flash", "fmha", "attention", "sdpa"),
+    "optimiser": ("adam", "multi_tensor_apply"),
+    "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "cublas", "splitkreduce"),
+}
+REST = "everything else"
 
 
-def operators(step: Step) -> dict[str, float]:
+def operators(step: Step, at_once: int) -> dict[str, float]:
     """The share of a step's time in each group of operators."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with profile(activities=activities) as seen:
-        step()
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as seen:
+        step(at_once)
+    return shares(seen.key_averages(), gpu=gpu)
+
+
+def shares(events: Iterable[Any], *, gpu: bool) -> dict[str, float]:
+    """The share of each group, the largest first.
+
+    On a GPU a kernel's time stands in its own row, in that of the operator that started it, and in those of the marks
+    around both: only the first kind counts.
+    """
     times: Counter[str] = Counter()
-    for event in seen.key_averages():
-        took = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
-        name = event.key.removeprefix("aten::").lower()
-        times[_group(name)] += took
+    for event in events:
+        if not gpu:
+            times[_group(event.key.removeprefix("aten::").lower())] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            times[_kernel_group(event.key.lower())] += event.self_device_time_total
     return {name: took / times.total() for name, took in times.most_common()}
 
 
@@ -48,7 +69,11 @@ def _group(name: str) -> str:
     for group, words in GROUPS.items():
         if name in words or (words is not PRODUCTS and any(word in name for word in words)):
             return group
-    return "everything else"
+    return REST
+
+
+def _kernel_group(name: str) -> str:
+    return next((group for group, words in KERNELS.items() if any(word in name for word in words)), REST)
 
 
 def parts(shape: Shape, work: Work) -> dict[str, float]:
@@ -77,27 +102,33 @@ def rate(shape: Shape, rows: int, device: str, rounds: int) -> float:
     return 2 * x.shape[0] * weight.numel() / statistics.median(times)
 
 
-def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str, Any]]:
+def measure(size: str, samples: int, rounds: int, device: str) -> Iterator[dict[str, Any]]:
     """One row a workload."""
-    found = []
     for one in works(samples):
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        step = ours(SHAPES[size], one, device, dtype)["ours"]
-        flops = count_flops(step)
-        times, bare = [], []
-        for _ in range(rounds):
-            times.append(seconds_of(step, device))
-            bare.append(rate(SHAPES[size], samples * 100, device, rounds))
-        row = {"work": one.name, "seconds": statistics.median(times), "tflop": flops / 1e12}
-        floor = row["tflop"] * 1e12 / statistics.median(bare)
-        found.append({**row, "floor": floor, "parts": parts(SHAPES[size], one), "operators": operators(step)})
-    return found
+        yield _measured(SHAPES[size], one, rounds, device)
+        forget()
+
+
+def _measured(shape: Shape, work: Work, rounds: int, device: str) -> dict[str, Any]:
+    step = ours(shape, work, device, torch.bfloat16 if device == "cuda" else torch.float32)[OURS]
+    fits = fitting(step, work.samples, work.branches)
+    if fits is None:
+        raise SystemExit(f"{work.name}: {NO_ROOM}")
+    at_once, _ = fits
+    flops = count_flops(lambda: step(min(at_once, COUNTED)))
+    times, bare = [], []
+    for _ in range(rounds):
+        times.append(seconds_of(partial(step, at_once), device))
+        bare.append(rate(shape, work.samples * 100, device, rounds))
+    row = {"work": work.name, "seconds": statistics.median(times), "tflop": flops / 1e12, "at_once": at_once}
+    floor = flops / statistics.median(bare)
+    return {**row, "floor": floor, "parts": parts(shape, work), "operators": operators(step, at_once)}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Time by operator and work by part, one column a workload."""
     rows = result["rows"]
-    names = [row["work"] for row in rows]
+    names = [row["work"] + in_parts(row.get("at_once"), result["samples"]) for row in rows]
     times = Table("time, %", *names)
     for name in rows[0]["operators"]:
         times.add_row(name, *(f"{100 * row['operators'].get(name, 0):.0f}" for row in rows))
@@ -121,15 +152,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     device = "cuda" if gpu else "cpu"
-    result = {
-        **about(),
-        "size": args.size,
-        "samples": args.samples,
-        "rows": measure(args.size, args.samples, args.rounds, device),
-    }
+    as_trained(device)
+    result: dict[str, Any] = {**about(), "size": args.size, "samples": args.samples, "rows": []}
+    for row in measure(args.size, args.samples, args.rounds, device):
+        result["rows"].append(row)
+        keep(result, args.out)
     for table in tables(result):
         Console().print(table)
-    keep(result, args.out)
 
 
 if __name__ == "__main__":

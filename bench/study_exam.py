@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 
 from dualslm.conversation import Conversation, View
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.metrics import word_errors, words
 from dualslm.model import DualSLM
 from dualslm.prompt import render

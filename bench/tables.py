@@ -1,10 +1,40 @@
-"""Tables of full size, GPUs, small cards, large data and the server, from their result files (`pages.py`)."""
+"""Tables of full size, GPUs, small cards, large data and the server, from their result files (`pages.py`).
+
+A row that has a "fault" shows it in place of a figure; one whose samples did not go through the model all at once
+("at_once") says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
+
+
+def step_cells(one: dict[str, Any], own: dict[str, Any], samples: int) -> list[str]:
+    """One optimiser step: s, times ours, TFLOP, times ours, what of that is reached, GB."""
+    name = one["step"] + in_parts(one.get("at_once"), samples)
+    if "fault" in one:
+        return [name, one["fault"], *[""] * 5]
+    took, counted = _times(one, own, "seconds"), _times(one, own, "tflop")
+    reached = took / counted if took and counted else None
+    figures = ((one["seconds"], ".3f"), (took, ".2f"), (one["tflop"], ".3f"), (counted, ".2f"), (reached, ".0%"))
+    return [name, *(_shown(value, form) for value, form in figures), f"{one['memory_gb']:.2f}"]
+
+
+def _times(one: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
+    """How many times the other's; None where one of them is not known."""
+    value, unit = one.get(what), other.get(what)
+    return value / unit if value and unit else None
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def in_parts(at_once: int | None, samples: int) -> str:
+    """Said where a batch did not go through the model all at once."""
+    return "" if at_once in (None, samples) else f", {at_once} at once"
 
 
 def full_size(result: dict[str, Any]) -> str:
@@ -17,12 +47,22 @@ def full_size(result: dict[str, Any]) -> str:
         "|---|---|--:|--:|---|--:|--:|--:|--:|",
     ]
     for one in result["rows"]:
-        rival = one["rival"]
-        theirs = (f"{rival:.4f}", f"{rival / one['seconds']:.2f}") if rival else ("", "")
-        memory = f"{one['memory_gb']:.2f}" if one.get("memory_gb") else ""
-        times = (f"{one['seconds']:.4f}", f"{one['floor']:.4f}", one["bound"], f"{one['floor'] / one['seconds']:.0%}")
-        said.append(row(one["llm"], one["what"], *times, *theirs, memory))
+        name = one["what"] + in_parts(one.get("at_once"), result["samples"])
+        said.append(row(one["llm"], name, *_beside_floor(one), *_beside_rival(one, result["samples"])))
     return "\n".join([*said, ""])
+
+
+def _beside_floor(one: dict[str, Any]) -> tuple[str, ...]:
+    floor = (f"{one['floor']:.4f}", one["bound"])
+    if "fault" in one:
+        return one["fault"], *floor, ""
+    return f"{one['seconds']:.4f}", *floor, f"{one['floor'] / one['seconds']:.0%}"
+
+
+def _beside_rival(one: dict[str, Any], samples: int) -> tuple[str, ...]:
+    rival, times = one.get("rival"), _times({"seconds": one.get("rival")}, one, "seconds")
+    theirs = one.get("rival_fault") or _shown(rival, ".4f") + in_parts(one.get("rival_at_once"), samples)
+    return theirs, _shown(times, ".2f"), f"{one['memory_gb']:.2f}" if one.get("memory_gb") else ""
 
 
 def processes(result: dict[str, Any]) -> str:
@@ -50,16 +90,19 @@ def scaling(result: dict[str, Any]) -> str:
 
 
 def quantised(result: dict[str, Any]) -> str:
-    """Loss through the LLM in fewer bits."""
+    """Loss through the LLM in fewer bits; on a GPU its seconds and memory as well."""
+    on_gpu = {"seconds": "s", "peak_mb": "most in memory, MB"} if "seconds" in result["rows"][0] else {}
+    headings = on_gpu.values()
     said = [
         f"`{result['command']}`; n = {result['n']} sentences, seed {result['seed']}; nats a token, 95 % interval of "
         "the paired difference.\n",
-        row("LLM", "its layers, MB", "lesson", "loss", "more than whole"),
-        "|---|--:|---|--:|--:|",
+        row("LLM", "its layers, MB", "lesson", "loss", "more than whole", *headings),
+        "|---|--:|---|--:|--:|" + "--:|" * len(headings),
     ]
     for one in result["rows"]:
         more = f"{one['more']:+.5f} [{one['low']:+.5f}, {one['high']:+.5f}]" if one["more"] else ""
-        said.append(row(one["llm"], f"{one['layers_mb']:.2f}", one["way"], f"{one['loss']:.5f}", more))
+        measured = (f"{one[name]:.2f}" for name in on_gpu)
+        said.append(row(one["llm"], f"{one['layers_mb']:.2f}", one["way"], f"{one['loss']:.5f}", more, *measured))
     return "\n".join([*said, ""])
 
 

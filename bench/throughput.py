@@ -36,9 +36,9 @@ from vllmkit import NAME, serving
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
+from dualslm.decoding import Decoding
 from dualslm.heard import ASKED
 from dualslm.inprocess import InProcess
-from dualslm.llm import Decoding
 from dualslm.model import DualSLM
 from dualslm.serve.front import Ask, Front
 from dualslm.tiny.world import LISTEN

@@ -5,28 +5,31 @@
 No step has dropout but the one that says so: others train without, and on a CPU it keeps attention from the fused
 kernel. `cpu` keeps the shares of work that encoder, LLM body and output head have at Whisper-large-v3 and Qwen2.5-7B
 (`full`); `small` only shows that everything runs. Prints seconds, ratios, the FLOPs that PyTorch counts, the
-ratio that they predict and the share of it that is reached, and the memory of a step.
+ratio that they predict and the share of it that is reached, and the memory of a step. A batch that does not fit the
+card goes through the model in halves, quarters and so on, whose gradients are summed: a row says how many samples at
+once, or that not even few fit.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import torch
 from factory import tokenizer
-from measuring import about, count_flops, keep, memory_of, seconds_of
+from measuring import NO_ROOM, about, as_trained, attempt, count_flops, fitting, forget, keep, memory_of, seconds_of
 from rich.console import Console
 from rich.table import Table
-from rivals import Shape, Step, Work, built, qwen2_audio, slam, ultravox, voxtral
+from rivals import Shape, Step, Work, accumulated, built, qwen2_audio, slam, ultravox, voxtral
+from tables import step_cells
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -44,6 +47,10 @@ SHAPES = {
     "full": Shape(1280, 32, 20, 5120, 128, 3584, 28, 28, 4, 18944, 152064, 2048),
 }
 CALM = 2.0  # a prefix is never worth it
+COUNTED = 4  # samples at once while FLOPs are counted: plain products of attention need much memory
+OURS = "ours"
+Row: TypeAlias = dict[str, Any]
+Makers: TypeAlias = Iterator[tuple[str, Callable[[], dict[str, Step]]]]
 RIVALS: dict[str, Callable[[Shape, Work, str, torch.dtype], Step]] = {
     "Qwen2-Audio (transformers)": qwen2_audio,
     "Voxtral (transformers)": voxtral,
@@ -80,30 +87,24 @@ def ours(
     model = DualSLM(ears, mind, paralinguistic={"dropout": 0.0}, linguistic={"hidden": shape.hidden}).train()
     dropping = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).train()
     adamw = torch.optim.AdamW([*model.adapters.parameters(), *dropping.adapters.parameters()], lr=1e-4)
-    frames, live = _frames(shape, work, device), model.hear
+    frames, together = _frames(shape, work, device), _prompts(shape, work, work.branches)
 
-    def step(loss: Callable[[list[Prompt]], Loss], branches: int) -> Step:
-        prompts = _prompts(shape, work, branches)
+    def step(
+        loss: Callable[[list[Prompt], Hear], Loss], prompts: list[Prompt] = together, *, live: bool = False
+    ) -> Step:
+        def mean(part: slice) -> torch.Tensor:
+            cached = Frames(frames.layers_NBTD[:, part], frames.lengths_B[part])
+            return loss(prompts[part], model.hear if live else lambda _: cached).mean
 
-        def run() -> torch.Tensor:
-            adamw.zero_grad()
-            value = loss(prompts).mean
-            value.backward()
-            adamw.step()
-            return value.detach()
-
-        return run
-
-    def cached(clips: Any) -> Frames:
-        return frames
+        return accumulated(mean, adamw, work.samples)
 
     return {
-        "ours": step(lambda some: model(some, cached), work.branches),
-        "- a prefix shared": step(lambda some: model(some, cached), 1),
-        "- the gradient-free prefix": step(lambda some: model(some, cached, worth=CALM), work.branches),
-        "- logits at targets alone": step(lambda some: _all_logits(model, some, cached), work.branches),
-        "- the cache of frames": step(lambda some: model(some, live), work.branches),
-        "+ dropout in P": step(lambda some: dropping(some, cached), work.branches),
+        OURS: step(model),
+        "- a prefix shared": step(model, _prompts(shape, work, 1)),
+        "- the gradient-free prefix": step(partial(model, worth=CALM)),
+        "- logits at targets alone": step(partial(_all_logits, model)),
+        "- the cache of frames": step(model, live=True),
+        "+ dropout in P": step(dropping),
     }
 
 
@@ -142,32 +143,62 @@ def _prompts(shape: Shape, work: Work, branches: int) -> list[Prompt]:
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(size: str, samples: int, rounds: int, device: str) -> list[dict[str, Any]]:
-    """Every step of every workload: seconds (median), FLOPs, memory."""
+def measure(size: str, samples: int, rounds: int, device: str) -> Iterator[Row]:
+    """Every step of every workload: seconds (median), FLOPs, memory. One maker's models are in memory at a time."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    found = []
     for work in works(samples):
-        makers: dict[str, Callable[[], dict[str, Step]]] = {
-            "ours": lambda work=work: ours(SHAPES[size], work, device, dtype)
-        }
-        for name, make in RIVALS.items():
-            makers[name] = lambda name=name, make=make, work=work: {name: make(SHAPES[size], work, device, dtype)}
-        for make_steps in makers.values():
-            steps = make_steps()
-            counts = {name: count_flops(step) for name, step in steps.items()}
-            times: dict[str, list[float]] = {name: [] for name in steps}
-            for _ in range(rounds):
-                for name, step in steps.items():
-                    times[name].append(seconds_of(step, device))
-            for name, step in steps.items():
-                with memory_of(device) as memory:
-                    step()
-                row = {"work": work.name, "step": name, "seconds": statistics.median(times[name])}
-                found.append({**row, "tflop": counts[name] / 1e12, "memory_gb": memory[0] / 1e9})
-                Console(stderr=True).print(f"{work.name}: {name} {row['seconds']:.3f} s")
-            del steps
-            gc.collect()
-    return found
+        for maker, make in _makers(SHAPES[size], work, device, dtype):
+            together = work.branches if maker == OURS else 1
+            for name, row in _side_by_side(maker, make, work.samples, together, rounds, device):
+                yield {"work": work.name, "step": name, **row}
+            forget()
+
+
+def _makers(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Makers:
+    yield OURS, partial(ours, shape, work, device, dtype)
+    for name, make in RIVALS.items():
+        yield name, partial(_alone, name, partial(make, shape, work, device, dtype))
+
+
+def _alone(name: str, make: Callable[[], Step]) -> dict[str, Step]:
+    return {name: make()}
+
+
+def _side_by_side(
+    maker: str, make: Callable[[], dict[str, Step]], samples: int, together: int, rounds: int, device: str
+) -> Iterator[tuple[str, Row]]:
+    """A row for each step of one maker, timed in turns."""
+    steps = attempt(make)
+    if steps is None:
+        yield maker, {"fault": NO_ROOM}
+        return
+    rows = {name: _begun(step, samples, together, device) for name, step in steps.items()}
+    times: dict[str, list[float | None]] = {name: [] for name, row in rows.items() if "fault" not in row}
+    for _ in range(rounds):
+        for name, took in times.items():
+            run = partial(steps[name], rows[name]["at_once"])
+            took.append(attempt(partial(seconds_of, run, device)))
+    for name, row in rows.items():
+        seconds = [one for one in times.get(name, []) if one is not None]
+        yield name, {"seconds": statistics.median(seconds), **row} if seconds else {"fault": NO_ROOM}
+
+
+def _begun(step: Step, samples: int, together: int, device: str) -> Row:
+    """How many samples at once fit, and with them FLOPs and memory."""
+    fits = fitting(partial(_peak, step, device), samples, together)
+    if fits is None:
+        return {"fault": NO_ROOM}
+    at_once, peak = fits
+    flops = attempt(lambda: count_flops(lambda: step(min(at_once, COUNTED))))
+    return {"tflop": None if flops is None else flops / 1e12, "memory_gb": peak / 1e9, "at_once": at_once}
+
+
+def _peak(step: Step, device: str, at_once: int) -> int:
+    """Bytes of a step, the optimiser's own among them."""
+    step(at_once)
+    with memory_of(device) as found:
+        step(at_once)
+    return found[0]
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -176,14 +207,12 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         table = Table("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB", title=name)
         own = [row for row in result["rows"] if row["work"] == name]
         for row in own:
-            took, counted = row["seconds"] / own[0]["seconds"], row["tflop"] / own[0]["tflop"]
-            cells = (f"{row['seconds']:.3f}", f"{took:.2f}", f"{row['tflop']:.3f}", f"{counted:.2f}")
-            table.add_row(row["step"], *cells, f"{took / counted:.0%}", f"{row['memory_gb']:.2f}")
+            table.add_row(*step_cells(row, own[0], result["samples"]))
         yield table
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures, writes the rows as they come and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
     parser.add_argument("--size", choices=list(SHAPES), default="full" if gpu else "cpu")
@@ -192,16 +221,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     device = "cuda" if gpu else "cpu"
-    result = {
-        **about(),
-        "size": args.size,
-        "samples": args.samples,
-        "rounds": args.rounds,
-        "rows": measure(args.size, args.samples, args.rounds, device),
-    }
+    as_trained(device)
+    settings = {"size": args.size, "samples": args.samples, "rounds": args.rounds}
+    result: dict[str, Any] = {**about(), **settings, "rows": []}
+    for row in measure(args.size, args.samples, args.rounds, device):
+        result["rows"].append(row)
+        keep(result, args.out)
+        Console(stderr=True).print(f"{row['work']}: {row['step']} {row.get('seconds', row.get('fault'))}")
     for table in tables(result):
         Console().print(table)
-    keep(result, args.out)
 
 
 if __name__ == "__main__":

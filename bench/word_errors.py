@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, View
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.metrics import word_errors, words
 from dualslm.model import DualSLM
 from dualslm.prompt import render

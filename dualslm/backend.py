@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
+    from dualslm.decoding import Decoding
     from dualslm.ears import Marked
-    from dualslm.llm import Decoding
 
 Reason: TypeAlias = Literal["stop", "length"]
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dualslm.captured import Step
+from dualslm.decoding import Decoding, Draw
 from dualslm.ears import Marked
-from dualslm.llm import Decoding, Draw, FrozenLM, Prefilled
+from dualslm.llm import FrozenLM, Prefilled
 
 KeysValues: TypeAlias = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, T, D) of each layer."""

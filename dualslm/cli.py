@@ -319,7 +319,7 @@ def _made(text: str, style: str) -> Utterance:
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:
     """Gives the reply to a talk; unless it is wanted as JSON, prints it as it comes."""
     model = _model(args)
-    from dualslm.llm import Decoding
+    from dualslm.decoding import Decoding
 
     how = Decoding(max_new_tokens=args.max_new_tokens)
 

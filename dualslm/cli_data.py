@@ -108,7 +108,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _writer(args: argparse.Namespace, model: ModelRecipe) -> Writer:
     """The recipe's LLM in this process, or behind a server."""
-    from dualslm.llm import Decoding, FrozenLM
+    from dualslm.decoding import Decoding
+    from dualslm.llm import FrozenLM
     from dualslm.model import place
     from dualslm.writers import InProcess, Server
 

@@ -105,7 +105,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     from dualslm.chat import Chat
     from dualslm.conversation import View
-    from dualslm.llm import Decoding
+    from dualslm.decoding import Decoding
     from dualslm.session import Session
 
     session = Session(

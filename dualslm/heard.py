@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.prompt import render
 from dualslm.tasks import TASKS
 from dualslm.tasks.attributes import ATTRIBUTES

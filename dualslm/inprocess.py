@@ -14,8 +14,9 @@ from threading import Condition, Thread
 
 from dualslm.backend import Piece, Reason, UnavailableError, Until
 from dualslm.batching import ROOM, Batch, Pasts, Seat
+from dualslm.decoding import Decoding, Pieces
 from dualslm.ears import Marked
-from dualslm.llm import Decoding, FrozenLM, Pieces
+from dualslm.llm import FrozenLM
 
 AT_ONCE = 4  # talks that join between two steps: more would keep those in the batch waiting
 

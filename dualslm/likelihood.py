@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from dualslm.audio import FRAMES_PER_SECOND
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.decoding import text_of
 from dualslm.ears import Ears, Marked
 from dualslm.heard import Asked, Heard, P, Questions
-from dualslm.llm import pad_left, text_of
+from dualslm.llm import pad_left
 from dualslm.prompt import Prompt, Text, render
 
 PIECES = 24  # at most so many pieces of L are left out in turn, to bound the work

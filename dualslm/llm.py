@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,51 +24,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.cache_utils import DynamicLayer
 
 from dualslm.captured import Captured, Step
+from dualslm.decoding import GREEDY, Decoding, Draw, text_of
 from dualslm.errors import DualSLMError
 from dualslm.layers import quantised
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantise
-
-LOOKED_AT = 16  # tokens, to twice as many, of which `Pieces` makes text at each step
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a reply is drawn.
-
-    Attributes:
-        max_new_tokens: a reply is cut off after so many.
-        temperature: 0 takes the likeliest token each time, so the same talk gets the same reply.
-        top_p: draw from the likeliest tokens that together have this probability.
-        seed: of the draw; None draws anew each time.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise DualSLMError(
-                "these decoding settings make no sense",
-                got=f"{self}",
-                do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
-            )
-
-    @property
-    def stated(self) -> dict[str, Any]:
-        """As provenance has it: the seed is that of the run."""
-        return {key: value for key, value in asdict(self).items() if key != "seed"}
 
 
 @dataclass
@@ -220,7 +185,7 @@ class FrozenLM(nn.Module):
         return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
-    def decode(self, read: Prefilled, how: Decoding = Decoding()) -> Generator[list[int | None]]:
+    def decode(self, read: Prefilled, how: Decoding = GREEDY) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
         draw = Draw(how, read.logits_BV.device)
         logits_BV = read.logits_BV
@@ -264,11 +229,11 @@ class FrozenLM(nn.Module):
             )
         self.captured = Captured(self.model)
 
-    def answer(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[str]:
+    def answer(self, prompts: Sequence[Tensor], how: Decoding = GREEDY) -> list[str]:
         """Whole replies to prompts of embeddings, each (T, D)."""
         return [text for text, _ in self.replies(prompts, how)]
 
-    def replies(self, prompts: Sequence[Tensor], how: Decoding = Decoding()) -> list[tuple[str, bool]]:
+    def replies(self, prompts: Sequence[Tensor], how: Decoding = GREEDY) -> list[tuple[str, bool]]:
         """Whole replies to prompts of embeddings, each (T, D), and whether each came to its own end."""
         replies: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
@@ -323,75 +288,6 @@ class FrozenLM(nn.Module):
         if quantise:
             return cls(model, tokenizer, name=name, revision=revision, identity="")
         return cls(model.to(device), tokenizer, name=name, revision=revision)
-
-
-class Pieces:
-    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
-
-    The last tokens alone are turned into text at each step, some of them shown before, because what a token is written
-    as may depend on the one before it (as vLLM and TGI do).
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.start, self.next_start = (
-            0,
-            0,
-        )  # of the tokens that are looked at, now and later: no character begins before
-        self.seen = ""  # the text of these tokens that was shown
-        self.shown = 0  # letters
-
-    def add(self, token: int) -> str:
-        """What can be shown now that this token has come; empty while a character is not whole."""
-        self.ids.append(token)
-        text = text_of(self.tokenizer, self.ids[self.start :])
-        if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self.seen):
-            return ""
-        piece, self.seen = text[len(self.seen) :], text
-        self.shown += len(piece)
-        if len(self.ids) - self.next_start >= LOOKED_AT:
-            self._move_on()
-        return piece
-
-    def rest(self) -> str:
-        """What was held back, when no more tokens come."""
-        piece = text_of(self.tokenizer, self.ids)[self.shown :]
-        self.shown += len(piece)
-        return piece
-
-    def _move_on(self) -> None:
-        seen = text_of(self.tokenizer, self.ids[self.next_start :])
-        if seen.strip():  # otherwise a space that stands in front of a text would be lost
-            self.start, self.seen = self.next_start, seen
-            self.next_start = len(self.ids)
-
-
-class Draw:
-    """Draws the next token by the decoding settings."""
-
-    def __init__(self, how: Decoding, device: torch.device) -> None:
-        self.greedy = how.temperature == 0
-        self.generator = torch.Generator(device)
-        self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
-        self.warp = LogitsProcessorList()
-        if not self.greedy:
-            self.warp.append(TemperatureLogitsWarper(how.temperature))
-            if how.top_p < 1:
-                self.warp.append(TopPLogitsWarper(how.top_p))
-
-    def __call__(self, logits_BV: Tensor) -> Tensor:
-        """The next token (B,) of each."""
-        if self.greedy:
-            return logits_BV.argmax(-1)
-        none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
-        chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
-        return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply's tokens, without special ones."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dualslm.llm import Decoding, FrozenLM, Prefilled
-
-GREEDY = Decoding()
+from dualslm.decoding import GREEDY, Decoding
+from dualslm.llm import FrozenLM, Prefilled
 
 
 class Memory:

@@ -26,10 +26,11 @@ from dualslm.adapters import LinguisticAdapter, ParalinguisticAdapter
 from dualslm.audio import frame_count, load
 from dualslm.checkpoint import Card
 from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.decoding import GREEDY, Decoding, Pieces
 from dualslm.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.errors import DualSLMError
 from dualslm.fill import Hear, rows
-from dualslm.llm import Decoding, FrozenLM, Pieces
+from dualslm.llm import FrozenLM
 from dualslm.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
 from dualslm.recipe import Quantise
@@ -38,7 +39,6 @@ from dualslm.table import table_only
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
 NORMAL = View()
-GREEDY = Decoding()
 
 
 class DualSLM(nn.Module):

@@ -18,15 +18,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from dualslm.conversation import Conversation, Part, Speech, Turn, View
+from dualslm.decoding import GREEDY, Decoding, Pieces
 from dualslm.ears import Ears
 from dualslm.errors import DualSLMError
 from dualslm.heard import ASKED, Heard, Questions, ask
-from dualslm.llm import Decoding, FrozenLM, Pieces
+from dualslm.llm import FrozenLM
 from dualslm.memory import Memory
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, render
 
-NORMAL, GREEDY = View(), Decoding()
+NORMAL = View()
 SHARE = 4  # at most one position in so many is kept free for the reply
 
 

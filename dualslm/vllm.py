@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from dualslm.backend import Piece, Reason, UnavailableError
+from dualslm.decoding import Decoding
 from dualslm.ears import Marked
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding
 
 CONNECT = 10.0  # s
 SILENCE = 300.0  # s without a byte

@@ -17,8 +17,9 @@ import torch
 from dualslm.checkpoint import fingerprint
 from dualslm.client import Client, key_of
 from dualslm.conversation import Conversation, Part
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import FrozenLM
 from dualslm.prompt import JOIN, render, styled
 
 

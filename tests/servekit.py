@@ -19,8 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from dualslm.backend import Piece
+from dualslm.decoding import Decoding
 from dualslm.ears import Marked
-from dualslm.llm import Decoding
 from dualslm.tiny import CLIPS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,8 +7,9 @@ import torch
 from factory import save_llm
 
 from dualslm.batching import Batch, Pasts, Seat
+from dualslm.decoding import Decoding
 from dualslm.ears import Marked
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import FrozenLM
 from dualslm.table import table_only
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives a script of bench/ as a module."""
     monkeypatch.syspath_prepend(str(root / "bench"))
     yield importlib.import_module
-    for name in ("full_size", "data_paths", "scale", "tables", "train_step", "rivals"):
+    for name in ("full_size", "data_paths", "scale", "tables", "train_step", "step_profile", "rivals", "measuring"):
         sys.modules.pop(name, None)
 
 
@@ -29,7 +31,9 @@ def test_every_measure_of_full_size_has_a_floor_and_most_a_rival(bench: Any) -> 
     module = bench("full_size")
     shape = module.SIZES["small"]["Llama-3.1-8B"]
     here = module.rates(module.Machine("cpu", torch.float32, 1), shape)
-    rows = list(module.measure("Llama-3.1-8B", shape, here, 4))
+    found = list(module.measure("Llama-3.1-8B", shape, here, 4))
+    rows = list({row["what"]: row for row in found}.values())
+    assert len(found) == len(rows) + 4, "ours first, and again beside the rival's"
     assert [row["what"] for row in rows][-1] == "a token"
     assert all(row["seconds"] > 0 and row["floor"] > 0 for row in rows)
     floors = {row["what"]: row["floor"] for row in rows}
@@ -38,6 +42,101 @@ def test_every_measure_of_full_size_has_a_floor_and_most_a_rival(bench: Any) -> 
     result = {"command": "", "machine": "", "torch": "", "transformers": "", "size": "small", "samples": 4, "rounds": 1}
     made = bench("tables").full_size({**result, "matrix_tflops": 1.0, "copy_gb_s": 1.0, "rows": rows})
     assert made.count("Llama-3.1-8B") == len(rows)
+
+
+def test_a_step_in_parts_learns_what_a_whole_one_does(bench: Any) -> None:
+    module = bench("train_step")
+    shape, work = module.SHAPES["small"], module.Work("dialogue", 8, 12, 1.0, 4, branches=4)
+    makers = {**module.RIVALS, module.OURS: lambda *sizes: module.ours(*sizes)[module.OURS]}
+    for name, make in makers.items():
+        losses = []
+        for at_once in (None, 4):
+            torch.manual_seed(1)
+            step = make(shape, work, "cpu", torch.float32)
+            losses.append(torch.stack([step(at_once), step(at_once)]))
+        assert losses[0][1] != losses[0][0], f"{name} learns"
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
+
+
+def test_what_does_not_fit_goes_in_parts_and_else_says_so(bench: Any) -> None:
+    fitting, tried = bench("measuring").fitting, []
+
+    def do(at_once: int, most: int) -> int:
+        tried.append(at_once)
+        if at_once > most:
+            raise torch.OutOfMemoryError("no room")
+        return 2 * at_once
+
+    assert fitting(lambda at_once: do(at_once, 12), 48) == (12, 24)
+    assert fitting(lambda at_once: do(at_once, 6), 48, together=4) is None
+    assert tried == [48, 24, 12, 48, 24, 12]
+
+
+def test_no_row_is_lost_where_memory_is_short(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, made = bench("train_step"), []
+
+    def short(shape: Any, work: Any, device: str, dtype: torch.dtype) -> Any:
+        step = module.ultravox(shape, work, device, dtype)
+        made.append(weakref.ref(step))
+
+        def run(at_once: int | None = None) -> Any:
+            if (at_once or work.samples) > 2 or work.name == "transcription":
+                raise torch.OutOfMemoryError("no room")
+            return step(at_once)
+
+        return run
+
+    works = [module.Work(name, 4, 12, 1.0, 4, branches=4) for name in ("dialogue", "transcription")]
+    monkeypatch.setattr(module, "works", lambda samples: works)
+    monkeypatch.setattr(module, "RIVALS", {"short": short})
+    for row in (rows := module.measure("small", 4, 1, "cpu")):
+        assert row["seconds"] > 0
+        if row["step"] == "short":
+            break
+    assert row["at_once"] == 2
+    rest = list(rows)
+    assert rest[-1] == {"work": "transcription", "step": "short", "fault": "does not fit"}
+    assert all(row["at_once"] == 4 for row in rest[:-1])
+    assert not any(step() for step in made), "no model outlives its row"
+    cells = bench("tables").step_cells
+    assert cells(row, rest[0], 4)[0] == "short, 2 at once"
+    assert cells(rest[-1], rest[0], 4) == ["short", "does not fit", *[""] * 5]
+    assert cells(rest[0], rest[-1], 4)[2] == "", "no ratio to what was not measured"
+
+
+def test_tables_of_full_size_show_what_does_not_fit(bench: Any) -> None:
+    row = {"llm": "x", "what": "step", "floor": 0.5, "bound": "FLOPs", "rival": None}
+    rows = [
+        {**row, "fault": "does not fit", "rival": 3.0, "rival_at_once": 12},
+        {**row, "seconds": 1.0, "memory_gb": 70.0, "at_once": 24, "rival_fault": "does not fit"},
+        {**row, "seconds": 1.0, "at_once": 48, "rival": 3.0, "rival_at_once": 12},
+    ]
+    result = {"command": "", "machine": "", "torch": "", "transformers": "", "size": "full", "samples": 48, "rounds": 1}
+    made = bench("tables").full_size({**result, "matrix_tflops": 1.0, "copy_gb_s": 1.0, "rows": rows})
+    assert made.splitlines()[-3:] == [
+        "| x | step | does not fit | 0.5000 | FLOPs |  | 3.0000, 12 at once |  |  |",
+        "| x | step, 24 at once | 1.0000 | 0.5000 | FLOPs | 50% | does not fit |  | 70.00 |",
+        "| x | step | 1.0000 | 0.5000 | FLOPs | 50% | 3.0000, 12 at once | 3.00 |  |",
+    ]
+
+
+def test_the_time_of_a_kernel_counts_once(bench: Any) -> None:
+    module = bench("step_profile")
+    cpu, gpu = module.DeviceType.CPU, module.DeviceType.CUDA
+    events = [
+        SimpleNamespace(key=key, device_type=device, self_device_time_total=took, is_user_annotation=mark)
+        for key, device, took, mark in (
+            ("aten::mm", cpu, 6.0, False),
+            ("nvjet_tst_128x256_64x4_1x2_h_bz_TNT", gpu, 4.0, False),
+            ("sm90_xmma_gemm_bf16bf16", gpu, 2.0, False),
+            ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", gpu, 1.0, False),
+            ("void at::native::vectorized_elementwise_kernel<4>", gpu, 2.0, False),
+            ("void at::native::multi_tensor_apply_kernel<TensorListMetadata<4>>", gpu, 1.0, False),
+            ("Optimizer.step#AdamW.step", gpu, 1.0, True),
+        )
+    ]
+    found = module.shares(events, gpu=True)
+    assert found == {"matrix products": 0.6, "everything else": 0.2, "attention": 0.1, "optimiser": 0.1}
 
 
 def test_shapes_of_full_size_are_those_that_are_planned(bench: Any) -> None:

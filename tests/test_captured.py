@@ -10,8 +10,9 @@ from factory import FAMILIES, save_llm
 from torch import Tensor
 
 from dualslm.captured import Captured
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, FrozenLM, Prefilled
+from dualslm.llm import FrozenLM, Prefilled
 from dualslm.model import DualSLM
 from dualslm.tiny import ADAPTERS, CLIPS, load
 from dualslm.tiny.world import LISTEN

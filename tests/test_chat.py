@@ -24,8 +24,8 @@ from dualslm import saved, tiny
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.chat import Chat, Flow, spoken
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding
 from dualslm.mic import BLOCK, Microphone, utterance
 from dualslm.model import DualSLM
 from dualslm.session import Session

@@ -22,6 +22,7 @@ from trainkit import make
 
 from dualslm import Conversation, DualSLM, DualSLMError, Speech, View, cli
 from dualslm.conversation import Channel
+from dualslm.decoding import GREEDY, Decoding
 from dualslm.encoder import Frames
 from dualslm.fill import Hear
 from dualslm.instruments import (
@@ -38,8 +39,6 @@ from dualslm.instruments import (
 )
 from dualslm.instruments.items import Item, of_rows
 from dualslm.instruments.probes import fitted, probes
-from dualslm.llm import Decoding
-from dualslm.model import GREEDY
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, recordings, world
 

@@ -10,8 +10,9 @@ import torch
 from factory import FAMILIES, save_encoder, save_llm
 
 from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, weights_hash
+from dualslm.llm import weights_hash
 from dualslm.model import DualSLM
 from dualslm.prompt import Text, render
 

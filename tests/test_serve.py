@@ -13,9 +13,9 @@ import pytest
 from servekit import ANGRY, CLIP, SAD, assistant, client, heard, process, user
 
 from dualslm import Conversation, DualSLM, Speech, View, tiny
+from dualslm.decoding import Decoding
 from dualslm.ears import Ears
 from dualslm.heard import ask
-from dualslm.llm import Decoding
 from dualslm.tiny.asked import ASKED
 from dualslm.tiny.world import LISTEN
 

@@ -12,7 +12,7 @@ import pytest
 from servekit import ANGRY, CLIP, SAD, assistant, client, heard, process, user
 
 from dualslm import Conversation, DualSLM, Speech, View, tiny
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.tiny.world import LISTEN
 
 MODEL: Any = "dualslm"

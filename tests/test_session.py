@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,18 +12,17 @@ import pytest
 import torch
 from factory import llm_config, save_encoder
 from factory import tokenizer as small_tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from templates import spaced, tokenizer
+from templates import tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedTokenizerFast
 
 from dualslm import heard
 from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.ears import Ears
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.heard import ASKED
-from dualslm.llm import Decoding, FrozenLM, Pieces, text_of
+from dualslm.llm import FrozenLM
 from dualslm.memory import Memory
 from dualslm.model import DualSLM
 from dualslm.prompt import render
@@ -371,28 +369,6 @@ def test_no_piece_splits_a_character(session: Session, text: str) -> None:
     assert "".join(pieces) == text
     assert all(pieces)
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces[:-1])
-
-
-@pytest.mark.parametrize(
-    "tokenizer", [spaced("first"), spaced("always"), small_tokenizer()], ids=["first", "always", "bytes"]
-)
-@given(st.text(st.sampled_from("ab é日😀\n  ."), max_size=60), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
-def test_pieces_of_any_text_are_its_text(tokenizer: PreTrainedTokenizerFast, text: str, rng: random.Random) -> None:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    for special in rng.sample(tokenizer.all_special_ids, 1) * rng.randrange(3):
-        ids.insert(rng.randint(0, len(ids)), special)
-    pieces = Pieces(tokenizer)
-    joined = "".join([*map(pieces.add, ids), pieces.rest()])
-    assert joined == text_of(tokenizer, ids)
-
-
-def test_bytes_that_never_become_a_character_are_shown_at_the_end(model: DualSLM) -> None:
-    pieces = Pieces(model.llm.tokenizer)
-    whole = model.llm.tokenizer.encode("ok 😀", add_special_tokens=False)
-    shown = "".join(pieces.add(token) for token in whole[:-1])
-    assert shown == "ok "
-    assert "\N{REPLACEMENT CHARACTER}" in pieces.rest()
 
 
 def test_times(session: Session) -> None:

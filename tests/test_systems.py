@@ -27,9 +27,10 @@ from transformers import (
 
 from dualslm import client
 from dualslm.conversation import View
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
 from dualslm.evaluate import items
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import FrozenLM
 from dualslm.model import DualSLM
 from dualslm.prompt import render
 from dualslm.systems.item import Item, card

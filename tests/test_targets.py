@@ -17,8 +17,9 @@ import pytest
 
 from dualslm import cli, client, targets
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import FrozenLM
 from dualslm.prompt import Text, render
 from dualslm.talks import Talks
 from dualslm.targets import Job, fault, jobs_of, write

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.encoder import Frames
 from dualslm.fill import NO_TARGET, Hear, rows
-from dualslm.llm import Decoding, pad_left
+from dualslm.llm import pad_left
 from dualslm.metrics.bootstrap import figure
 from dualslm.model import DualSLM
 from dualslm.prompt import render

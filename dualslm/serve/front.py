@@ -17,9 +17,9 @@ from typing import ParamSpec, TypeVar
 
 from dualslm.backend import Backend, Piece
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.ears import Ears, Marked
 from dualslm.heard import LONGEST, SENTENCE, Heard, L, P, Questions
-from dualslm.llm import Decoding
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, render
 from dualslm.session import fitted

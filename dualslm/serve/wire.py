@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dualslm.audio import TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.serve.front import Ask
 from dualslm.serve.gate import Limits, RefusedError
 

@@ -11,7 +11,8 @@ from dualslm.errors import DualSLMError
 from dualslm.systems.item import Item, System, called
 
 if TYPE_CHECKING:
-    from dualslm.llm import Decoding, FrozenLM
+    from dualslm.decoding import Decoding
+    from dualslm.llm import FrozenLM
 
 RECIPE = "recipe.toml"
 
@@ -35,7 +36,7 @@ class Means:
     @property
     def how(self) -> Decoding:
         """Greedy."""
-        from dualslm.llm import Decoding
+        from dualslm.decoding import Decoding
 
         return Decoding(max_new_tokens=self.longest)
 

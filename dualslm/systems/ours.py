@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dualslm.checkpoint import fingerprint
 from dualslm.conversation import Conversation, Speech, Turn, View
+from dualslm.decoding import Decoding
 from dualslm.encoder import Frames
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.llm import FrozenLM
 from dualslm.model import DualSLM
 from dualslm.prompt import Prompt, render
 from dualslm.recipe import TaskKind

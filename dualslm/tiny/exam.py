@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from dualslm.conversation import Conversation, View
-from dualslm.llm import Decoding
+from dualslm.decoding import Decoding
 from dualslm.metrics import Figure, share, word_error_rate
 from dualslm.model import DualSLM
 from dualslm.prompt import render

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.llm import Decoding, FrozenLM
+from dualslm.decoding import Decoding
+from dualslm.llm import FrozenLM
 from dualslm.metrics import share
 from dualslm.prompt import Text, render
 from dualslm.tiny import world

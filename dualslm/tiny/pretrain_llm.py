@@ -242,8 +242,12 @@ def _write_pool(out: Path, count: int, seed: int, processes: int, heard: Heard) 
     if not file.exists():
         chunk = min(1000, -(-count // processes))
         work = partial(_chunk, folder=out, seed=seed, size=chunk, heard=heard)
-        with multiprocessing.get_context("spawn").Pool(processes) as workers:
-            parts = list(workers.imap(work, range(-(-count // chunk))))
+        chunks = range(-(-count // chunk))
+        if processes > 1:
+            with multiprocessing.get_context("spawn").Pool(processes) as workers:
+                parts = list(workers.imap(work, chunks))
+        else:
+            parts = [work(index) for index in chunks]
         ids, loss, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
         starts = np.concatenate([[0], np.cumsum(lengths)])
         with replacing(file) as partial_file, partial_file.open("wb") as handle:

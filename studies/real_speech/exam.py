@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.decoding import Decoding
 from dualslm.encoder import Frames
-from dualslm.llm import Decoding
 from dualslm.metrics import Figure, share, word_error_rate, words
 from dualslm.model import DualSLM
 from dualslm.prompt import render

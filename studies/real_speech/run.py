@@ -16,9 +16,9 @@ import transformers
 
 from dualslm import features
 from dualslm.checkpoint import replacing
+from dualslm.decoding import Decoding
 from dualslm.encoder import SpeechEncoder
 from dualslm.features import FrameCache, Rule
-from dualslm.llm import Decoding
 from dualslm.model import DualSLM
 from dualslm.targets import Job
 from dualslm.targets import write as write_targets

@@ -1,0 +1,125 @@
+"""How a reply is drawn, token by token, and how its tokens become text.
+
+Dimensions: B prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from dualslm.errors import DualSLMError
+
+LOOKED_AT = 16  # tokens, to twice as many, of which `Pieces` makes text at each step
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is drawn.
+
+    Attributes:
+        max_new_tokens: a reply is cut off after so many.
+        temperature: 0 takes the likeliest token each time, so the same talk gets the same reply.
+        top_p: draw from the likeliest tokens that together have this probability.
+        seed: of the draw; None draws anew each time.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise DualSLMError(
+                "these decoding settings make no sense",
+                got=f"{self}",
+                do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
+            )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """As provenance has it: the seed is that of the run."""
+        return {key: value for key, value in asdict(self).items() if key != "seed"}
+
+
+GREEDY = Decoding()
+
+
+class Draw:
+    """Draws the next token by the decoding settings."""
+
+    def __init__(self, how: Decoding, device: torch.device) -> None:
+        self.greedy = how.temperature == 0
+        self.generator = torch.Generator(device)
+        self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
+        self.warp = LogitsProcessorList()
+        if not self.greedy:
+            self.warp.append(TemperatureLogitsWarper(how.temperature))
+            if how.top_p < 1:
+                self.warp.append(TopPLogitsWarper(how.top_p))
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The next token (B,) of each."""
+        if self.greedy:
+            return logits_BV.argmax(-1)
+        none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
+        chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
+        return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+
+
+class Pieces:
+    """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
+
+    The last tokens alone are turned into text at each step, some of them shown before, because what a token is written
+    as may depend on the one before it (as vLLM and TGI do).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.start, self.next_start = (
+            0,
+            0,
+        )  # of the tokens that are looked at, now and later: no character begins before
+        self.seen = ""  # the text of these tokens that was shown
+        self.shown = 0  # letters
+
+    def add(self, token: int) -> str:
+        """What can be shown now that this token has come; empty while a character is not whole."""
+        self.ids.append(token)
+        text = text_of(self.tokenizer, self.ids[self.start :])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self.seen):
+            return ""
+        piece, self.seen = text[len(self.seen) :], text
+        self.shown += len(piece)
+        if len(self.ids) - self.next_start >= LOOKED_AT:
+            self._move_on()
+        return piece
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        piece = text_of(self.tokenizer, self.ids)[self.shown :]
+        self.shown += len(piece)
+        return piece
+
+    def _move_on(self) -> None:
+        seen = text_of(self.tokenizer, self.ids[self.next_start :])
+        if seen.strip():  # otherwise a space that stands in front of a text would be lost
+            self.start, self.seen = self.next_start, seen
+            self.next_start = len(self.ids)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply's tokens, without special ones."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
