@@ -15,7 +15,7 @@ from dualslm.conversation import Source, View
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage, ViewDraw
 
-SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "slam-asr", "small", "tiny"]
+SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "slam-asr", "small", "tiny", "tiny-more"]
 TAG = re.compile(r"# (paper §|measured: |assumed: )\S")
 
 
