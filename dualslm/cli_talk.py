@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dualslm.mic import Microphone
 
 
-CAPTURE = "decode with captured steps: quicker tokens on a GPU, after slow first replies"
+CAPTURE = "decode with captured steps: quicker tokens on a GPU, after a slow start"
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add("--api-key", metavar="KEY", help="that requests must bring (default: DUALSLM_API_KEY, else none is asked for)")
     add("--max-body", type=int, default=32, metavar="MIB", help="longest request")
     add("--max-audio", type=float, default=120, metavar="S", help="longest recording")
+    add("--max-speech", type=float, default=1800, metavar="S", help="most seconds of recordings in a request")
     add("--max-turns", type=int, default=128, metavar="N", help="longest talk")
     add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
     add("--waiting", type=int, default=128, metavar="N", help="requests that wait; more are refused with 429")
@@ -66,7 +67,15 @@ def _serve(args: argparse.Namespace) -> int:
     counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience, args.keep)
     if min(counts) <= 0 or args.waiting < 0 or not 0 <= args.port < 2**16:
         raise DualSLMError("a limit makes no sense", got="a number that is not above 0", do="give a greater one")
-    limits = Limits(args.max_body * 2**20, args.max_audio, args.max_turns, args.running, args.waiting, args.patience)
+    limits = Limits(
+        args.max_body * 2**20,
+        args.max_audio,
+        args.max_speech,
+        args.max_turns,
+        args.running,
+        args.waiting,
+        args.patience,
+    )
     settings = Settings(
         host=args.host,
         port=args.port,

@@ -20,6 +20,7 @@ from transformers import (
 
 from dualslm.errors import DualSLMError
 
+COLD = 1e-4  # a temperature below it is as 0: logits that are divided by less overflow
 LOOKED_AT = 16  # tokens, to twice as many, of which `Pieces` makes text at each step
 
 
@@ -29,7 +30,7 @@ class Decoding:
 
     Attributes:
         max_new_tokens: a reply is cut off after so many.
-        temperature: 0 takes the likeliest token each time, so the same talk gets the same reply.
+        temperature: 0, or less than 1e-4, takes the likeliest token each time: the same talk gets the same reply.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draw; None draws anew each time.
     """
@@ -60,7 +61,7 @@ class Draw:
     """Draws the next token by the decoding settings."""
 
     def __init__(self, how: Decoding, device: torch.device) -> None:
-        self.greedy = how.temperature == 0
+        self.greedy = how.temperature < COLD
         self.generator = torch.Generator(device)
         self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
         self.warp = LogitsProcessorList()
@@ -81,17 +82,16 @@ class Draw:
 class Pieces:
     """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
 
-    The last tokens alone are turned into text at each step, some of them shown before, because what a token is written
-    as may depend on the one before it (as vLLM and TGI do).
+    A tokenizer of single bytes (Llama 2's) writes a run of them as one; where a byte that belongs to no character ends
+    such a run, what was shown of the run stays as it was shown. The last tokens alone are turned into text at each
+    step, some of them shown before, because what a token is written as may depend on the one before it (as vLLM and
+    TGI do).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.start, self.next_start = (
-            0,
-            0,
-        )  # of the tokens that are looked at, now and later: no character begins before
+        self.start = self.next_start = 0  # of the tokens that are looked at, now and later: no character begins before
         self.seen = ""  # the text of these tokens that was shown
         self.shown = 0  # letters
 
@@ -99,8 +99,11 @@ class Pieces:
         """What can be shown now that this token has come; empty while a character is not whole."""
         self.ids.append(token)
         text = text_of(self.tokenizer, self.ids[self.start :])
-        if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self.seen):
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
+        if not text.startswith(self.seen):  # a byte that is of no character: those before it are written otherwise now
+            self._begin_anew()
+            return self.rest()
         piece, self.seen = text[len(self.seen) :], text
         self.shown += len(piece)
         if len(self.ids) - self.next_start >= LOOKED_AT:
@@ -112,6 +115,12 @@ class Pieces:
         piece = text_of(self.tokenizer, self.ids)[self.shown :]
         self.shown += len(piece)
         return piece
+
+    def _begin_anew(self) -> None:
+        last = len(self.ids) - 1
+        seen = text_of(self.tokenizer, self.ids[last:])
+        if seen.strip():
+            self.start, self.seen, self.next_start = last, seen, last + 1
 
     def _move_on(self) -> None:
         seen = text_of(self.tokenizer, self.ids[self.next_start :])

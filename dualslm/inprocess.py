@@ -1,7 +1,7 @@
 """A thread that owns the LLM: requests go in, pieces of replies come out (ours).
 
 Between two steps of the batch new talks join and abandoned ones leave. Nothing else touches the LLM's cache, so
-nothing is locked. A step that fails ends the talks of that step and no others.
+nothing is locked. What fails between two steps, or in one, ends the talks of the batch and no others.
 """
 
 from __future__ import annotations
@@ -116,11 +116,14 @@ class InProcess:
 
     def _run(self) -> None:
         while self._awaits_work():
-            self._leave()
-            for _ in range(AT_ONCE):
-                if self._waiting and len(self.batch.seats) < self.batch.size:
-                    self._join(self._waiting.popleft())
-            self._step()
+            try:
+                self._leave()
+                for _ in range(AT_ONCE):
+                    if self._waiting and len(self.batch.seats) < self.batch.size:
+                        self._join(self._waiting.popleft())
+                self._step()
+            except Exception as error:  # out of memory, for one: these talks end, later ones may fit
+                self._end_all(error)
 
     def _awaits_work(self) -> bool:
         with self._changed:
@@ -145,18 +148,16 @@ class InProcess:
             self._jobs[job.seat] = job
 
     def _step(self) -> None:
-        try:
-            told = self.batch.step() if self._jobs else []
-        except Exception as error:  # out of memory, for one: these talks end, later ones may fit
-            for job in self._jobs.values():
-                job.tell(_gave_up(error))
-            self._jobs.clear()
-            self.batch.clear()
-            return
-        for seat, token in told:
+        for seat, token in self.batch.step() if self._jobs else []:
             if not self._jobs[seat].drawn(token):
                 self.batch.leave(seat)
                 del self._jobs[seat]
+
+    def _end_all(self, error: Exception) -> None:
+        for job in self._jobs.values():
+            job.tell(_gave_up(error))
+        self._jobs.clear()
+        self.batch.clear()
 
 
 def _gave_up(error: Exception) -> UnavailableError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from factory import tokenizer as small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import spaced
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from dualslm.decoding import Pieces, text_of
+from dualslm.decoding import Decoding, Draw, Pieces, text_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,25 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
     shown = "".join(pieces.add(token) for token in whole[:-1])
     assert shown == "ok "
     assert "\N{REPLACEMENT CHARACTER}" in pieces.rest()
+
+
+def test_a_byte_of_no_character_holds_nothing_back() -> None:
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁word"]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    strip = decoders.Strip(" ", 1, 0)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    pieces = Pieces(tokenizer)
+    bytes_ = [vocabulary[f"<0x{byte:02X}>"] for byte in [*"日".encode(), 0xE6]]
+    shown = [pieces.add(token) for token in [vocabulary["▁a"], *bytes_, *[vocabulary["▁word"]] * 40]]
+    assert shown[:5] == ["a", "", "", "日", ""]
+    assert shown[6:] == [" word"] * 39
+    assert pieces.rest() == ""
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-40, 1e-300])
+def test_a_temperature_near_zero_draws_the_likeliest(temperature: float) -> None:
+    logits_BV = torch.tensor([[1.0, 30.0, -1e4], [1e4, 2.0, 3.0]])
+    drawn = Draw(Decoding(temperature=temperature, top_p=0.9), torch.device("cpu"))(logits_BV)
+    assert drawn.tolist() == [1, 0]

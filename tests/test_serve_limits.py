@@ -22,7 +22,7 @@ from dualslm.serve.front import Front
 from dualslm.serve.gate import Limits
 from dualslm.tiny.asked import ASKED
 
-TIGHT = Limits(body=300_000, audio=2.0, turns=4, running=1, waiting=1, patience=2.0)
+TIGHT = Limits(body=300_000, audio=2.0, speech=5.0, turns=4, running=1, waiting=1, patience=2.0)
 MODEL: Any = "dualslm"
 
 
@@ -69,6 +69,8 @@ def test_what_is_too_long_is_413(url: str) -> None:
         ([user("x" * 400_000)], "longer than 300000 bytes"),
         ([user(heard(quiet(2.1)))], "longer than 2 s"),
         ([user(heard(quiet(60, kind="MP3")))], "longer than 2 s"),
+        ([user(*[heard(quiet(1.9))] * 3)], "longer than 5 s together"),
+        ([user(heard(quiet(1.9), tone=heard(quiet(1.9))["input_audio"]))] * 2, "longer than 5 s together"),
         ([user("Hi.")] * 5, "at most 4"),
     ):
         with pytest.raises(openai.APIStatusError, match=word) as caught:

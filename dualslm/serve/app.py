@@ -152,7 +152,8 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(body.model)
         began = time.perf_counter()
         async with server.placed(request) as held:
-            ask = await asyncio.to_thread(ask_of, body, server.limits, server.front.system)
+            asked = asyncio.to_thread(ask_of, body, server.limits, server.front.system)
+            ask = await server.within(request, asked)
             read = await server.within(request, server.front.read(ask))
             if body.stream:
                 spent = {"encode": time.perf_counter() - began}

@@ -27,6 +27,7 @@ class Limits:
     Attributes:
         body: bytes of a request.
         audio: s of one recording.
+        speech: s of all recordings of a request.
         turns: of a talk.
         running: requests that are answered at once.
         waiting: requests that wait for it; one more is refused with 429.
@@ -35,6 +36,7 @@ class Limits:
 
     body: int = 32 * 2**20
     audio: float = 120.0
+    speech: float = 1800.0
     turns: int = 128
     running: int = 32
     waiting: int = 128

@@ -61,7 +61,7 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         if not front.llm_here:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
         async with server.placed(request):
-            ask = await asyncio.to_thread(ask_of, body, server.limits, front.system)
+            ask = await server.within(request, asyncio.to_thread(ask_of, body, server.limits, front.system))
             if len(ask.talk.turns) < 2 or ask.talk.turns[-1].role != "assistant":
                 raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")
             reply = "".join(part for part in ask.talk.turns.pop().parts if isinstance(part, str))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dualslm.audio import TooLongError, load
+from dualslm.audio import SAMPLE_RATE, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.decoding import Decoding
 from dualslm.serve.front import Ask
@@ -169,6 +169,7 @@ def _talk(
     messages: Sequence[SystemMessage | UserMessage | AssistantMessage], limits: Limits, system: str | None
 ) -> Conversation:
     first = next((place for place, one in enumerate(messages) if not isinstance(one, SystemMessage)), len(messages))
+    recordings = _Recordings(limits)
     texts = [_text(one.content) for one in messages[:first] if isinstance(one, SystemMessage)]
     talk = Conversation("\n".join(texts) if texts else system)
     for one in messages[first:]:
@@ -177,24 +178,37 @@ def _talk(
         if isinstance(one, AssistantMessage):
             talk.assistant(_text(one.content or ""))
         else:
-            talk.user(*_parts(one, limits))
+            talk.user(*_parts(one, recordings))
     return talk
 
 
-def _parts(message: UserMessage, limits: Limits) -> list[Part]:
+def _parts(message: UserMessage, recordings: _Recordings) -> list[Part]:
     if isinstance(message.content, str):
         return [message.content]
-    return [one.text if isinstance(one, TextPart) else _speech(one, limits) for one in message.content]
+    return [one.text if isinstance(one, TextPart) else recordings.said(one) for one in message.content]
 
 
-def _speech(part: AudioPart, limits: Limits) -> Speech:
-    tone = None
-    if isinstance(part.tone, Described):
-        tone = Speech(caption=part.tone.caption)
-    elif part.tone is not None:
-        tone = speech_of_data(part.tone, limits, caption=part.caption)
-    known = {"transcript": part.transcript, "caption": part.caption}
-    return speech_of_data(part.input_audio, limits, tone=tone, **known)
+class _Recordings:
+    """Decodes the recordings of a request, as many seconds of them as may be."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.seconds = limits, 0.0
+
+    def said(self, part: AudioPart) -> Speech:
+        tone = None
+        if isinstance(part.tone, Described):
+            tone = Speech(caption=part.tone.caption)
+        elif part.tone is not None:
+            tone = self._decoded(part.tone, caption=part.caption)
+        return self._decoded(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
+
+    def _decoded(self, audio: AudioData, **known: Any) -> Speech:
+        speech = speech_of_data(audio, self.limits, **known)
+        self.seconds += len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
+        if self.seconds > self.limits.speech:
+            message = f"The recordings are longer than {self.limits.speech:g} s together."
+            raise RefusedError(413, message, "audio_too_long")
+        return speech
 
 
 def _bytes(audio: AudioData) -> bytes:
