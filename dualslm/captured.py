@@ -11,7 +11,6 @@ Dimensions: B prompts, T tokens read, R room of the static cache, V vocabulary.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -21,6 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 SMALLEST_ROOM = 512  # tokens; rooms are powers of two, so that few graphs serve all talks
+AHEAD = 256  # tokens; a reply that is longer moves into a larger room when it comes to that
+KEPT = 4  # rooms that nobody is in; one for a 7 B LLM and 4,096 tokens has 0.2 GB
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
 """The tokens (B,) that were drawn → logits (B, V) for the next ones."""
@@ -37,7 +38,7 @@ class Captured:
     def __init__(self, model: PreTrainedModel, call: Callable[..., Any] | None = None) -> None:
         self.model = model
         self.call = call or (model if model.device.type == "cpu" else model.get_compiled_call(None))
-        self.free: defaultdict[tuple[int, int], list[StaticCache]] = defaultdict(list)
+        self.free: list[tuple[tuple[int, int], StaticCache]] = []  # with their batch and size
 
     @contextmanager
     def steps(self, cache: DynamicCache, mask_BT: Tensor, most: int) -> Iterator[Step]:
@@ -48,35 +49,68 @@ class Captured:
             mask_BT: 1 where a prompt has a token, 0 where it is padded on the left.
             most: tokens that are decoded at most.
         """
-        (batch, read), device = mask_BT.shape, mask_BT.device
-        key = batch, max(SMALLEST_ROOM, 1 << (read + most - 1).bit_length())
-        rooms = self.free[key].pop() if self.free[key] else StaticCache(self.model.config, max_cache_len=key[1])
-        _move_in(rooms, cache)
-        ahead_BR = torch.ones(batch, key[1] - read, dtype=mask_BT.dtype, device=device)
-        mask_BR = torch.cat([mask_BT, ahead_BR], dim=1)  # the causal mask hides what is yet to come
-        place_B1 = mask_BT.sum(1, keepdim=True)
-        done = 0
-
-        def step(ids_B: Tensor) -> Tensor:
-            nonlocal place_B1, done
-            if device.type == "cuda":
-                torch.compiler.cudagraph_mark_step_begin()
-            out = self.call(
-                input_ids=ids_B[:, None],
-                attention_mask=mask_BR,
-                position_ids=place_B1,
-                past_key_values=rooms,
-                use_cache=True,
-            )
-            place_B1, done = place_B1 + 1, done + 1
-            logits_BV: Tensor = out.logits[:, -1]
-            return logits_BV
-
+        stay = _Stay(self, cache, mask_BT, min(most, AHEAD))
         try:
-            yield step
+            yield stay.step
         finally:
-            _move_out(rooms, cache, read, done)
-            self.free[key].append(rooms)
+            stay.leave()
+
+    def enter(self, batch: int, size: int) -> StaticCache:
+        """A room of a size: one that was left, or a new one."""
+        place = next((place for place, (key, _) in enumerate(self.free) if key == (batch, size)), None)
+        return StaticCache(self.model.config, max_cache_len=size) if place is None else self.free.pop(place)[1]
+
+    def leave(self, room: StaticCache, batch: int, size: int) -> None:
+        """Gives a room back; the one that was left longest ago is given up for it."""
+        self.free = [*self.free, ((batch, size), room)][-KEPT:]
+
+
+class _Stay:
+    """Some talks in a room, and in a larger one when that is full."""
+
+    def __init__(self, captured: Captured, cache: DynamicCache, mask_BT: Tensor, ahead: int) -> None:
+        self.captured, self.cache, self.mask_BT, self.ahead = captured, cache, mask_BT, ahead
+        self.place_B1 = mask_BT.sum(1, keepdim=True)
+        self.room: StaticCache | None = None
+        self.size, self.done, self.mask_BR = 0, 0, mask_BT
+        self._enter()
+
+    def step(self, ids_B: Tensor) -> Tensor:
+        """See `Step`."""
+        if self.mask_BT.shape[1] + self.done == self.size:
+            self.leave()
+            self._enter()
+        if self.mask_BT.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        out = self.captured.call(
+            input_ids=ids_B[:, None],
+            attention_mask=self.mask_BR,
+            position_ids=self.place_B1,
+            past_key_values=self.room,
+            use_cache=True,
+        )
+        self.place_B1, self.done = self.place_B1 + 1, self.done + 1
+        logits_BV: Tensor = out.logits[:, -1]
+        return logits_BV
+
+    def _enter(self) -> None:
+        batch, read = self.mask_BT.shape
+        self.size, self.done = max(SMALLEST_ROOM, 1 << (read + self.ahead - 1).bit_length()), 0
+        room = self.captured.enter(batch, self.size)
+        _move_in(room, self.cache)
+        ahead_BR = self.mask_BT.new_ones(batch, self.size - read)
+        self.mask_BR = torch.cat([self.mask_BT, ahead_BR], dim=1)  # the causal mask hides what is yet to come
+        self.room = room
+
+    def leave(self) -> None:
+        """Puts what was decoded into the cache; nothing happens where the room was left already."""
+        if self.room is None:
+            return
+        room, self.room = self.room, None
+        batch, read = self.mask_BT.shape
+        _move_out(room, self.cache, read, self.done)
+        self.mask_BT = self.mask_BR[:, : read + self.done]
+        self.captured.leave(room, batch, self.size)
 
 
 def _move_in(rooms: StaticCache, cache: DynamicCache) -> None:

@@ -36,6 +36,8 @@ from dualslm.layers import quantised
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantise
 
+WARM_UP = 3  # captured steps before the first reply: one compiles, one is recorded, one is played
+
 
 @dataclass
 class Prefilled:
@@ -218,7 +220,7 @@ class FrozenLM(nn.Module):
         yield plain
 
     def capture(self) -> None:
-        """Decodes with captured steps from now on; the first replies of each length and batch are slow.
+        """Decodes with captured steps from now on; those of one short talk are captured now, others when they come.
 
         Raises:
             DualSLMError: its cache drops keys (a sliding window).
@@ -228,6 +230,15 @@ class FrozenLM(nn.Module):
                 "this LLM's steps cannot be captured", got="a cache that drops keys", do="leave capture out"
             )
         self.captured = Captured(self.model)
+        self._warm_up()
+
+    @torch.no_grad()
+    def _warm_up(self) -> None:
+        """Takes the steps that compiling and capturing need."""
+        id_B = torch.zeros(1, dtype=torch.long, device=self.device)
+        with self._steps(self.prefill([self.embed(id_B)]), WARM_UP + 1) as step:
+            for _ in range(WARM_UP):
+                step(id_B)
 
     def answer(self, prompts: Sequence[Tensor], how: Decoding = GREEDY) -> list[str]:
         """Whole replies to prompts of embeddings, each (T, D)."""

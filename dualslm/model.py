@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -238,7 +239,7 @@ class DualSLM(nn.Module):
             quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
-            capture: decode with captured steps: quicker tokens on a GPU, after slow first replies; for servers.
+            capture: decode with captured steps: quicker tokens on a GPU, after a slow start; for servers.
             answers: False loads no more of the LLM than its token embeddings, to hear for one that runs elsewhere.
 
         Raises:
@@ -325,11 +326,16 @@ def _audio(clip: Speech) -> Any:
     return clip.audio
 
 
+ADAPTERS = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAdapter}
+
+
 def _differences(part: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """What decides the build of an adapter and differs; a key that a card lacks is one that was not set."""
+    """What decides the build of an adapter and differs; a setting that is not stated is the one by default."""
+    unset = {name: one.default for name, one in signature(ADAPTERS[part]).parameters.items()}
     for key in sorted({*theirs, *own} - {"dropout"}):
-        if (theirs.get(key) or None) != (own.get(key) or None):
-            yield f"{part}.{key} {theirs.get(key)}, not {own.get(key)}"
+        one, other = ({**unset, **stated}.get(key) for stated in (theirs, own))
+        if one != other:
+            yield f"{part}.{key} {one}, not {other}"
 
 
 def _absolute(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from factory import FAMILIES, save_llm
 from torch import Tensor
 
+from dualslm import captured
 from dualslm.captured import Captured
 from dualslm.decoding import Decoding
 from dualslm.errors import DualSLMError
@@ -47,8 +48,8 @@ def test_captured_decoding_is_plain_decoding(model: FrozenLM, lengths: tuple[int
     plain, one = decoded(model, *lengths)
     model.capture()
     decoded(model, *(length + 3 for length in lengths))  # leaves its keys in the room
-    captured, two = decoded(model, *lengths)
-    assert captured == plain
+    again, two = decoded(model, *lengths)
+    assert again == plain
     for left, right in zip(one.cache.layers, two.cache.layers, strict=True):
         assert left.keys.shape[-2] == max(lengths) + HOW.max_new_tokens - 1
         torch.testing.assert_close(left.keys, right.keys, atol=1e-5, rtol=1e-5)
@@ -64,8 +65,21 @@ def test_a_reply_that_is_cut_short_and_two_at_once_keep_apart(model: FrozenLM) -
     one.close()
     assert list(two) == plain[3:]
     assert model.captured is not None
-    (rooms,) = model.captured.free.values()
-    assert len(rooms) == 2
+    assert len(model.captured.free) == 2
+
+
+def test_a_long_reply_moves_from_room_to_room(model: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SMALLEST_ROOM": 16, "AHEAD": 4, "KEPT": 2}.items():
+        monkeypatch.setattr(captured, name, value)
+    how = Decoding(max_new_tokens=80)
+    model.captured = None
+    plain = list(model.decode(model.prefill(prompts(model, 9, 5)), how))
+    model.capture()
+    read = model.prefill(prompts(model, 9, 5))
+    assert list(model.decode(read, how)) == plain
+    assert read.cache.layers[0].keys.shape[-2] == 9 + 79
+    assert model.captured is not None
+    assert [size for (_, size), _ in model.captured.free] == [64, 128], "more than two are not kept"
 
 
 def test_the_shipped_model_answers_the_same_when_captured() -> None:
@@ -87,8 +101,8 @@ def test_the_step_is_one_graph(tmp_path: Path) -> None:
         return graph.forward
 
     made.captured = Captured(made.model, torch.compile(made.model.__call__, backend=backend, fullgraph=True))
-    captured, _ = decoded(made, 9)
+    same, _ = decoded(made, 9)
     again, _ = decoded(made, 12)
-    assert captured == plain
+    assert same == plain
     assert len(again) == HOW.max_new_tokens
     assert len(graphs) == 1, "every step and every talk of a room is the same graph"
