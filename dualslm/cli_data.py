@@ -50,6 +50,7 @@ def add_features(parser: argparse.ArgumentParser) -> None:
     """The options of `features`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
+    parser.add_argument("--check", action="store_true", help="encode again what was replaced on disk since, by SHA-256")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.features=...")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     parser.set_defaults(verb=_features)
@@ -94,7 +95,7 @@ def _features(args: argparse.Namespace) -> int:
     quiet_transformers()
     from dualslm.train import encode
 
-    counts = encode(recipe, shard=shard, device=args.device)
+    counts = encode(recipe, shard=shard, check=args.check, device=args.device)
     print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
     return 0
 

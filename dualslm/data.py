@@ -181,11 +181,12 @@ class Lessons(Dataset[Batch]):
 
 
 def _pattern(stage: Stage) -> tuple[TaskKind, ...]:
-    """The kinds of a block of lessons, exactly in their shares."""
+    """The kinds of a block of lessons, exactly in their shares; each has one at least, which the largest gives up."""
     shares = {name: kind.share for name, kind in stage.kinds.items()}
     edges = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * BLOCK).astype(int)
-    counts = np.diff(edges, prepend=0)
-    return tuple(name for name, count in zip(shares, counts, strict=True) for _ in range(max(1, int(count))))[:BLOCK]
+    counts = np.maximum(np.diff(edges, prepend=0), 1)
+    counts[counts.argmax()] -= counts.sum() - BLOCK
+    return tuple(name for name, count in zip(shares, counts, strict=True) for _ in range(int(count)))
 
 
 @lru_cache(64)

@@ -96,9 +96,10 @@ def build(
     *,
     every_layer: bool = False,
     shard: tuple[int, int] = (1, 1),
+    check: bool = False,
     say: Callable[[str], None] = _say,
 ) -> Counter[str]:
-    """Encodes recordings into a cache; parts that are there already are kept.
+    """Encodes recordings into a cache; those that are in it already are kept.
 
     Args:
         encoder: the frozen encoder.
@@ -106,6 +107,7 @@ def build(
         folder: of the cache; made where it is missing.
         every_layer: keep all layers, for a learned mix.
         shard: (i, n): this call does part i of n, counted from 1.
+        check: compare recordings with what was encoded, by their SHA-256, and encode again those that were replaced.
         say: gets a line now and then.
 
     Returns:
@@ -118,13 +120,17 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, rule)
     own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
+    if check:
+        _forget_replaced(folder, own, say)
     known = _listed(folder)
     todo = [path for path in own if "frames" not in known.get(path, {})]  # what could not be read is tried again
     parts = [todo[start : start + PART] for start in range(0, len(todo), PART)]
     _check_room(folder, rule, todo, say)
     first = _free_number(folder, shard[0])
     for number, listened in enumerate(_ahead(parts)):
-        _write_part(encoder, listened, _part(folder, shard[0], first + number), rule, every_layer)
+        news = [(row, samples) for row, samples in listened if samples is not None or not _known_fault(row, known)]
+        if news:
+            _write_part(encoder, news, _part(folder, shard[0], first + number), rule, every_layer)
         say(f"features: part {number + 1} of {len(parts)}, {len(listened)} recordings")
     known = _listed(folder)
     return Counter(known[path].get("fault", "usable") for path in own)
@@ -213,6 +219,27 @@ def _read_list(part: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _known_fault(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> bool:
+    return bool(row["fault"] == known.get(row["audio"], {}).get("fault"))
+
+
+def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], None]) -> None:
+    """Takes recordings that are no longer what was encoded from the lists of their parts."""
+    known = _listed(folder)
+    encoded = [path for path in paths if "frames" in known.get(path, {}) and Path(path).is_file()]
+    replaced = {path for path in encoded if _sha256(path) != known[path]["sha256"]}
+    say(f"features: {len(encoded)} recordings compared, {len(replaced)} replaced")
+    for part in {known[path]["part"] for path in replaced}:
+        rows = [row for row in _read_list(folder / part) if row["audio"] not in replaced]
+        with replacing((folder / part).with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(rows))
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write_part(
     encoder: SpeechEncoder, listened: Iterable[Listened], part: Path, rule: Rule, every_layer: bool
 ) -> None:
@@ -251,7 +278,7 @@ def _listen(path: str) -> Listened:
     """The row of a recording, and its samples where it can be read."""
     try:
         samples = load(path)
-        return {"audio": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}, samples
+        return {"audio": path, "sha256": _sha256(path)}, samples
     except DualSLMError as error:
         return {"audio": path, "fault": str(error).replace(path, "").strip()}, None
 

@@ -40,6 +40,7 @@ AS_IT_IS = len(NAMES)  # stands for the task of a line that has a kind
 TARGETS = ".targets.jsonl"  # how the names of files end that dualslm targets writes
 INDEXED = 1 << 24  # bytes: a smaller manifest is gone through as quickly
 PART = 1 << 25  # bytes: a smaller part is gone through before a process has started
+FORMAT = 2  # of an index: another one when what is packed, or what a line gives, becomes another
 UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a path that pathlib writes otherwise: a//b, ./a, a/./b, a/
 MAIN_PROCESS = int(os.environ.get("RANK", "0")) == 0  # of torchrun or accelerate: an index has one writer
 
@@ -179,8 +180,8 @@ def _at_once(calls: Sequence[Sequence[str]]) -> list[bytes] | None:
 
     Not `multiprocessing`: it starts the user's script again where that has no guard, or copies a process with threads.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "dualslm.places"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-m", "dualslm.places"]  # -P: no module of the user's folder in place of ours
     started = [Popen([*command, *call], stdout=PIPE, stderr=DEVNULL, env=environment) for call in calls]
     try:
         written = [one.communicate()[0] for one in started]
@@ -269,7 +270,7 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def _key(path: Path) -> str:
     """What an index must have been made from."""
     with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {__version__} {' '.join(NAMES)}"
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {__version__} {FORMAT} {' '.join(NAMES)}"
 
 
 def _keep(found: Places, index: Path, key: str) -> None:

@@ -67,8 +67,6 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
     talks, checks = read(recipe)
     torch.manual_seed(recipe.seed)
-    if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
     model = DualSLM.from_parts(
         recipe.model.encoder,
         recipe.model.llm,
@@ -89,6 +87,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     if model.para.standardise and recipe.model.adapters is None:  # trained ones keep their own scale
         learnt = (path for path in _heard(talks, None) if path in cache.rows)
         model.para.calibrate(map(cache.get, _some(learnt)))
+    if accelerator.device.type == "cuda":  # after the frames were made, which are the same wherever they are made
+        torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)
 
 
@@ -116,8 +116,16 @@ def _heard(talks: Mapping[str, Talks], checks: Talks | None) -> list[str]:
     return [path for some in dict.fromkeys(every) if some is not None for path in recordings(some)]
 
 
-def encode(recipe: Recipe, *, shard: tuple[int, int] = (1, 1), device: str | None = None) -> Counter[str]:
+def encode(
+    recipe: Recipe, *, shard: tuple[int, int] = (1, 1), check: bool = False, device: str | None = None
+) -> Counter[str]:
     """Fills the recipe's cache of frames, or the part i of n of it, without loading the LLM.
+
+    Args:
+        recipe: whose recordings are encoded.
+        shard: (i, n): part i of n, counted from 1.
+        check: encode again those that were replaced since they were encoded.
+        device: of the encoder.
 
     Returns:
         How many recordings are usable, and how many could not be read, by reason.
@@ -125,8 +133,8 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] = (1, 1), device: str | Non
     heard = _heard(*read(recipe))
     where, trunk = place(device)
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=trunk, device=where)
-    every_layer = recipe.model.paralinguistic.every_layer
-    return features.build(encoder, heard, Path(recipe.data.features), every_layer=every_layer, shard=shard)
+    every_layer, folder = recipe.model.paralinguistic.every_layer, Path(recipe.data.features)
+    return features.build(encoder, heard, folder, every_layer=every_layer, shard=shard, check=check)
 
 
 def _check_writer(model: DualSLM, talks: Sequence[Talks | None]) -> None:

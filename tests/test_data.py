@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from trainkit import make
 
 from dualslm import places
 from dualslm.conversation import Channel
-from dualslm.data import BLOCK, Lessons
+from dualslm.data import BLOCK, Lessons, _pattern
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule, build
@@ -64,6 +65,14 @@ def test_kinds_stand_in_their_shares_and_views_are_drawn_evenly(recipe: Recipe) 
     views = Counter(lesson.view.para for lesson in drawn if lesson.kind == "linguistic")
     assert all(200 < count < 300 for count in views.values())
     assert {lesson.view.ling for lesson in drawn if lesson.kind == "linguistic"} == {"speech"}
+
+
+def test_a_kind_of_a_tiny_share_is_not_forgotten(recipe: Recipe) -> None:
+    stage = recipe.stages[1]
+    assert stage.paralinguistic is not None
+    rare = replace(stage.paralinguistic, share=1e-6)
+    pattern = Counter(_pattern(replace(stage, paralinguistic=rare, dual=rare)))
+    assert pattern == {"linguistic": BLOCK - 2, "paralinguistic": 1, "dual": 1}
 
 
 def test_an_epoch_has_every_talk_once(recipe: Recipe, lessons: Lessons) -> None:
@@ -262,6 +271,8 @@ def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: 
 
     index.write_bytes(index.read_bytes()[:-100] + bytes(100))
     assert Talks([path]).count("linguistic") == plain.count("linguistic")
+    places._keep(places._read(path), index, f"{hashlib.sha256(path.read_bytes()).hexdigest()} 0.1.0 asr")
+    assert recordings(Talks([path])) == recordings(plain), "an index of another format does not hold"
     path.write_text("\n".join(path.read_text().splitlines()[:4]) + "\n")
     assert Talks([path]).count("linguistic") == 2, "another manifest: the index does not hold"
     path.write_text(path.read_text() + "{}\n")
@@ -287,6 +298,10 @@ def test_a_large_manifest_in_parts_is_the_same(tmp_path: Path, monkeypatch: pyte
         assert (parts.answers, parts.writers) == (whole.answers, whole.writers) == (3, [{"llm": "b"}])
         for kind, own in whole.kinds.items():
             assert (parts.kinds[kind] == own).all()
+    (tmp_path / "random.py").write_text("raise SystemExit(1)")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert places._at_once([[str(path), "0", "300"]]), "no module of the user's folder is run"
     with path.open("a") as file:
         file.write("\n{}\n")
     with pytest.raises(DualSLMError, match=f"line {2 * 3 * (len(lines) + 2)}: "):

@@ -144,3 +144,30 @@ def test_the_estimate_is_close(encoder: SpeechEncoder, paths: list[str], tmp_pat
     stated = Rule.of(encoder).bytes(sum(map(features.duration, paths)))
     assert 0.5 < stated / written < 1.1
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_could_not_be_read_is_tried_again_and_listed_once(encoder: SpeechEncoder, paths: list[str]) -> None:
+    whole, folder = Path(paths[0]).read_bytes(), Path(paths[0]).parent / "cache"
+    Path(paths[0]).write_bytes(b"")
+    for _ in range(3):
+        assert build(encoder, paths, folder, say=quiet)["usable"] == len(paths) - 1
+    assert len(list(folder.glob("part-*.json"))) == 1
+    Path(paths[0]).write_bytes(whole)
+    assert build(encoder, paths, folder, say=quiet) == {"usable": len(paths)}
+
+
+def test_a_replaced_recording_is_encoded_again_when_asked(encoder: SpeechEncoder, paths: list[str]) -> None:
+    folder, said = Path(paths[0]).parent / "cache", list[str]()
+    for shard in (1, 2):
+        build(encoder, paths, folder, shard=(shard, 2), say=quiet)
+    shutil.copy(paths[3], paths[0])
+    Path(paths[1]).unlink()
+    assert build(encoder, paths, folder, say=quiet) == {"usable": len(paths)}
+    rule = Rule.of(encoder)
+    assert FrameCache(folder, rule).frames(paths[0]) == 10
+    assert build(encoder, paths, folder, check=True, say=said.append) == {"usable": len(paths)}
+    assert said[0] == "features: 4 recordings compared, 1 replaced"
+    cache = FrameCache(folder, rule)
+    assert torch.equal(cache.get(paths[0]), cache.get(paths[3]))
+    assert build(encoder, paths, folder, check=True, say=said.append) == {"usable": len(paths)}
+    assert "features: 4 recordings compared, 0 replaced" in said

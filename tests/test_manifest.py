@@ -99,6 +99,8 @@ DAMAGE: dict[str, tuple[dict[str, Any], Damage, str]] = {
     "a task twice": (OPEN, put("tasks.1", "asr"), "tasks[1]"),
     "text for seconds": (OPEN, put("seconds", "1.5"), "seconds"),
     "no seconds": (OPEN, put("seconds", 0), "seconds"),
+    "a list for an LLM": (ANSWERED, put("provenance", {"llm": ["x"]}), "provenance.llm"),
+    "a number for a revision": (ANSWERED, put("provenance", {"revision": 3}), "provenance.revision"),
     "true for seconds": (OPEN, put("seconds", True), "seconds"),
     # JSON Schema cannot say these.
     "no answer": (ANSWERED, put("turns.1", ...), "turns[0].role"),

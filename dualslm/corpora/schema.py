@@ -273,6 +273,15 @@ def _object(value: object) -> Mapping[str, Any]:
     return value
 
 
+def _provenance(value: object) -> None:
+    known = _object(value)
+    for name in ("llm", "revision"):
+        try:
+            _text_or_null(known.get(name))
+        except Fault as fault:
+            raise fault.within(name) from None
+
+
 def _flag(value: object) -> None:
     if not isinstance(value, bool):
         _fail("is neither true nor false", value, "give one of the two")
@@ -293,7 +302,7 @@ ROW_FIELDS: Mapping[str, Check] = {
     "source": _text,
     "reference": _text,
     "early_stop": _flag,
-    "provenance": _object,
+    "provenance": _provenance,
 }
 TURN_FIELDS: Mapping[str, Check] = {"role": _role, "parts": _parts}
 SPEECH_FIELDS: Mapping[str, Check] = {
