@@ -56,12 +56,12 @@ def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], classes_V: Tensor,
 
     Args:
         model: whose linguistic adapter learns.
-        prompts: each with one recording.
+        prompts: each with a recording or more.
         classes_V: the tokens to tell apart, from `spoken_tokens`; others in a transcript are passed over.
         hear: gives frames; `model.hear` when None.
 
     Returns:
-        The summed loss of each recording in nats, and the tokens of its transcript.
+        The summed loss of each prompt's recordings in nats, and the tokens of their transcripts.
 
     Raises:
         DualSLMError: a recording without a transcript.
@@ -80,7 +80,14 @@ def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], classes_V: Tensor,
         reduction="none",
         zero_infinity=True,  # more tokens than groups: too fast to be aligned
     )
-    return Loss(nll_B + strays_B, tokens_B.to(nll_B.device))
+    return _by_prompt(prompts, nll_B + strays_B, tokens_B.to(nll_B.device))
+
+
+def _by_prompt(prompts: Sequence[Prompt], nll_B: Tensor, counts_B: Tensor) -> Loss:
+    """The loss of each prompt, from that of each recording."""
+    places = [place for place, prompt in enumerate(prompts) for _ in prompt.clips]
+    places_B, zeros = torch.tensor(places, device=nll_B.device), nll_B.new_zeros(len(prompts))
+    return Loss(zeros.index_add(0, places_B, nll_B), zeros.to(counts_B.dtype).index_add(0, places_B, counts_B))
 
 
 def _places(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
@@ -127,17 +134,19 @@ def tone_loss(
 
     Args:
         model: whose paralinguistic adapter learns.
-        prompts: each with one recording.
-        values: of every attribute, from `label_values`.
+        prompts: each with a recording or more.
+        values: of every attribute, from `label_values`; a label of another value counts for nothing.
         hear: gives frames; `model.hear` when None.
 
     Returns:
-        The summed loss of each recording in nats, and how many labels it has.
+        The summed loss of each prompt's recordings in nats, and how many labels they have.
 
     Raises:
         DualSLMError: a recording without any label.
     """
     clips = [clip for prompt in prompts for clip in prompt.clips]
+    if nameless := next((clip for clip in clips if not clip.labels.keys() & values.keys()), None):
+        raise DualSLMError(f"{nameless.audio!s} has no label to be aligned with", got="none", do="add one")
     frames = (hear or model.hear)(clips)
     device, unit = model.llm.device, model.para.project.scale
     heard_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
@@ -147,19 +156,16 @@ def tone_loss(
     nll_B, blend_BD = aside_BD.new_zeros(len(clips)), torch.zeros_like(aside_BD)
     counts_B = torch.zeros(len(clips), dtype=torch.long, device=device)
     for name, words_VD in words.items():
-        places = [values[name].index(str(clip.labels[name])) if name in clip.labels else -1 for clip in clips]
-        places_B = torch.tensor(places, device=device)
+        place_of = {value: place for place, value in enumerate(values[name])}
+        places_B = torch.tensor([place_of.get(str(clip.labels.get(name)), -1) for clip in clips], device=device)
         logits_BV = TONE_SHARPNESS * aside_BD / length_B1 @ F.normalize(words_VD - words_VD.mean(0), dim=-1).T
         nll_B = nll_B + F.cross_entropy(
             logits_BV, places_B, ignore_index=-1, reduction="none", label_smoothing=SMOOTHED
         )
         blend_BD = blend_BD + logits_BV.detach().softmax(-1) @ words_VD
         counts_B = counts_B + (places_B >= 0)
-    if not bool(counts_B.all()):
-        nameless = clips[int((counts_B == 0).nonzero()[0])]
-        raise DualSLMError(f"{nameless.audio!s} has no label to be aligned with", got="none", do="add one")
-    stray_B = (heard_BMD - blend_BD[:, None]).square().mean((1, 2))
-    return Loss(nll_B + TONE_STRAY * stray_B, counts_B)
+    stray_B = (heard_BMD - blend_BD[:, None]).square().mean((1, 2)) * (counts_B > 0)
+    return _by_prompt(prompts, nll_B + TONE_STRAY * stray_B, counts_B)
 
 
 def _meant(model: DualSLM, word: str) -> Tensor:

@@ -154,7 +154,7 @@ class SpeechEncoder(nn.Module):
         device, how = self.whisper.conv1.weight.device, self.features
         samples_WS = torch.zeros(len(waves), self.window_samples, device=device)
         for row_S, wave in zip(samples_WS, waves, strict=True):
-            row_S[: len(wave)] = torch.from_numpy(wave).to(device)
+            row_S[: len(wave)] = torch.from_numpy(np.array(wave, np.float32)).to(device)
         window = torch.hann_window(how.n_fft, device=device)
         bins_WFT = torch.stft(samples_WS, how.n_fft, how.hop_length, window=window, return_complex=True)
         filters_FM = torch.from_numpy(how.mel_filters).to(device, torch.float32)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, wait_for_everyone
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -85,6 +85,7 @@ class Journal:
                 _keep(path, lambda row: row["stage"] != stage.name or row["step"] <= done)
             self.bar.start()
             self.task = self.bar.add_task(stage.name, total=steps, completed=done)
+        wait_for_everyone()  # all read what is left
         last = {row["stage"]: row["step"] for row in _rows(self.metrics) if row["stage"] != stage.name}
         tally = Tally(stage.name, before=sum(last.values()))
         for row in _rows(self.metrics):

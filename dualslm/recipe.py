@@ -177,6 +177,9 @@ class Stage:
             'align ["ling"] on linguistic tasks alone, or ["para"]',
         )
         _require(self.objective == "reply" or fits, "objective", given, do)
+        drawn = [list(getattr(kind.view, learnt)) for kind in self.kinds.values() for learnt in kind.learns]
+        spoken = all(sources == ["speech"] for sources in drawn)
+        _require(self.objective == "reply" or spoken, "view", drawn, 'align from ["speech"] alone')
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:

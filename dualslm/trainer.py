@@ -135,7 +135,7 @@ class Trainer:
     def _step(self, stage: Stage, step: int, batch: Batch, adamw: torch.optim.Optimizer, tally: Tally) -> None:
         """One optimiser step: the summed loss of all processes, by the number of all their target tokens."""
         torch.manual_seed(_seed(self.recipe.seed, stage.name, step, self.accelerator.process_index))
-        adamw.zero_grad(set_to_none=False)
+        self.adapters.zero_grad(set_to_none=False)  # of both: what the stage before left in one must not count here
         for weight in self.weights:  # an adapter that no lesson teaches has a gradient of zero, not none
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         for part, counts in self._parts(batch):
@@ -205,14 +205,16 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, stage: Stage, tally: Tally) -> None:
         """Keeps the adapters as the stage's checkpoint where they are the best so far."""
-        loss = float("nan") if self.checks is None else self._validation_loss(stage, self.checks)
-        if self.checks is None or loss < self.at.best:
-            self.at.best = loss
+        loss = None if self.checks is None else self._validation_loss(stage, self.checks)
+        if loss is None or loss < self.at.best:
+            self.at.best = self.at.best if loss is None else loss
             if self.accelerator.is_main_process:
                 self.model.recipe = asdict(self.recipe)
-                self.model.metrics = {"stage": stage.name, "step": self.at.step, "validation_loss": loss}
+                self.model.metrics = {"stage": stage.name, "step": self.at.step}
+                self.model.metrics |= {} if loss is None else {"validation_loss": loss}
                 self.model.save_pretrained(self.out / stage.name)
-        self.journal.validated(tally, self.at.step, loss)
+        if loss is not None:
+            self.journal.validated(tally, self.at.step, loss)
         self.accelerator.wait_for_everyone()
 
     def _validation_loss(self, stage: Stage, checks: Talks) -> float:
@@ -226,7 +228,9 @@ class Trainer:
                 both = [float(loss.nll_B.sum()), float(loss.tokens_B.sum())]
                 sums += counts * torch.tensor(both, dtype=torch.float64)
         self.model.train()
-        sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no other
+        sums = self.accelerator.reduce(sums.to(device, exact), "sum")
         return float(sums[0] / sums[1])
 
     def _save_state(self, adamw: torch.optim.Optimizer, schedule: Any) -> None:

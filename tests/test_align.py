@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,35 @@ def test_a_recording_without_labels_cannot_be_aligned(lessons: tuple[DualSLM, Le
     batch = stage[0]
     with pytest.raises(DualSLMError, match="has no label to be aligned with"):
         tone_loss(model, [batch.lessons[0].prompt], {"colour": ["red", "blue"]}, batch.hear)
+
+
+def test_a_label_that_training_never_had_counts_for_nothing(
+    recipe: Recipe, lessons: tuple[DualSLM, Lessons, torch.Tensor]
+) -> None:
+    model, stage, _ = lessons
+    batch = stage[0]
+    prompts, values = [lesson.prompt for lesson in batch.lessons], {"emotion": ["happy", "sad"]}
+    named = tone_loss(model.eval(), prompts, values, batch.hear)
+    clip = replace(prompts[0].clips[0], labels={"emotion": "disgusted"})
+    found = tone_loss(model, [replace(prompts[0], clips=(clip,)), *prompts[1:]], values, batch.hear)
+    assert (float(found.nll_B[0].detach()), int(found.tokens_B[0])) == (0, 0)
+    torch.testing.assert_close(found.nll_B[1:], named.nll_B[1:])
+    assert (found.tokens_B[1:] == named.tokens_B[1:]).all()
+
+
+def test_recordings_of_one_prompt_count_together(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
+    model, stage, spoken = lessons
+    batch, values = stage[0], {"emotion": ["happy", "sad"]}
+    one, two, three = (lesson.prompt for lesson in batch.lessons[:3])
+    both = replace(one, clips=(*one.clips, *two.clips))
+    losses: list[tuple[Any, Any]] = [(alignment_loss, spoken), (tone_loss, values)]
+    for loss, known in losses:
+        apart = loss(model.eval(), [one, two, three], known, batch.hear)
+        found = loss(model, [both, three], known, batch.hear)
+        torch.testing.assert_close(found.nll_B, torch.stack([apart.nll_B[:2].sum(), apart.nll_B[2]]))
+        assert found.tokens_B.tolist() == [int(apart.tokens_B[:2].sum()), int(apart.tokens_B[2])]
+
+
+def test_what_aligns_is_speech_alone(recipe: Recipe) -> None:
+    with pytest.raises(DualSLMError, match=r"view makes no sense: got \[\['speech', 'text'\]\]; align from"):
+        replace(recipe.stages[0], linguistic=Kind(learns=("ling",), view=ViewDraw(ling=("speech", "text"))))

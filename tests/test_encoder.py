@@ -122,3 +122,11 @@ def test_nothing_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DualSLMError, match="cannot find the encoder") as caught:
         SpeechEncoder.from_pretrained(str(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
+
+
+def test_samples_in_any_memory_are_heard_the_same(encoder: SpeechEncoder, recwarn: pytest.WarningsRecorder) -> None:
+    wave = noise(8_000)
+    backwards, frozen = wave[::-1].copy()[::-1], np.frombuffer(wave.tobytes(), np.float32)
+    assert torch.equal(encoder.log_mel([backwards]), encoder.log_mel([wave]))
+    assert torch.equal(encoder.log_mel([frozen]), encoder.log_mel([wave]))
+    assert not recwarn.list

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.llm import weights_hash
 from dualslm.model import DualSLM
-from dualslm.recipe import Recipe, Stage, to_toml
+from dualslm.recipe import Linguistic, Paralinguistic, Recipe, Stage, to_toml
 from dualslm.talks import Talks
 from dualslm.train import train
 from dualslm.trainer import Trainer, optimiser_of
@@ -280,3 +280,35 @@ def test_adapters_that_do_not_fit_are_refused(recipe: Recipe, whole: Path, tmp_p
     with pytest.raises(DualSLMError, match=r"is not a dualslm checkpoint: got no config\.json"):
         train(begun(recipe, tmp_path / "llm" / ".."), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_stage_left_in_the_other_adapter_does_not_count(recipe: Recipe, tmp_path: Path) -> None:
+    """A stage that teaches P alone, after one that taught both, and clips: by itself it ends with the same bytes."""
+    last = replace(recipe.stages[1], linguistic=None)
+    tight = replace(recipe, stages=(recipe.stages[0], last), optimiser=replace(recipe.optimiser, clip=0.01))
+    train(tight, tmp_path / "whole", device="cpu")
+    train(begun(tight, tmp_path / "whole" / "joint"), tmp_path / "alone", device="cpu")
+    for name, weight in read_weights(tmp_path / "whole" / "disentangle").items():
+        assert torch.equal(weight, read_weights(tmp_path / "alone" / "disentangle")[name])
+
+
+def test_without_validation_the_last_step_is_kept_and_no_number_invented(recipe: Recipe, tmp_path: Path) -> None:
+    unchecked = replace(recipe, data=replace(recipe.data, validation=()), stages=recipe.stages[:1])
+    folder = train(unchecked, tmp_path / "run", device="cpu")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    card = json.loads((folder / "config.json").read_text(), parse_constant=refuse)
+    assert card["metrics"] == {"stage": "joint", "step": 7}
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert "validation_loss" not in json.loads(line, parse_constant=refuse)
+
+
+def test_adapters_whose_card_states_no_defaults_fit(recipe: Recipe, tmp_path: Path) -> None:
+    made = DualSLM.from_parts(recipe.model.encoder, recipe.model.llm)
+    made.save_pretrained(tmp_path / "adapters")
+    stated = {"paralinguistic": asdict(Paralinguistic()), "linguistic": asdict(Linguistic())}
+    other = DualSLM.from_parts(recipe.model.encoder, recipe.model.llm, **stated)  # type: ignore[arg-type]
+    other.load_adapters(tmp_path / "adapters")
+    assert all(torch.equal(one, two) for one, two in zip(made.parameters(), other.parameters(), strict=True))
