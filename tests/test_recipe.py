@@ -16,6 +16,8 @@ from dualslm.errors import DualSLMError
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage, ViewDraw
 
 SHIPPED = ["paper-qwen", "paper-qwen-24gb", "paper-llama", "slam-asr", "small", "tiny", "tiny-more"]
+PAPER = ["joint", "disentangle", "respond"]
+STAGES = {"slam-asr": ["transcribe"], "tiny": ["align", *PAPER], "tiny-more": ["respond", "again"]}
 TAG = re.compile(r"# (paper §|measured: |assumed: )\S")
 
 
@@ -40,9 +42,7 @@ def small(*overrides: str) -> Recipe:
 def test_shipped_recipes_survive_a_round_trip(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
     assert recipe.parse(recipe.to_toml(read)) == read
-    before = ["align"] if name == "tiny" else []
-    stages = ["transcribe"] if name == "slam-asr" else [*before, "joint", "disentangle", "respond"]
-    assert [stage.name for stage in read.stages] == stages
+    assert [stage.name for stage in read.stages] == STAGES.get(name, PAPER)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -36,6 +36,7 @@ RECIPE = Path("recipes/tiny.toml")
 MORE_RECIPE = Path("recipes/tiny-more.toml")
 RUN, MORE = "run", "more"
 WITHOUT_ERR = "without-err"
+VOICES = ("seen", "unseen")  # in training
 COMPARED = ("emotion", "energy")  # attributes that every stage is asked about
 
 
@@ -214,14 +215,27 @@ def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings
     return record(model.encoder, name, count, draw, held_out_voices=unseen, processes=processes, every_layer=mixed)
 
 
+def _facts(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
+    """Recordings of what a talk may begin with and a reply should remember, in the same voices."""
+    draw = partial(world.sample_utterance, held_out=False, kinds=("fact",))
+    key, unseen, mixed = f"{name}-facts", name == "unseen", model.every_layer
+    return record(model.encoder, key, count, draw, held_out_voices=unseen, processes=processes, every_layer=mixed)
+
+
 # ---------------------------------------------------------------------- the figures
+
+
+def _tested(model: DualSLM, count: int, processes: int) -> dict[str, Recordings]:
+    """Recordings by whose voices they are, and as many of facts that are told before them."""
+    how = (count, processes)
+    return {name: _record(model, name, *how).after(_facts(model, name, *how)) for name in VOICES}
 
 
 def _figures(out: Path, size: Size, device: str, processes: int) -> None:
     """Examines the adapters after each stage, and those without ERR."""
     encoder, llm = (str(_part(out, name)) for name in ("encoder", "llm"))
     model = DualSLM.from_pretrained(out / "adapters", encoder=encoder, llm=llm, device=device, dtype=torch.float32)
-    sets = {name: _record(model, name, size.tested, processes) for name in ("seen", "unseen")}
+    sets = _tested(model, size.tested, processes)
     names = [stage.name for stage in load(RECIPE).stages]
     found = {}
     for name, folder in {
@@ -243,7 +257,7 @@ def measure_shipped(out: Path, *, count: int, device: str | None, processes: int
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_shipped(device=where)
     cores = processes or os.cpu_count() or 1
-    sets = {name: _record(model, name, count, cores) for name in ("seen", "unseen")}
+    sets = _tested(model, count, cores)
     found = json.loads(out.read_text())["figures"] if out.exists() else {}
     found["final"] = exam.examine(model, sets)
     _write_result(out, found, where, count)

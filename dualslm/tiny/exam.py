@@ -7,17 +7,18 @@ know.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from dualslm.conversation import Conversation, View
+from dualslm.conversation import Conversation, Part, View
 from dualslm.decoding import Decoding
 from dualslm.metrics import Figure, share, word_error_rate
 from dualslm.model import DualSLM
 from dualslm.prompt import render
 from dualslm.tiny import world
-from dualslm.tiny.recordings import Recordings
+from dualslm.tiny.recordings import Recordings, Take
 from dualslm.tiny.style import ATTRIBUTES
 
 P, L, BOTH = View("speech", "none"), View("none", "speech"), View()
@@ -52,7 +53,7 @@ def examine(
     found: Figures = {}
     for name, recordings in sets.items():
         desk = _Desk(model, recordings, batch, Decoding(max_new_tokens=longest))
-        for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies()}.items():
+        for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies(), **desk.remembered()}.items():
             found[f"{name}/{key}"] = asdict(figure)
             say(f"{name}/{key:<40} {figure}")
     return found
@@ -104,6 +105,26 @@ class _Desk:
                 found[f"reply {slot}/{view}"] = share([mark[slot] for mark in marks])
             found[f"reply/{view}"] = share([all(mark.values()) for mark in marks])
         return found
+
+    def remembered(self) -> dict[str, Figure]:
+        """Whether the reply ends with the fact that was said aloud earlier; nothing where no facts were recorded."""
+        if not self.recordings.told:
+            return {}
+        talks = [self._after_a_fact(take, index) for index, take in enumerate(self.recordings.takes)]
+        answers = self._answers([talk.conversation for talk in talks], BOTH)
+        right = [world.check(answer, talk.reply)["memory"] for answer, talk in zip(answers, talks, strict=True)]
+        return {f"reply memory of speech/{BOTH}": share(right)}
+
+    def _after_a_fact(self, take: Take, index: int) -> world.Talk:
+        """A talk that ends with a take, and before it a spoken fact among typed small talk."""
+
+        def earlier(rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
+            told = rng.choice(self.recordings.told)
+            return (told.utterance, told.speech) if kind == "fact" else world.typed(rng, kind)
+
+        draws = (random.Random(f"exam/{index}/{number}") for number in itertools.count())
+        talks = (world.sample_talk(rng, take.speech, take.utterance, take.style, earlier) for rng in draws)
+        return next(talk for talk in talks if talk.memory)
 
     def _answers(self, talks: Sequence[Conversation], view: View) -> list[str]:
         prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]

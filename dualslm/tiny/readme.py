@@ -62,6 +62,7 @@ def _main_table(final: dict[str, dict[str, float]]) -> str:
         ("reply: tone right", 95, f"reply tone/{BOTH}"),
         ("reply: content right", 90, f"reply content/{BOTH}"),
         ("reply: memory right", 97, f"reply memory/{BOTH}"),
+        ("reply: memory right, the fact was spoken", "", f"reply memory of speech/{BOTH}"),
         ("reply: all right", 80, f"reply/{BOTH}"),
     ]
     lines = [_row("%", "aim", "voices heard in training", "voices never heard"), "|---|--:|--:|--:|"]
@@ -94,7 +95,8 @@ def _stage_table(figures: Figures) -> str:
         ("reply all right, P and transcript", "seen/reply/speech,text"),
     ]
     lines = [
-        "What each stage does, and the same lessons without equivalence replacement (voices heard in training):\n",
+        "What each stage of `recipes/tiny.toml` does, and the same lessons without equivalence replacement (voices "
+        "heard in training); the shipped adapters went on from stage 3 by `recipes/tiny-more.toml`:\n",
         _row("%", *columns.values()),
         "|---|" + "--:|" * len(columns),
     ]

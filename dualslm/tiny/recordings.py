@@ -49,14 +49,20 @@ class Recordings:
     Attributes:
         takes: in the order in which they were recorded.
         frames: each (N, T, D), by key.
+        told: facts for the beginning of talks that end with a take; their frames stand among the others.
     """
 
     takes: list[Take]
     frames: dict[str, Tensor]
+    told: Sequence[Take] = ()
 
     def hear(self, clips: Sequence[Speech]) -> Frames:
         """The frames of takes, in place of `DualSLM.hear`."""
         return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
+
+    def after(self, facts: Recordings) -> Recordings:
+        """The same takes, with recordings of facts for what was said before them."""
+        return Recordings(self.takes, self.frames | facts.frames, facts.takes)
 
 
 def record(
