@@ -323,9 +323,9 @@ def _full_length() -> str:
     shared = [(key, label) for key, label in AT_LENGTH.items() if key in one and key in other]
     lines = [
         "## The recipe at its full length\n",
-        f"The build of the shipped model (`{told['command']}`, n = {told['n']}, seed {told['seed']}) trained the whole",
-        "recipe, with L aligned first, once with ERR and once without. Two figures are called apart where their 95 %",
-        "intervals do not meet, which is stricter than a paired test.\n",
+        f"The build of the shipped model (`python -m dualslm.tiny build`, n = {told['n']}, seed {told['seed']}) went "
+        "through the whole recipe, with L aligned first, once with ERR and once without. Two figures are called apart",
+        "where their 95 % intervals do not meet, which is stricter than a paired test.\n",
         _row("after stage 3, %", "with ERR", "without ERR", ""),
         "|---|--:|--:|---|",
     ]
