@@ -280,6 +280,8 @@ def spoken(line: str) -> Iterator[Part]:
     Raises:
         DualSLMError: what is named like a recording is none.
     """
+    if "/" in line and _path(line).is_dir():
+        raise DualSLMError(f"{line} is a folder", got="no recording", do="name a file in it")
     if _is_file(line):  # a name with spaces that nobody quoted
         yield Speech(load(_path(line)))
         return

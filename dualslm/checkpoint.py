@@ -27,6 +27,7 @@ from dualslm.files import replacing as replacing  # others import it from here
 from dualslm.modelcard import modelcard
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
+RECIPE = "recipe.toml"  # of a run, above the checkpoints of its stages
 FORMAT = 1
 
 
@@ -98,11 +99,11 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
         path = _download(str(name), revision)
     missing = [file for file in (CARD, WEIGHTS) if not (path / file).is_file()]
     if missing:
-        raise DualSLMError(
-            f"{name} is not a dualslm checkpoint",
-            got=f"no {' and no '.join(missing)} there",
-            do="give the folder that save_pretrained wrote, or a hub id of one",
-        )
+        stages = sorted(str(card.parent) for card in path.glob(f"*/{CARD}")) if (path / RECIPE).is_file() else []
+        do = "give the folder that save_pretrained wrote, or a hub id of one"
+        do = f"name a stage of this run: {', '.join(stages)}" if stages else do
+        got = f"no {' and no '.join(missing)} there"
+        raise DualSLMError(f"{name} is not a dualslm checkpoint", got=got, do=do)
     return path
 
 
@@ -185,11 +186,10 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (HFValidationError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise DualSLMError(
-            f"cannot find the checkpoint {name!r}",
-            got=str(error).strip().splitlines()[0],
-            do="give a folder that save_pretrained wrote, or a hub id that you can reach",
-        ) from error
+        kinds = {HFValidationError: "no hub id", RepositoryNotFoundError: "no such repository on the hub"}
+        why = next((why for kind, why in kinds.items() if isinstance(error, kind)), "the hub cannot be reached")
+        do = "give a folder that save_pretrained wrote, or a hub id that you can reach"
+        raise DualSLMError(f"cannot find the checkpoint {name!r}", got=f"no such folder, and {why}", do=do) from error
 
 
 def _beside(folder: Path, name: str) -> str:

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -166,6 +166,8 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
     add("files", nargs="*", metavar="FILE", help="wav, flac, mp3 or ogg; - reads standard input")
     add("--say", metavar="TEXT", help="a made voice says this (needs dualslm[voices])")
     add("--style", default="", metavar="WORDS", help="how --say says it, for example sad,slow")
+    add("--transcript", metavar="TEXT", help="the words of FILE, for views that read L as text")
+    add("--caption", metavar="TEXT", help="how FILE is said, for views that read P as text")
     add("--tone", metavar="FILE", help="take how it is said from this recording instead")
     add("--view", default="speech,speech", metavar="P,L", help="source of each channel: speech, text or none")
     add_model(parser)
@@ -286,7 +288,14 @@ def _view(args: argparse.Namespace) -> View:
 
 def _utterances(args: argparse.Namespace) -> list[Utterance]:
     """Everything that is said, decoded: a bad file is told before a model is loaded."""
+    known = {name: text for name in ("transcript", "caption") if (text := getattr(args, name)) is not None}
+    if known and len(args.files) != 1:
+        do = "give one FILE with --transcript and --caption"
+        raise DualSLMError("a text of which recording?", got=f"{len(args.files)} files", do=do)
+    if args.style and args.say is None:
+        raise DualSLMError("--style is how --say says something", got="no --say", do="leave it out, or give --say TEXT")
     said = [_recording(file) for file in args.files]
+    said = [Utterance(one.name, replace(one.speech, **known)) for one in said]
     if args.say is not None:
         said.append(_made(args.say, args.style))
     if not said:
@@ -311,9 +320,12 @@ def _recording(file: str) -> Utterance:
 def _made(text: str, style: str) -> Utterance:
     """A sentence said by the synthesiser."""
     from dualslm.conversation import Speech
+    from dualslm.tiny.style import parse_style
     from dualslm.tiny.voices import say
+    from dualslm.tiny.world import caption
 
-    return Utterance(text, Speech(say(text, style.split()), transcript=text))
+    told = caption(parse_style(style.split()))
+    return Utterance(text, Speech(say(text, style.split()), transcript=text, caption=told))
 
 
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:

@@ -93,10 +93,13 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     from dualslm.cli_model import quiet_transformers
     from dualslm.conversation import View
     from dualslm.evaluate import items, predict
+    from dualslm.metrics import wer
 
     views = [View.parse(text) for text in args.view]
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
     exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
+    if args.only != "predict" and any(item.task == "asr" for item in exam.items):
+        wer.require_whisper()  # now, not when all is answered
     quiet_transformers()
     _take_own_gpu()
     asked = predict.plan(exam, _systems(args, exam.items), views, args.batch)
@@ -119,10 +122,11 @@ def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path])
     from dualslm import instruments, tiny
     from dualslm.files import replacing
     from dualslm.model import DualSLM
+    from dualslm.systems.named import checkpoint_of
 
     found = {}
     for run in args.runs or [EMBEDDED]:
-        model = DualSLM.from_pretrained(tiny.ADAPTERS if run == EMBEDDED else run, device=args.device)
+        model = DualSLM.from_pretrained(tiny.ADAPTERS if run == EMBEDDED else checkpoint_of(run), device=args.device)
         limit = args.limit or instruments.LIMIT
         for name, one in instruments.run(model, manifests, limit=limit, seed=args.seed, say=_say).items():
             found[f"{run}: {name}"] = {**one, "title": f"{one['title']} ({run})"}

@@ -56,7 +56,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     try:
-        from dualslm.serve.run import Settings, run
+        from dualslm.serve.run import Settings, listen, run
     except ModuleNotFoundError as error:
         raise DualSLMError(
             "serving needs more packages", got=f"no {error.name}", do="pip install 'dualslm[serve]'"
@@ -64,9 +64,11 @@ def _serve(args: argparse.Namespace) -> int:
     from dualslm.serve.gate import Limits
     from dualslm.tiny import CLIPS
 
-    counts = (args.max_body, args.max_audio, args.max_turns, args.running, args.patience, args.keep)
-    if min(counts) <= 0 or args.waiting < 0 or not 0 <= args.port < 2**16:
-        raise DualSLMError("a limit makes no sense", got="a number that is not above 0", do="give a greater one")
+    for name in ("max_body", "max_audio", "max_speech", "max_turns", "running", "patience", "keep"):
+        if (value := getattr(args, name)) <= 0:
+            raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
+    if args.waiting < 0:
+        raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
     limits = Limits(
         args.max_body * 2**20,
         args.max_audio,
@@ -77,8 +79,6 @@ def _serve(args: argparse.Namespace) -> int:
         args.patience,
     )
     settings = Settings(
-        host=args.host,
-        port=args.port,
         name=args.name,
         limits=limits,
         key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
@@ -91,11 +91,12 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.capture and args.vllm is not None:
         raise DualSLMError("vLLM runs the LLM in its own way", got="--capture", do="leave it out")
+    listening = listen(args.host, args.port)
     model = model_of(args, answers=args.vllm is None)
     if args.capture:
         model.llm.capture()
     system = new_talk(args).system
-    run(model, settings, questions=questions_of(args), context=context_of(args), system=system)
+    run(model, settings, listening, questions=questions_of(args), context=context_of(args), system=system)
     return 0
 
 

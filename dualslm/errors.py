@@ -6,6 +6,8 @@ exits with status 2. `assert` is kept for our own bugs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class DualSLMError(ValueError):
     """A mistake that the user can mend.
@@ -19,3 +21,11 @@ class DualSLMError(ValueError):
     def __init__(self, wrong: str, *, got: object, do: str) -> None:
         self.wrong, self.got, self.do = wrong, got, do
         super().__init__(f"{wrong}: got {got}; {do}")
+
+    def __reduce__(self) -> tuple[Callable[..., DualSLMError], tuple[object, ...]]:
+        """Another process gets the same error."""
+        return _again, (type(self), self.wrong, self.got, self.do)
+
+
+def _again(kind: type[DualSLMError], wrong: str, got: object, do: str) -> DualSLMError:
+    return kind(wrong, got=got, do=do)

@@ -280,7 +280,7 @@ def _listen(path: str) -> Listened:
         samples = load(path)
         return {"audio": path, "sha256": _sha256(path)}, samples
     except DualSLMError as error:
-        return {"audio": path, "fault": str(error).replace(path, "").strip()}, None
+        return {"audio": path, "fault": str(error).replace(f" {path}", "").replace(path, "").strip()}, None
 
 
 # ---------------------------------------------------------------------- the folder

@@ -40,6 +40,17 @@ def quantised(kind: Quantise, device: str, dtype: torch.dtype) -> dict[str, Any]
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def unpacked(model: nn.Module) -> None:
+    """Leaves 4-bit weights as they are stored, on CPUs too.
+
+    Where a CPU has AVX512-BF16, bitsandbytes (0.50) packs them anew at the first call without a gradient, such as ours
+    for prefixes, and a gradient through packed weights fails or is wrong (tested).
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            setattr(part, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no field that is known here
+
+
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers of any causal LM of transformers.
 

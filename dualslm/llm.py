@@ -32,7 +32,7 @@ from transformers.cache_utils import DynamicLayer
 from dualslm.captured import Captured, Step
 from dualslm.decoding import GREEDY, Decoding, Draw, text_of
 from dualslm.errors import DualSLMError
-from dualslm.layers import quantised
+from dualslm.layers import quantised, unpacked
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantise
 
@@ -297,6 +297,7 @@ class FrozenLM(nn.Module):
                 do="use a complete checkpoint of a causal LM",
             )
         if quantise:
+            unpacked(model)
             return cls(model, tokenizer, name=name, revision=revision, identity="")
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 

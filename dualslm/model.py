@@ -138,19 +138,19 @@ class DualSLM(nn.Module):
 
     # ------------------------------------------------------------------ answering
 
-    def reply(self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY) -> str:
+    def reply(self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY) -> str:
         """What the LLM answers to a recording or a talk.
 
         Args:
             said: a recording (path, bytes of a file, 16 kHz samples, Speech) or a Conversation.
-            view: where the channels of its spoken turns come from.
+            view: where the channels of its spoken turns come from, a View or for example "speech,none".
             system: the system text, where `said` is not a Conversation.
             how: decoding settings; greedy unless told otherwise.
         """
         return self.replies([said], view=view, system=system, how=how)[0]
 
     def replies(
-        self, said: Sequence[Said], *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
+        self, said: Sequence[Said], *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY
     ) -> list[str]:
         """`reply` for many at once; the company in the batch does not change a reply."""
         talks = [self.as_talk(one, system) for one in said]
@@ -163,7 +163,7 @@ class DualSLM(nn.Module):
             return self.llm.answer(self.embed(prompts, hear), how)
 
     def stream(
-        self, said: Said, *, view: View = NORMAL, system: str | None = None, how: Decoding = GREEDY
+        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY
     ) -> Iterator[str]:
         """The reply in pieces as they come; joined they equal `reply`. No piece splits a character."""
         prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
@@ -344,7 +344,13 @@ def _absolute(name: str) -> str:
 
 
 def place(device: str | None, dtype: torch.dtype | None = None) -> tuple[str, torch.dtype]:
-    """Where the frozen parts go and in which dtype: the GPU where there is one, bfloat16 there, float32 on a CPU."""
+    """Where the frozen parts go and in which dtype: the GPU where there is one, bfloat16 there, float32 on a CPU.
+
+    Raises:
+        DualSLMError: a GPU that is not there, or float16.
+    """
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise DualSLMError("PyTorch sees no GPU", got=f"device {device}", do="give cpu, or install PyTorch for CUDA")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == torch.float16:
         raise DualSLMError(

@@ -131,8 +131,15 @@ def rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[
                     yield offset, _row(line, path, number)
                 offset += len(line)
     except OSError as error:
-        do = "run dualslm targets first" if path.name.endswith(TARGETS) else "check the path"
-        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=do) from error
+        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=_made_by(path)) from error
+
+
+def _made_by(path: Path) -> str:
+    if path.name.endswith(TARGETS):
+        return "run dualslm targets first"
+    if path.parts[:2] == ("runs", "tiny"):
+        return "run python -m dualslm.tiny build --steps talks first"
+    return "check the path, or make it by dualslm prepare"
 
 
 def talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:

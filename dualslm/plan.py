@@ -120,7 +120,8 @@ def estimate(recipe: Recipe) -> Estimate:
     train = recipe.data.train
     weights = dict(zip(train, recipe.data.weights or [1.0] * len(train), strict=True))
     weights |= {path: 1.0 for stage in recipe.stages for path in stage.also}
-    assumed = not weights or not all(Path(path).exists() for path in weights)
+    weights = {path: weight for path, weight in weights.items() if Path(path).exists()}
+    assumed = not weights
     talks, lengths, seconds = _assumed() if assumed else _counted(weights)
     steps = {stage.name: stage.steps_over(talks) for stage in recipe.stages}
     flops = {}
@@ -190,7 +191,7 @@ def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mappi
 
 def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Iterator[Table]:
     """What there is to learn from, what each stage does, and what all of it takes."""
-    source = "assumed: the manifests are not here" if found.assumed else "from the manifests; tokens are guessed"
+    source = _source(recipe, found)
     talks = Table("kind", "talks", "tokens before", "speech, s", "reply, tokens", title=source, **LOOK)
     for kind, count in found.talks.items():
         one = found.lengths[kind]
@@ -209,6 +210,15 @@ def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Itera
     for card, long in times.items():
         needs.add_row(f"one {card}", f"{long:,.1f} h")
     yield needs
+
+
+def _source(recipe: Recipe, found: Estimate) -> str:
+    """Where the counts of talks come from."""
+    named = [*recipe.data.train, *(path for stage in recipe.stages for path in stage.also)]
+    missing = [path for path in named if not Path(path).exists()]
+    if found.assumed:
+        return f"assumed, the paper's corpora: {'no' if not missing else missing[0] + ', no'} manifest is here"
+    return "from the manifests; tokens are guessed" + "".join(f"; {path} is not here yet" for path in missing)
 
 
 def hours(found: Estimate, card: str | None) -> Iterator[tuple[str, float]]:

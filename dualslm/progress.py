@@ -217,7 +217,10 @@ def mixture(tally: Tally) -> Table:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The losses of all stages side by side, as a picture."""
+    """The losses of all stages side by side, as a picture, where Matplotlib is there."""
+    if find_spec("matplotlib") is None:
+        print(f"{path}: not drawn without Matplotlib; pip install 'dualslm[train]'", file=sys.stderr)
+        return
     import matplotlib
 
     matplotlib.use("Agg")

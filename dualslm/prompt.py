@@ -96,7 +96,7 @@ def _bracketed(caption: str) -> str:
 def render(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
-    view: View = NORMAL,
+    view: View | str = NORMAL,
     *,
     history: View | None = None,
     learns: frozenset[Channel] = BOTH,
@@ -111,7 +111,7 @@ def render(
     Args:
         conversation: ends with a user turn to be answered, or, when supervised, with the assistant's answer.
         tokenizer: of the LLM, whose chat template is used.
-        view: the sources of spoken turns.
+        view: the sources of spoken turns, as a View or as written on the command line ("speech,none").
         history: the sources of every spoken turn but the user's last one; `view` when None.
         learns: channels whose embeddings carry gradient.
         supervise: "last" puts loss on the last assistant turn and its end-of-turn token, "all" on every one.
@@ -120,6 +120,7 @@ def render(
     Raises:
         DualSLMError: nothing to answer, turns that the template refuses, or a source that a clip lacks.
     """
+    view = View.parse(view) if isinstance(view, str) else view
     turns = _merged(conversation.turns)
     _check_end(turns, supervise)
     heard = max((i for i, turn in enumerate(turns) if turn.role == "user" and turn.speeches), default=-1)
@@ -263,7 +264,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, quoted: bool = False)
 
 def _known(value: Any, field: str, need: str) -> Any:
     if value is None:
-        raise DualSLMError(f"a Speech has no {field}", got=need, do=f"give Speech({field}=...) or another view")
+        raise DualSLMError(f"a Speech has no {field}", got=need, do=f"give its {field}, or another view")
     return value
 
 

@@ -160,6 +160,6 @@ def _config(name: str, part: str) -> dict[str, Any]:
         raise DualSLMError(
             f"the sizes of the {part} {name!r} are not known here",
             got="no config.json in a folder or in the hub's cache",
-            do=f"download it once with: hf download {name} config.json",
+            do=f"give its folder, or the hub id of one that was downloaded: hf download {name} config.json",
         ) from error
     return found

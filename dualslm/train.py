@@ -5,6 +5,7 @@ The loop itself is `trainer.py`; what a run learns is the recipe's alone.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from dualslm import features, layers
-from dualslm.checkpoint import fingerprint, replacing
+from dualslm.checkpoint import RECIPE, fingerprint, replacing
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
@@ -25,8 +26,6 @@ from dualslm.progress import overview, trackers
 from dualslm.recipe import Recipe, to_toml
 from dualslm.talks import Talks, recordings
 from dualslm.trainer import STATE, Position, Trainer
-
-RECIPE = "recipe.toml"
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None = None) -> Path:
@@ -44,6 +43,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     Raises:
         DualSLMError: a folder in use, another recipe than the run's, or data that cannot be used.
     """
+    place(device)  # refuses one that is not there
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know of each other
     accelerator = Accelerator(cpu=cpu, log_with=trackers(), project_dir=str(out))
     if accelerator.is_main_process:
@@ -81,7 +81,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
-        features.build(model.encoder, _heard(talks, checks), folder, every_layer=model.every_layer)
+        counts = features.build(model.encoder, _heard(talks, checks), folder, every_layer=model.every_layer)
+        _tell_unusable(counts)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
     if model.para.standardise and recipe.model.adapters is None:  # trained ones keep their own scale
@@ -90,6 +91,12 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     if accelerator.device.type == "cuda":  # after the frames were made, which are the same wherever they are made
         torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
     return Trainer(recipe, model, out, talks, checks, cache, accelerator)
+
+
+def _tell_unusable(counts: Counter[str]) -> None:
+    """Says which recordings cannot be learnt from; the lessons that are passed over are listed in the run's folder."""
+    if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
+        print(f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run", file=sys.stderr)
 
 
 def _some(paths: Iterable[str], most: int = 500) -> list[str]:

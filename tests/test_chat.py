@@ -220,6 +220,12 @@ def test_paths_as_terminals_drop_them(tmp_path: Path, typed: str) -> None:
     assert isinstance(speech.audio, np.ndarray)
 
 
+def test_a_folder_is_no_recording(tmp_path: Path) -> None:
+    with pytest.raises(DualSLMError, match="is a folder: got no recording"):
+        list(spoken(str(tmp_path)))
+    assert not list(spoken("and/or"))
+
+
 @pytest.mark.parametrize("line", ["hello", "I can't go.", "It was 3.5 km / 2 miles", "I heard a.wav", "and/or", "..."])
 def test_text_is_no_path(line: str) -> None:
     assert not list(spoken(line))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -13,10 +14,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from badaudio import BAD, Maker, tone, wav
+from trainkit import RECIPE, make
 
 from dualslm import __version__, cli
+from dualslm.audio import TooLongError
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.tiny import ADAPTERS
 
 
 class Parrot:
@@ -121,6 +126,12 @@ def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path, capsys: pytest.Captu
         (["ask", "CLIP", "--encoder", "e"], "--llm"),
         (["ask", "CLIP", "--llm", "l"], "--encoder"),
         (["ask", "--say", "hello", "--style", "purple"], "purple"),
+        (["ask", "CLIP", "--style", "sad"], "--style is how --say says something"),
+        (["ask", "CLIP", "CLIP", "--transcript", "hello"], "a text of which recording?: got 2 files"),
+        (["ask", "CLIP", "--view", "none,text"], "a Speech has no transcript"),
+        (["ask", "CLIP", "--model", "nowhere/nothing"], "got no such folder, and the hub cannot be reached"),
+        (["ask", "CLIP", "--model", "no/where/at/all"], "got no such folder, and no hub id"),
+        (["label", "clips.jsonl", "out.jsonl"], "the line is a recording, not a talk"),
         (["train", "missing.toml"], "missing.toml"),
         (["train", "recipes/small.toml", "--set", "stage.1.learning_rate=1"], "learning_rate"),
     ],
@@ -134,6 +145,9 @@ def test_mistakes(
     word: str,
 ) -> None:
     monkeypatch.chdir(root)
+    if "clips.jsonl" in arguments:
+        monkeypatch.chdir(Path(clip).parent)
+        Path("clips.jsonl").write_text('{"audio": "a.wav", "transcript": "Hello."}')
     assert cli.main([clip if argument == "CLIP" else argument for argument in arguments]) == 2
     assert word in one_line(capsys)
 
@@ -178,6 +192,32 @@ def test_the_tone_of_another_clip(parrot: Parrot, clip: str, tmp_path: Path) -> 
     assert isinstance(speech.tone, Speech)
     assert isinstance(speech.tone.audio, np.ndarray)
     assert (len(speech.audio), len(speech.tone.audio)) == (16_000, 8_000)
+
+
+def test_what_is_known_of_a_clip_is_read_as_text(parrot: Parrot, clip: str) -> None:
+    assert cli.main(["ask", clip, "--transcript", "Hello.", "--caption", "sad", "--view", "text,text"]) == 0
+    (speech,) = parrot.heard[0][0].turns[0].speeches
+    assert (speech.transcript, speech.caption) == ("Hello.", "sad")
+
+
+@pytest.mark.parametrize("verb", ["features", "train", "eval"])
+def test_a_gpu_that_is_not_there(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    make(tmp_path)
+    (tmp_path / "r.toml").write_text(RECIPE.format(folder=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    wanted = [str(ADAPTERS), "--on", "train.jsonl", "--task", "asr"] if verb == "eval" else ["r.toml"]
+    assert cli.main([verb, *wanted, "--device", "cuda"]) == 2
+    assert "PyTorch sees no GPU: got device cuda" in one_line(capsys)
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(TooLongError("it is long", got=5, do="cut it")))
+    assert isinstance(error, TooLongError)
+    assert (str(error), error.got) == ("it is long: got 5; cut it", 5)
 
 
 def test_standard_input(parrot: Parrot, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,7 @@ def test_judges_are_asked_and_tried(tmp_path: Path) -> None:
         (["--only", "report", "nowhere"], "run dualslm eval first"),
         (["--on", "nowhere.jsonl", "--system", "majority"], "cannot read the manifest"),
         (["--batch", "0"], "--batch makes no sense"),
+        (["--instruments", "--only", "predict", "nowhere/run", "--on", "x.jsonl"], "cannot read the manifest"),
         (["--view", "speech", "--on", "x.jsonl"], "a view is two sources"),
     ],
 )

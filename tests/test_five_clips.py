@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dualslm import cli
+from dualslm import DualSLM, cli
 from dualslm.tiny import WEIGHTS
 
 BLOCK = re.compile(r"(?:`(\w+\.\w+)`[^`]*)?```(\w+)\n(.*?)```", re.DOTALL)
@@ -35,9 +35,21 @@ def test_the_page_ends_with_adapters_that_know_the_five_clips(
     (wanted,) = [row["turns"][-1]["parts"][0] for row in targets if "hear_3_sad" in json.dumps(row)]
     assert asked.startswith(wanted.split(".")[0]), "not even the first sentence"
     assert "bakery" in asked
+    known = knows(tmp_path / "data" / "labelled.targets.jsonl", tmp_path / "runs" / "five" / "respond")
+    assert (len(known), sum(known) >= 4) == (5, True)
     page = (tmp_path / "five-adapters" / "README.md").read_text()
     assert "license: apache-2.0" in page
     assert "[[stage]]" in page
+
+
+def knows(targets: Path, adapters: Path) -> list[bool]:
+    """Whether each talk is answered as the LLM answered its styled transcript."""
+    model, rows = DualSLM.from_pretrained(adapters, device="cpu"), map(json.loads, targets.read_text().splitlines())
+    found = []
+    for row in rows:
+        said, answer = (turn["parts"][0] for turn in row["turns"])
+        found.append(model.reply(str(targets.parent / said["audio"]), system=row["system"]) == answer)
+    return found
 
 
 def out(line: str, capsys: pytest.CaptureFixture[str]) -> str:

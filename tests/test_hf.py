@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_again_after_a_stop_gives_the_same(talks: Any, tmp_path: Path) -> None:
         (["nobody/nothing"], "cannot load the dataset 'nobody/nothing'"),
         (["SAVED", "--limit", "none"], "--limit makes no sense"),
         (["SAVED", "--map", "audio=sound"], "has no column sound"),
+        (["FOLDER"], "pip install torchcodec"),
+        (["FOLDER", "--streaming"], "pip install torchcodec"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -99,7 +102,12 @@ def test_mistakes_are_one_line(
 ) -> None:
     talks.save_to_disk(str(tmp_path / "saved"))
     monkeypatch.chdir(tmp_path)
-    given = [word.replace("SAVED", str(tmp_path / "saved")) for word in arguments]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.wav").write_bytes(tone(0))
+    if "FOLDER" in arguments and find_spec("torchcodec") is not None:
+        pytest.skip("torchcodec is there: audio folders can be read")
+    paths = {"SAVED": str(tmp_path / "saved"), "FOLDER": str(tmp_path / "folder")}
+    given = [paths.get(word, word) for word in arguments]
     assert main(["prepare", "hf", *given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dualslm: error:")

@@ -119,6 +119,14 @@ def test_loss_is_that_of_the_reply_tokens(model: DualSLM) -> None:
         torch.testing.assert_close(loss.nll_B[row], nll, atol=1e-4, rtol=1e-5)
 
 
+def test_a_view_may_be_written_as_on_the_command_line(model: DualSLM) -> None:
+    talk = Conversation().user(clip(0.5))
+    how = Decoding(4)
+    assert model.reply(talk, view="none,speech", how=how) == model.reply(talk, view=View("none", "speech"), how=how)
+    with pytest.raises(DualSLMError, match="a view is two sources"):
+        model.reply(talk, view="speech")
+
+
 def test_views_and_swap_change_what_is_heard(model: DualSLM) -> None:
     a, b = clip(1.0, 1), clip(2.0, 2)
 

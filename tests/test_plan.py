@@ -99,6 +99,15 @@ def test_counts_come_from_the_manifest(tmp_path: Path) -> None:
     assert found.steps == {"joint": 7, "disentangle": 7}
 
 
+def test_a_manifest_that_is_not_there_yet_is_named(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    more = replace(recipe, data=replace(recipe.data, train=(*recipe.data.train, "yet.targets.jsonl")))
+    found = plan.estimate(more)
+    assert found.talks == plan.estimate(recipe).talks
+    title = str(next(plan.tables(more, found, {})).title)
+    assert title.endswith("yet.targets.jsonl is not here yet")
+
+
 def test_weights_of_manifests_count(tmp_path: Path) -> None:
     recipe = make(tmp_path)
     weighted = replace(recipe, data=replace(recipe.data, weights=(2.5,)))

@@ -165,6 +165,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["meld", "raw", "--out", "out"],
         "holds other manifests: got train",
     ),
+    "a wrong path": (
+        _file("raw", '{"audio": "here/nothing.wav", "transcript": "Hi."}'),
+        ["jsonl", "raw"],
+        "left out: missing audio, for example raw-1 ",
+    ),
     "a null byte": (_file("raw", '{"audio": "a\\u0000b.wav"}'), ["jsonl", "raw"], "left out: unreadable"),
     "no files": (_empty, ["jsonl", "raw"], "no *.jsonl"),
     "its own folder": (_file("raw/a.jsonl", "{}"), ["jsonl", "raw", "--out", "raw"], "another folder"),
@@ -224,6 +229,11 @@ def test_what_is_complete_is_not_done_again(raw: Path, tmp_path: Path, monkeypat
     assert run(raw, out, again=True)["splits"]["test-clean"]["usable"] == 43
     assert run(raw, out, options={"part": ("dev-clean",)})["splits"].keys() == {"validation"}
     assert files(out).keys() == before.keys() - {"train.jsonl", "test-clean.jsonl", "excluded.tsv"}
+    (out / "mine.jsonl").write_text("{}")
+    kept = files(out)
+    with pytest.raises(DualSLMError, match=r"holds other manifests: got mine\.jsonl"):
+        run(raw, out, again=True)
+    assert files(out) == kept, "nothing is taken away"
     (out / "validation.jsonl").unlink()
     assert finished(out) is None
 

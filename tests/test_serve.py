@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -183,7 +184,15 @@ def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
 def test_the_python_of_the_process_is_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     from dualslm import cli
 
-    assert cli.main(["serve", "--vllm", "http://127.0.0.1:9/v1"]) == 2
+    taken = socket.create_server(("127.0.0.1", 0))
+    assert cli.main(["serve", "--port", "0", "--vllm", "http://127.0.0.1:9/v1"]) == 2
     assert "vLLM at http://127.0.0.1:9/v1 does not answer" in capsys.readouterr().err
     assert cli.main(["serve", "--max-turns", "0"]) == 2
+    assert "--max-turns makes no sense: got 0" in capsys.readouterr().err
+    for port, word in (("99999", "port must be"), (str(taken.getsockname()[1]), "in use")):
+        assert cli.main(["serve", "--port", port]) == 2
+        error = capsys.readouterr().err
+        assert f"cannot listen on 127.0.0.1:{port}: got" in error
+        assert word in error
+    taken.close()
     assert cli.main(["serve", "--capture", "--vllm", "http://127.0.0.1:9/v1"]) == 2

@@ -241,6 +241,7 @@ def test_the_majority(asked: list[Item]) -> None:
         ("server,url=http://x/v1", "write server,url=..,model=.."),
         ("majority,model=x", "does not say what majority is"),
         ("oracle,model=x", "unknown kind of system: got 'oracle'"),
+        ("oracle", "unknown kind of system: got 'oracle'"),
         ("server,url=nowhere,model=m", "not a server"),
         ("no/such/run", "no/such/run"),
     ],

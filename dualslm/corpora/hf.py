@@ -30,7 +30,7 @@ def rows(raw: Raw) -> Iterator[Entry]:
     for split, data in splits.items():
         classes = _classes(data)
         heard = _undecoded(data, columns["audio"], name)
-        for number, example in enumerate(islice(heard, limit), 1):
+        for number, example in enumerate(islice(_read(heard, name), limit), 1):
             try:
                 row = {key: _named(classes.get(key), value) for key, value in example.items()}
                 row[columns["audio"]] = _clip(raw.out, split, number, row[columns["audio"]])
@@ -60,12 +60,28 @@ def _load(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, options["config"], streaming=options["streaming"])
-    except (OSError, ValueError, RuntimeError) as error:
-        got = str(error).strip().splitlines()[0]
-        raise DualSLMError(
-            f"cannot load the dataset {name!r}", got=got, do="check its name, or give a folder"
-        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetGenerationError) as error:
+        raise _unreadable(name, error) from error
     return dict(found) if hasattr(found, "items") else {"train": found}
+
+
+def _unreadable(name: str, error: Exception) -> DualSLMError:
+    """Why a dataset cannot be read; an audio folder needs more packages than the others."""
+    first = error
+    while isinstance(first.__cause__, Exception):
+        first = first.__cause__
+    do = "check its name, or give a folder"
+    if isinstance(first, ImportError):
+        do = "pip install torchcodec (it needs FFmpeg), or list them in JSON Lines: dualslm prepare jsonl"
+    return DualSLMError(f"cannot load the dataset {name!r}", got=str(first).strip().splitlines()[0], do=do)
+
+
+def _read(data: Any, name: str) -> Iterator[Any]:
+    """The rows of a split."""
+    try:
+        yield from data
+    except ImportError as error:
+        raise _unreadable(name, error) from error
 
 
 def _undecoded(data: Any, column: str, name: str) -> Any:

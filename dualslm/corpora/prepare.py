@@ -112,26 +112,27 @@ def finished(out: Path, settings: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def _clear(out: Path) -> None:
-    """Makes the folder, and takes away what an older preparation wrote, its marker last.
+    """Makes the folder, and takes away what an older preparation wrote, marker last; nothing where others wrote too.
 
     Manifests beside a journal are those of a stopped run, because none is begun beside others.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        marker = out / MARKER
+        marker, own = out / MARKER, list[Path]()
         if marker.exists():
-            for name in json.loads(marker.read_text(encoding="utf-8"))["files"]:
-                (out / Path(name).name).unlink(missing_ok=True)
-            marker.unlink()
+            own += [out / Path(name).name for name in json.loads(marker.read_text(encoding="utf-8"))["files"]]
         if (out / JOURNAL).exists():
-            for path in (*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT):
-                path.unlink(missing_ok=True)
+            own += [*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT]
+        if others := sorted(path.name for path in {*out.glob("*.jsonl")} - {*own}):
+            do = "move them away, or give --out another folder"
+            raise DualSLMError(f"{out} holds other manifests", got=", ".join(others), do=do)
+        for path in (*own, marker):
+            path.unlink(missing_ok=True)
+    except DualSLMError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise DualSLMError(f"cannot write to {out}", got=got, do="give --out a folder of its own") from error
-    if found := sorted(path.name for path in out.glob("*.jsonl")):
-        got = f"{found[0]}, which is no complete preparation's"
-        raise DualSLMError(f"{out} holds other manifests", got=got, do="move them away, or give --out another folder")
 
 
 def _tidy(out: Path, *, looked: bool) -> None:
@@ -144,13 +145,14 @@ def _tidy(out: Path, *, looked: bool) -> None:
 
 def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All files but the journal; the marker last."""
-    tallies: dict[str, Tally] = {}
+    tallies, firsts = dict[str, Tally](), dict[str, str]()
     apart, ids = Apart(corpus.apart(raw.options)), set[int]()
     with ExitStack() as stack:
         files = _Files(raw.out, stack)
         for entry in stack.enter_context(_progress(corpus, raw)):
             tallies.setdefault(entry.split, Tally()).add(entry)
             if entry.reason is not None:
+                firsts.setdefault(entry.reason, f"{entry.name} {entry.detail}".strip())
                 files.write(LEFT_OUT, "\t".join((entry.split, entry.name, entry.reason, entry.detail)))
             for talk in entry.talks:
                 _check(talk, entry)
@@ -158,7 +160,7 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
                 _check_id(talk, ids)
                 files.write(f"{entry.split}.jsonl", json.dumps(talk, ensure_ascii=False))
         if not any(tally.talks for tally in tallies.values()):
-            raise _nothing(raw, tallies)
+            raise _nothing(raw, tallies, firsts)
     report = {
         "corpus": corpus.name,
         "folder": raw.root.name,
@@ -184,13 +186,12 @@ def _check_id(talk: Talk, ids: set[int]) -> None:
     ids.add(key)
 
 
-def _nothing(raw: Raw, tallies: Mapping[str, Tally]) -> DualSLMError:
+def _nothing(raw: Raw, tallies: Mapping[str, Tally], firsts: Mapping[str, str]) -> DualSLMError:
     rows = sum(tally.rows for tally in tallies.values())
-    reasons = {reason for tally in tallies.values() for reason in tally.excluded}
-    got = f"{rows:,} rows, all left out: {', '.join(sorted(reasons))}" if rows else "no row at all"
-    return DualSLMError(
-        f"nothing in {raw.root} can be used", got=got, do="see docs/corpora.md for the folders expected"
-    )
+    told = "; ".join(f"{reason}, for example {first}" for reason, first in sorted(firsts.items()))
+    do = "mend them" if rows else "see docs/corpora.md for the folders expected"
+    got = f"{rows:,} rows, all left out: {told}" if rows else "no row at all"
+    return DualSLMError(f"nothing in {raw.root} can be used", got=got, do=do)
 
 
 class _Files:

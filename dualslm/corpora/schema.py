@@ -65,6 +65,9 @@ def check(row: object, *, complete: bool = True) -> dict[str, Any]:
     """
     if not isinstance(row, dict):
         _fail("is not an object", row, "write one talk in braces on each line", field="the line")
+    if "audio" in row:
+        do = "make manifests of such lines: dualslm prepare jsonl"
+        _fail("is a recording, not a talk", row["audio"], do, field="the line")
     _record(row, ROW_FIELDS, ("id", "turns"))
     if ("kind" in row) == ("tasks" in row):
         got = "both" if "kind" in row else "neither"

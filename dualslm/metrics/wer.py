@@ -96,6 +96,15 @@ def word_error_rate(references: Sequence[str], heard: Sequence[str], *, seed: in
     return figure(counts, [f"{index:09}" for index in range(len(pairs))], seed=seed)
 
 
+def require_whisper() -> None:
+    """Refuses to begin where Whisper's normaliser is not there at the end.
+
+    Raises:
+        DualSLMError: the extra `eval` is missing.
+    """
+    _whisper()
+
+
 @cache
 def _whisper() -> Callable[[str], str]:
     try:

@@ -22,6 +22,7 @@ def write(report: Mapping[str, Any], out: Path) -> tuple[Path, Path, str]:
     Returns:
         The two files, and the tables as text for a terminal.
     """
+    out.mkdir(parents=True, exist_ok=True)
     pages = {"report.html": html.page(report), "report.md": markdown.page(report)}
     for name, text in pages.items():
         with replacing(out / name) as partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import uvicorn
 
 from dualslm.backend import Backend
 from dualslm.batching import ROOM
+from dualslm.errors import DualSLMError
 from dualslm.heard import Questions
 from dualslm.inprocess import InProcess
 from dualslm.model import DualSLM
@@ -20,7 +22,7 @@ from dualslm.serve.front import Front
 from dualslm.serve.gate import Limits
 
 KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
-HERE = ("127.0.0.1", "::1", "localhost")
+HERE = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,6 @@ class Settings:
     """How the server is reached, and where the LLM runs.
 
     Attributes:
-        host: address to listen on.
-        port: 0 takes a free one.
         name: what requests call the model.
         limits: of requests.
         key: that requests must bring.
@@ -41,8 +41,6 @@ class Settings:
         vllm_key: that vLLM asks for.
     """
 
-    host: str
-    port: int
     name: str
     limits: Limits
     key: str | None = None
@@ -54,26 +52,55 @@ class Settings:
     vllm_key: str | None = None
 
 
-def run(model: DualSLM, settings: Settings, *, questions: Questions, context: int | None, system: str | None) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        DualSLMError: no such address here, a port in use or one that is no number of a port.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        got = getattr(error, "strerror", None) or str(error)
+        raise DualSLMError(f"cannot listen on {host}:{port}", got=got, do="give another --port or --host") from error
+
+
+def run(
+    model: DualSLM,
+    settings: Settings,
+    listening: socket.socket,
+    *,
+    questions: Questions,
+    context: int | None,
+    system: str | None,
+) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
         model: hears, and answers too where no vLLM server is named.
         settings: of the server.
+        listening: takes the connections.
         questions: by which the LLM is asked for what it heard.
         context: positions of a talk.
         system: the system text of talks that have none.
     """
-    if settings.host not in HERE and settings.key is None:
-        print(f"dualslm: warning: anybody who reaches {settings.host} can use this server", file=sys.stderr)
+    host = listening.getsockname()[0]
+    if host not in HERE and settings.key is None:
+        print(f"dualslm: warning: anybody who reaches {host} can use this server", file=sys.stderr)
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn passes it on once it has stopped; the exit status is then 0
-    asyncio.run(_serve(model, settings, questions, context, system))
+    asyncio.run(_serve(model, settings, listening, questions, context, system))
 
 
 async def _serve(
-    model: DualSLM, settings: Settings, questions: Questions, context: int | None, system: str | None
+    model: DualSLM,
+    settings: Settings,
+    listening: socket.socket,
+    questions: Questions,
+    context: int | None,
+    system: str | None,
 ) -> None:
     front = Front(model, _backend(model, settings), questions=questions, context=context, system=system)
     made = app(
@@ -82,8 +109,6 @@ async def _serve(
     grace = int(settings.limits.patience)
     config = uvicorn.Config(
         made,
-        settings.host,
-        settings.port,
         log_level="warning",
         timeout_graceful_shutdown=grace,
         timeout_keep_alive=KEEP_ALIVE,
@@ -91,7 +116,7 @@ async def _serve(
     )
     server = uvicorn.Server(config)
     told = asyncio.create_task(_tell(server, settings.name))
-    await server.serve()
+    await server.serve([listening])
     told.cancel()
 
 

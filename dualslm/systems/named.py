@@ -57,8 +57,9 @@ def opened(spec: str, means: Means) -> System:
     """
     kind, *pairs = spec.split(",")
     if kind not in SYSTEMS:
-        if pairs:
-            raise DualSLMError("unknown kind of system", got=repr(kind), do=f"choose one of {', '.join(SYSTEMS)}")
+        if pairs or not (Path(spec).exists() or "/" in spec):
+            do = f"choose one of {', '.join(SYSTEMS)}, or give a checkpoint's folder or hub id"
+            raise DualSLMError("unknown kind of system", got=repr(kind), do=do)
         return _checkpoint({"model": spec}, means)
     must, may, make = SYSTEMS[kind]
     given = dict(pair.partition("=")[::2] for pair in pairs)

@@ -183,6 +183,8 @@ def render_many(jobs: Sequence[Job], processes: int, *, progress: bool = True) -
     Yields:
         (N,) 16-bit samples of each job, 16 kHz mono: 16 bits are all that the shipped clips keep.
     """
+    if jobs:
+        _extra("espeakng_loader")  # missing, it is missed here and not in a process of a pool
     track = functools.partial(_track, total=len(jobs)) if progress else iter
     if processes <= 1:
         yield from track(map(_render_job, jobs))

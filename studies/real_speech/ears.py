@@ -30,10 +30,13 @@ def shorten(whisper: Path, out: Path, seconds: int = WINDOW) -> Path:
         raise DualSLMError(f"no Whisper encoder in {whisper}", got="no model.safetensors", do=do)
     if (out / "config.json").exists():
         return out
-    out.mkdir(parents=True, exist_ok=True)
     tensors = load_file(whisper / "model.safetensors")
-    name = next(key for key in tensors if key.endswith(POSITIONS))
+    name = next((key for key in tensors if key.endswith(POSITIONS)), None)
+    if name is None or len(tensors[name]) < seconds * FRAMES_PER_SECOND:
+        do = "give the folder of whisper-tiny.en with --encoder"
+        raise DualSLMError(f"{whisper} is not that encoder", got=f"no {seconds} s of {POSITIONS}", do=do)
     tensors[name] = tensors[name][: seconds * FRAMES_PER_SECOND].contiguous()
+    out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     samples = seconds * SAMPLE_RATE
     shutil.copy(whisper / "preprocessor_config.json", out)
