@@ -209,6 +209,7 @@ def test_a_gpu_that_is_not_there(
     make(tmp_path)
     (tmp_path / "r.toml").write_text(RECIPE.format(folder=tmp_path))
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     wanted = [str(ADAPTERS), "--on", "train.jsonl", "--task", "asr"] if verb == "eval" else ["r.toml"]
     assert cli.main([verb, *wanted, "--device", "cuda"]) == 2
     assert "PyTorch sees no GPU: got device cuda" in one_line(capsys)
