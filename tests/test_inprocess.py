@@ -51,11 +51,13 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
         keep_only(batch, going)
 
     async def talks(backend: InProcess) -> int:
-        other = asyncio.create_task(reply(backend, 12, Decoding(100_000)))
+        stays = backend.stream(Marked(llm.embed(torch.tensor([30, 31, 32])), [30, 31, 32]), Decoding(100_000))
+        await anext(stays)
         async with aclosing(backend.stream(Marked(llm.embed(torch.tensor([20, 21])), [20, 21]), Decoding(500))) as left:
             await anext(left)
         with pytest.raises(UnavailableError, match="out of memory"):
-            await asyncio.wait_for(other, 30)
+            async for _ in stays:
+                pass
         after = await asyncio.wait_for(reply(backend, 9, Decoding(6)), 30)
         await backend.close()
         return after
