@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dualslm.captured import Step
+from dualslm.captured import Stay
 from dualslm.decoding import Decoding, Draw
 from dualslm.ears import Marked
 from dualslm.llm import FrozenLM, Prefilled
@@ -122,8 +121,7 @@ class Batch:
         self.size = self.size if self.llm.keeps_every_position else 1
         self._cache = DynamicCache(config=self.llm.model.config)
         self._mask_BT = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)
-        self._room, self._ahead = ExitStack(), 0
-        self._step: Step | None = None
+        self._stay: Stay | None = None  # of a talk that is alone
 
     @torch.no_grad()
     def join(self, prompt: Marked, how: Decoding) -> Seat:
@@ -178,7 +176,7 @@ class Batch:
         """Forgets the talks that are being answered."""
         self.seats = []
         self._cache = DynamicCache(config=self.llm.model.config)
-        self._room, self._step, self._ahead = ExitStack(), None, 0
+        self._stay = None
 
     def _read(self, ids: Sequence[int]) -> None:
         ids_B = torch.tensor(ids, device=self.llm.device)
@@ -198,18 +196,15 @@ class Batch:
     def _captured(self, ids_B: Tensor) -> Tensor:
         """A talk alone: its keys and values are in a room of their own until others come or it ends."""
         assert self.llm.captured is not None
-        if self._step is None:
-            steps = self.llm.captured.steps(self._cache, self._mask_BT, self.seats[0].left)
-            self._step = self._room.enter_context(steps)
-        self._ahead += 1
-        return self._step(ids_B).clone()  # the next step writes over what a graph gave
+        if self._stay is None:
+            self._stay = Stay(self.llm.captured, self._cache, self._mask_BT, self.seats[0].left)
+        return self._stay.step(ids_B).clone()  # the next step writes over what a graph gave
 
     def _settle(self) -> None:
         """Puts what captured steps read into the cache."""
-        self._room.close()
-        ones_BT = self._mask_BT.new_ones(len(self._mask_BT), self._ahead)
-        self._mask_BT = torch.cat([self._mask_BT, ones_BT], dim=1)
-        self._step, self._ahead = None, 0
+        if self._stay is not None:
+            self._stay.leave()
+            self._mask_BT, self._stay = self._stay.mask_BT, None
 
     def _add(self, read: Prefilled) -> None:
         """One more row; the shorter of the two is padded on the left."""

@@ -49,7 +49,7 @@ class Captured:
             mask_BT: 1 where a prompt has a token, 0 where it is padded on the left.
             most: tokens that are decoded at most.
         """
-        stay = _Stay(self, cache, mask_BT, min(most, AHEAD))
+        stay = Stay(self, cache, mask_BT, most)
         try:
             yield stay.step
         finally:
@@ -65,11 +65,17 @@ class Captured:
         self.free = [*self.free, ((batch, size), room)][-KEPT:]
 
 
-class _Stay:
-    """Some talks in a room, and in a larger one when that is full."""
+class Stay:
+    """Some talks in a room, and in a larger one when that is full; until they leave it, the cache stays as it was.
 
-    def __init__(self, captured: Captured, cache: DynamicCache, mask_BT: Tensor, ahead: int) -> None:
-        self.captured, self.cache, self.mask_BT, self.ahead = captured, cache, mask_BT, ahead
+    Args: see `Captured.steps`.
+
+    Attributes:
+        mask_BT: 1 where the cache has a token of a prompt.
+    """
+
+    def __init__(self, captured: Captured, cache: DynamicCache, mask_BT: Tensor, most: int) -> None:
+        self.captured, self.cache, self.mask_BT, self.ahead = captured, cache, mask_BT, min(most, AHEAD)
         self.place_B1 = mask_BT.sum(1, keepdim=True)
         self.room: StaticCache | None = None
         self.size, self.done, self.mask_BR = 0, 0, mask_BT

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing as replacing  # others import it from here
 from dualslm.modelcard import modelcard
+from dualslm.recipe import RUN_RECIPE
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
-RECIPE = "recipe.toml"  # of a run, above the checkpoints of its stages
 FORMAT = 1
 
 
@@ -99,7 +99,7 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
         path = _download(str(name), revision)
     missing = [file for file in (CARD, WEIGHTS) if not (path / file).is_file()]
     if missing:
-        stages = sorted(str(card.parent) for card in path.glob(f"*/{CARD}")) if (path / RECIPE).is_file() else []
+        stages = sorted(str(card.parent) for card in path.glob(f"*/{CARD}")) if (path / RUN_RECIPE).is_file() else []
         do = "give the folder that save_pretrained wrote, or a hub id of one"
         do = f"name a stage of this run: {', '.join(stages)}" if stages else do
         got = f"no {' and no '.join(missing)} there"

@@ -70,13 +70,13 @@ def _serve(args: argparse.Namespace) -> int:
     if args.waiting < 0:
         raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
     limits = Limits(
-        args.max_body * 2**20,
-        args.max_audio,
-        args.max_speech,
-        args.max_turns,
-        args.running,
-        args.waiting,
-        args.patience,
+        body=args.max_body * 2**20,
+        audio=args.max_audio,
+        speech=args.max_speech,
+        turns=args.max_turns,
+        running=args.running,
+        waiting=args.waiting,
+        patience=args.patience,
     )
     settings = Settings(
         name=args.name,

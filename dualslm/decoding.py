@@ -102,12 +102,12 @@ class Pieces:
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         if not text.startswith(self.seen):  # a byte that is of no character: those before it are written otherwise now
-            self._begin_anew()
+            self._look_from(len(self.ids) - 1)
             return self.rest()
         piece, self.seen = text[len(self.seen) :], text
         self.shown += len(piece)
         if len(self.ids) - self.next_start >= LOOKED_AT:
-            self._move_on()
+            self._look_from(self.next_start)
         return piece
 
     def rest(self) -> str:
@@ -116,17 +116,11 @@ class Pieces:
         self.shown += len(piece)
         return piece
 
-    def _begin_anew(self) -> None:
-        last = len(self.ids) - 1
-        seen = text_of(self.tokenizer, self.ids[last:])
-        if seen.strip():
-            self.start, self.seen, self.next_start = last, seen, last + 1
-
-    def _move_on(self) -> None:
-        seen = text_of(self.tokenizer, self.ids[self.next_start :])
+    def _look_from(self, start: int) -> None:
+        """Looks at the tokens from a place on, which were all shown."""
+        seen = text_of(self.tokenizer, self.ids[start:])
         if seen.strip():  # otherwise a space that stands in front of a text would be lost
-            self.start, self.seen = self.next_start, seen
-            self.next_start = len(self.ids)
+            self.start, self.seen, self.next_start = start, seen, len(self.ids)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

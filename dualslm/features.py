@@ -12,7 +12,6 @@ Dimensions: N encoder layers kept, T frames, D encoder width.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from dualslm.checkpoint import fingerprint, replacing
 from dualslm.conversation import Speech
 from dualslm.encoder import Frames, SpeechEncoder
 from dualslm.errors import DualSLMError
+from dualslm.files import sha256
 
 META = "cache.json"
 PART = 256  # recordings in a part
@@ -227,17 +227,12 @@ def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], No
     """Takes recordings that are no longer what was encoded from the lists of their parts."""
     known = _listed(folder)
     encoded = [path for path in paths if "frames" in known.get(path, {}) and Path(path).is_file()]
-    replaced = {path for path in encoded if _sha256(path) != known[path]["sha256"]}
+    replaced = {path for path in encoded if sha256(Path(path)) != known[path]["sha256"]}
     say(f"features: {len(encoded)} recordings compared, {len(replaced)} replaced")
     for part in {known[path]["part"] for path in replaced}:
         rows = [row for row in _read_list(folder / part) if row["audio"] not in replaced]
         with replacing((folder / part).with_suffix(".json")) as partial:
             partial.write_text(json.dumps(rows))
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_part(
@@ -278,7 +273,7 @@ def _listen(path: str) -> Listened:
     """The row of a recording, and its samples where it can be read."""
     try:
         samples = load(path)
-        return {"audio": path, "sha256": _sha256(path)}, samples
+        return {"audio": path, "sha256": sha256(Path(path))}, samples
     except DualSLMError as error:
         return {"audio": path, "fault": str(error).replace(f" {path}", "").replace(path, "").strip()}, None
 

@@ -1,9 +1,16 @@
-"""Files that are there whole or not at all; nothing here imports torch."""
+"""Files that are there whole or not at all, and their hashes; nothing here imports torch."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, which are read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class replacing:

@@ -8,7 +8,6 @@ gone through each time. No torch.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from dualslm import __version__
 from dualslm.corpora import schema
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.files import replacing, sha256
 from dualslm.recipe import TASK_KINDS, TaskKind
 from dualslm.tasks import TASKS, last_clip, left_out
 
@@ -276,8 +275,7 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _key(path: Path) -> str:
     """What an index must have been made from."""
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {__version__} {FORMAT} {' '.join(NAMES)}"
+    return f"{sha256(path)} {__version__} {FORMAT} {' '.join(NAMES)}"
 
 
 def _keep(found: Places, index: Path, key: str) -> None:

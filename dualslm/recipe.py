@@ -23,6 +23,7 @@ from dualslm.errors import DualSLMError
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
 Quantise: TypeAlias = Literal["int8", "nf4"]
+RUN_RECIPE = "recipe.toml"  # in the folder of a run, above the checkpoints of its stages
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 
 

@@ -24,9 +24,9 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.progress import Progress
 
-from dualslm.checkpoint import replacing
 from dualslm.conversation import Conversation
 from dualslm.errors import DualSLMError
+from dualslm.files import replacing, sha256
 from dualslm.recipe import Recipe
 from dualslm.talks import TARGETS, caption_of, moved, read_talk, rows
 from dualslm.tasks import NO_ANSWER, left_out, waiting
@@ -186,8 +186,7 @@ def _sources(paths: Sequence[Path]) -> dict[str, str]:
     found = {}
     for path in paths:
         try:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = sha256(path)
         except OSError as error:
             raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do="check the path") from error
     return found

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from dualslm import features, layers
-from dualslm.checkpoint import RECIPE, fingerprint, replacing
+from dualslm.checkpoint import fingerprint, replacing
 from dualslm.encoder import SpeechEncoder
 from dualslm.errors import DualSLMError
 from dualslm.features import FrameCache, Rule
 from dualslm.model import DualSLM, place
 from dualslm.progress import overview, trackers
-from dualslm.recipe import Recipe, to_toml
+from dualslm.recipe import RUN_RECIPE, Recipe, to_toml
 from dualslm.talks import Talks, recordings
 from dualslm.trainer import STATE, Position, Trainer
 
@@ -166,9 +166,9 @@ def _carry_out(model: DualSLM, recipe: Recipe) -> None:
 
 def _refuse(recipe: Recipe, out: Path, resume: bool) -> None:
     """Refuses a folder that holds another run, or this one where it is not to be resumed."""
-    file = out / RECIPE
+    file = out / RUN_RECIPE
     if file.exists() and not resume:
-        raise DualSLMError(f"{out} holds a run already", got=RECIPE, do="give --resume, or another folder")
+        raise DualSLMError(f"{out} holds a run already", got=RUN_RECIPE, do="give --resume, or another folder")
     if file.exists() and file.read_text() != to_toml(recipe):
         raise DualSLMError(f"{out} holds a run of another recipe", got=str(file), do="resume with the recipe as it was")
 
@@ -176,7 +176,7 @@ def _refuse(recipe: Recipe, out: Path, resume: bool) -> None:
 def _claim(recipe: Recipe, out: Path) -> None:
     """Makes the run folder once everything could be read, so that a mistake leaves none behind."""
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / RECIPE) as partial:
+    with replacing(out / RUN_RECIPE) as partial:
         partial.write_text(to_toml(recipe))
 
 

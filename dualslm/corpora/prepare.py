@@ -7,7 +7,6 @@ ends with the same bytes, and nobody takes half a preparation for a whole one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from dualslm.corpora.clips import Clips
 from dualslm.corpora.report import Tally
 from dualslm.corpora.schema import Fault, check
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.files import replacing, sha256
 
 MARKER, REPORT, LEFT_OUT, JOURNAL = "complete.json", "report.json", "excluded.tsv", ".clips.journal"
 FORMAT = 1
@@ -112,24 +111,33 @@ def finished(out: Path, settings: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def _clear(out: Path) -> None:
-    """Makes the folder, and takes away what an older preparation wrote, marker last; nothing where others wrote too.
-
-    Manifests beside a journal are those of a stopped run, because none is begun beside others.
-    """
-    try:
+    """Makes the folder, and takes away what an older preparation wrote, marker last; nothing where others wrote too."""
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        marker, own = out / MARKER, list[Path]()
-        if marker.exists():
-            own += [out / Path(name).name for name in json.loads(marker.read_text(encoding="utf-8"))["files"]]
-        if (out / JOURNAL).exists():
-            own += [*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT]
-        if others := sorted(path.name for path in {*out.glob("*.jsonl")} - {*own}):
-            do = "move them away, or give --out another folder"
-            raise DualSLMError(f"{out} holds other manifests", got=", ".join(others), do=do)
-        for path in (*own, marker):
+        own = _written(out)
+        others = sorted(path.name for path in {*out.glob("*.jsonl")} - {*own})
+    if others:
+        do = "move them away, or give --out another folder"
+        raise DualSLMError(f"{out} holds other manifests", got=", ".join(others), do=do)
+    with _writing(out):
+        for path in own:
             path.unlink(missing_ok=True)
-    except DualSLMError:
-        raise
+
+
+def _written(out: Path) -> list[Path]:
+    """What an older preparation wrote. Manifests beside a journal are a stopped one's: none is begun beside others."""
+    own, marker = [], out / MARKER
+    if (out / JOURNAL).exists():
+        own += [*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT]
+    if marker.exists():
+        own += [out / Path(name).name for name in json.loads(marker.read_text(encoding="utf-8"))["files"]]
+    return [*own, marker]
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise DualSLMError(f"cannot write to {out}", got=got, do="give --out a folder of its own") from error
@@ -168,7 +176,7 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
         "notes": raw.notes,
     }
     _write_json(raw.out / REPORT, report)
-    prints = {name: _sha256(raw.out / name) for name in sorted([*files.open, REPORT])}
+    prints = {name: sha256(raw.out / name) for name in sorted([*files.open, REPORT])}
     _write_json(raw.out / MARKER, {"settings": settings, "files": prints})
     return report
 
@@ -247,8 +255,3 @@ def _rank(split: str) -> tuple[int, str]:
 def _write_json(path: Path, value: object) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

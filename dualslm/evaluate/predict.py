@@ -8,7 +8,6 @@ a work file of its own, and the first puts them together. No torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from dualslm.conversation import Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluate.items import Exam, lacks
-from dualslm.files import replacing
+from dualslm.files import replacing, sha256
 from dualslm.systems.item import Answer, Item, System, card
 
 PREDICTIONS, META = "predictions.jsonl", "predictions.meta.json"
@@ -145,7 +144,7 @@ def run(
 
 def manifests(paths: Sequence[Path]) -> list[dict[str, str]]:
     """The manifests that were read, with their hashes."""
-    return [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths]
+    return [{"file": path.name, "sha256": sha256(path)} for path in paths]
 
 
 def _set(item: Item) -> tuple[str, str, str]:

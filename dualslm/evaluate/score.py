@@ -7,7 +7,6 @@ alone: figures, intervals, counts of what was not measured, protocols, and the c
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import zlib
@@ -24,7 +23,7 @@ from dualslm.audio import SAMPLE_RATE, load
 from dualslm.errors import DualSLMError
 from dualslm.evaluate import cells
 from dualslm.evaluate.predict import META, records
-from dualslm.files import replacing
+from dualslm.files import replacing, sha256
 from dualslm.metrics import answers, wer
 from dualslm.metrics.bootstrap import RESAMPLES, holm
 
@@ -151,7 +150,7 @@ def _source(path: Path) -> dict[str, Any]:
         raise DualSLMError(f"{path.with_name(META)} is damaged", got=error, do="run predict again") from error
     settings = meta.get("settings", {})
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path)
     except OSError as error:
         raise DualSLMError(f"cannot read the predictions {path}", got=error.strerror, do="run predict first") from error
     return {

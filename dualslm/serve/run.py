@@ -91,18 +91,11 @@ def run(
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn passes it on once it has stopped; the exit status is then 0
-    asyncio.run(_serve(model, settings, listening, questions, context, system))
-
-
-async def _serve(
-    model: DualSLM,
-    settings: Settings,
-    listening: socket.socket,
-    questions: Questions,
-    context: int | None,
-    system: str | None,
-) -> None:
     front = Front(model, _backend(model, settings), questions=questions, context=context, system=system)
+    asyncio.run(_serve(front, settings, listening))
+
+
+async def _serve(front: Front, settings: Settings, listening: socket.socket) -> None:
     made = app(
         front, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
     )

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualslm.errors import DualSLMError
+from dualslm.recipe import RUN_RECIPE
 from dualslm.systems.item import Item, System, called
 
 if TYPE_CHECKING:
     from dualslm.decoding import Decoding
     from dualslm.llm import FrozenLM
-
-RECIPE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,14 @@ def checkpoint_of(run: str) -> str:
         DualSLMError: a run without any checkpoint.
     """
     folder = Path(run)
-    if not (folder / RECIPE).is_file() or (folder / "adapters.safetensors").is_file():
+    if not (folder / RUN_RECIPE).is_file() or (folder / "adapters.safetensors").is_file():
         return run
     from dualslm.recipe import load
 
     done = [
-        stage.name for stage in load(folder / RECIPE).stages if (folder / stage.name / "adapters.safetensors").is_file()
+        stage.name
+        for stage in load(folder / RUN_RECIPE).stages
+        if (folder / stage.name / "adapters.safetensors").is_file()
     ]
     if not done:
         raise DualSLMError(

@@ -208,17 +208,13 @@ def _adapters(out: Path, size: Size, device: str) -> None:
     train(without_err(recipe), out / WITHOUT_ERR, resume=True, device=device)
 
 
-def _record(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
-    """Test recordings of sentences never heard: "seen" (voices of training) or "unseen" (voices never heard)."""
-    draw = partial(world.sample_utterance, held_out=True, kinds=("event",))
-    unseen, mixed = name == "unseen", model.every_layer
-    return record(model.encoder, name, count, draw, held_out_voices=unseen, processes=processes, every_layer=mixed)
+def _record(model: DualSLM, name: str, count: int, processes: int, *, facts: bool = False) -> Recordings:
+    """Test recordings in voices of training ("seen") or never heard ("unseen").
 
-
-def _facts(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
-    """Recordings of what a talk may begin with and a reply should remember, in the same voices."""
-    draw = partial(world.sample_utterance, held_out=False, kinds=("fact",))
-    key, unseen, mixed = f"{name}-facts", name == "unseen", model.every_layer
+    Events in sentences never heard, or facts, which a talk may begin with and its reply should remember.
+    """
+    draw = partial(world.sample_utterance, held_out=not facts, kinds=("fact" if facts else "event",))
+    key, unseen, mixed = f"{name}-facts" if facts else name, name == "unseen", model.every_layer
     return record(model.encoder, key, count, draw, held_out_voices=unseen, processes=processes, every_layer=mixed)
 
 
@@ -228,7 +224,7 @@ def _facts(model: DualSLM, name: str, count: int, processes: int) -> Recordings:
 def _tested(model: DualSLM, count: int, processes: int) -> dict[str, Recordings]:
     """Recordings by whose voices they are, and as many of facts that are told before them."""
     how = (count, processes)
-    return {name: _record(model, name, *how).after(_facts(model, name, *how)) for name in VOICES}
+    return {name: _record(model, name, *how).after(_record(model, name, *how, facts=True)) for name in VOICES}
 
 
 def _figures(out: Path, size: Size, device: str, processes: int) -> None:
