@@ -15,7 +15,7 @@ test: .venv/installed-dev
 
 # vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
 test-vllm: .venv/installed-dev .venv-vllm/installed
-	$(BIN)/python -m pytest tests/test_vllm.py tests/test_serve_vllm.py tests/test_vllm_judge.py
+	$(BIN)/python -m pytest tests/inference/test_vllm.py tests/serve/test_serve_vllm.py tests/evaluation/test_judge_vllm.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check
@@ -25,7 +25,7 @@ check: .venv/installed-dev
 
 # which of the paper's claims hold in the tiny world: hours on one core; goes on where it was stopped
 study: .venv/installed-dev
-	$(BIN)/python bench/study.py
+	$(BIN)/python -m studies.tiny_claims
 
 hooks: .venv/installed-dev
 	$(BIN)/pre-commit install

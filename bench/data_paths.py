@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dualslm.features import META, PART, FrameCache, Rule
+from dualslm.data.manifest import Talks, recordings
 from dualslm.recipe import TASK_KINDS
-from dualslm.talks import Talks, recordings
+from dualslm.training.feature_cache import META, PART, FrameCache, Rule
 
 GETS = 3000
 RULE = Rule("bench", 1, 8)
@@ -81,7 +81,7 @@ def make_manifest(path: Path, rows: int) -> None:
 
 
 def make_cache(folder: Path, parts: int) -> None:
-    """Parts as `dualslm.features` writes them."""
+    """Parts as `dualslm.training.feature_cache` writes them."""
     folder.mkdir()
     (folder / META).write_text(json.dumps(RULE.__dict__))
     for number in range(parts):

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualslm.evaluate import score
-from dualslm.report import markdown, tables
-from dualslm.tiny.readme import put
+from dualslm.evaluation import score
+from dualslm.evaluation.report import markdown, tables
+from dualslm.tiny.build.readme import put
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULT = ROOT / "docs" / "evaluation.md", ROOT / "docs" / "results" / "evaluation.json"

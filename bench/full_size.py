@@ -3,9 +3,10 @@
     python bench/full_size.py [--size full|cpu|small] [--llm Qwen2.5-7B] [--out docs/results/full_size.json]
 
 Weights are random and made on the device, so nothing is downloaded or read. The floor of a step is what its
-necessary FLOPs (`dualslm.plan`, `dualslm.shapes`) take at the rate of a large matrix product, or its bytes at the rate
-of a copy, both measured here. Beside each stands transformers' Qwen2-Audio class with an LLM of the same sizes: it is
-given finished mels, and at turn 10 it reads everything again, because it keeps nothing of a talk. What does not fit the
+necessary FLOPs (`dualslm.training.estimate`, `dualslm.training.shapes`) take at the rate of a large matrix product, or
+its bytes at the rate of a copy, both measured here. Beside each stands transformers' Qwen2-Audio class with an LLM of
+the same sizes: it is given finished mels, and at turn 10 it reads everything again, because it keeps nothing of a talk.
+What does not fit the
 card says so; a batch that does not goes through the model in parts (`train_step.py`), and its row says how many samples
 at once. `cpu` keeps the shares of work of `full` (`train_step.py`); `small` only shows that everything runs.
 """
@@ -28,14 +29,14 @@ from measuring import NO_ROOM, about, as_trained, attempt, fitting, forget, keep
 from rivals import AUDIO_TOKEN, Shape, Step, Work, qwen2_audio, qwen2_audio_model
 from train_step import OURS, SHAPES, frozen_parts, ours
 
-from dualslm import plan
 from dualslm.conversation import Speech
-from dualslm.decoding import Decoding
-from dualslm.llm import Prefilled
-from dualslm.model import DualSLM
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.generation import Decoding
+from dualslm.model.llm import Prefilled
 from dualslm.prompt import Prompt, Slot, Text
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Paralinguistic, Recipe, Stage
-from dualslm.shapes import EncoderShape, LLMShape
+from dualslm.training import estimate
+from dualslm.training.shapes import EncoderShape, LLMShape
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -169,8 +170,8 @@ def _needed(shape: Shape, ears: EncoderShape, mind: LLMShape, work: Work) -> flo
     """FLOPs that one lesson cannot do without."""
     stage = Stage(name="one", lr=1.0, batch=1, steps=1, dual=Kind(learns=("para", "ling")))
     model = ModelRecipe(encoder="", llm="", paralinguistic=Paralinguistic(), linguistic=Linguistic(hidden=shape.hidden))
-    lengths = plan.Lengths(work.context, work.seconds, CLOSE, work.reply, shared=work.branches)
-    return plan.lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths).total
+    lengths = estimate.Lengths(work.context, work.seconds, CLOSE, work.reply, shared=work.branches)
+    return estimate.lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths).total
 
 
 def _trained(step: Step, work: Work, here: Machine) -> Row:

@@ -21,12 +21,12 @@ from typing import Any
 
 import httpx2
 
-from dualslm.judges import PROTOCOLS
-from dualslm.judges.command import TRIAL, Order, run
-from dualslm.judges.run import verdicts
-from dualslm.judges.spec import JudgeSpec
-from dualslm.judges.tables import summary
-from dualslm.tiny.readme import put
+from dualslm.cli.judges import TRIAL, Order, run
+from dualslm.evaluation.judges import PROTOCOLS
+from dualslm.evaluation.judges.run import verdicts
+from dualslm.evaluation.judges.spec import JudgeSpec
+from dualslm.evaluation.judges.tables import summary
+from dualslm.tiny.build.readme import put
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULT = DOCS / "judges.md", DOCS / "results" / "judges.json"

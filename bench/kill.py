@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
-from trainkit import make
+from support.trainkit import make
 
 from dualslm.recipe import to_toml
 
@@ -118,7 +118,7 @@ def start(folder: Path, run: str, processes: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += ["dualslm.cli", "train", str(folder / "recipe.toml"), "--out", str(folder / run), "--device", "cpu"]
+    command += ["dualslm.cli.main", "train", str(folder / "recipe.toml"), "--out", str(folder / run), "--device", "cpu"]
     command += ["--resume"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -18,9 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dualslm.label import ANY, MEASURED, Labelling, label
-from dualslm.tasks.attributes import ATTRIBUTES
-from dualslm.tiny.readme import put
+from dualslm.data.label import ANY, MEASURED, Labelling, label
+from dualslm.data.tasks.attributes import ATTRIBUTES
+from dualslm.tiny.build.readme import put
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULT = ROOT / "docs" / "label.md", ROOT / "docs" / "results" / "label.json"

@@ -28,9 +28,9 @@ from measuring import about, keep
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech
-from dualslm.decoding import Decoding
-from dualslm.ears import Ears
-from dualslm.session import Session
+from dualslm.inference.audio_cache import Ears
+from dualslm.inference.session import Session
+from dualslm.model.generation import Decoding
 from dualslm.tiny.world import LISTEN
 
 CLIPS = sorted(tiny.CLIPS.glob("*.wav"))
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     asked = talks(args.talks, args.seed)
     want = expected(asked)
-    command = [sys.executable, "-m", "dualslm.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "dualslm", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as run:
         assert run.stdout is not None
         url = run.stdout.readline().split()[-1]

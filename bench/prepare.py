@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from standins import Voice
+from support.standins import Voice
 
-from dualslm.corpora import CORPORA
-from dualslm.corpora.prepare import prepare
+from dualslm.data.corpora import CORPORA
+from dualslm.data.corpora.prepare import prepare
 
 CLIPS = 2000
 

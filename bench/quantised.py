@@ -24,13 +24,13 @@ import torch
 from measuring import about, forget, keep, memory_of, seconds_of
 
 from dualslm.conversation import Conversation, View
-from dualslm.layers import decoder_layers
-from dualslm.model import DualSLM
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.execution import decoder_layers
 from dualslm.prompt import render
 from dualslm.recipe import Quantise
 from dualslm.tiny import ADAPTERS, world
-from dualslm.tiny.build import _record
-from dualslm.tiny.recordings import Recordings, Take
+from dualslm.tiny.build.recordings import Recordings, Take
+from dualslm.tiny.build.run import _record
 
 Losses: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Nats and target tokens of each sentence."""

@@ -4,7 +4,7 @@
 
 Runs the tests' miniature with gloo on this machine. Every part of a step is timed in the first process; beside it
 stands a sum over the processes of one tensor as long as the paper's adapters, which is what a step sends. The model of
-scaling is arithmetic on stated numbers: FLOPs by `dualslm.plan`, a card's rate, the links' rates. It is no
+scaling is arithmetic on stated numbers: FLOPs by `dualslm.training.estimate`, a card's rate, the links' rates. It is no
 measurement.
 """
 
@@ -27,18 +27,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from trainkit import make
+from support.trainkit import make
 
-from dualslm import plan, train
-from dualslm.data import Lessons
 from dualslm.recipe import Recipe, load, to_toml
-from dualslm.shapes import encoder_shape, llm_shape
-from dualslm.trainer import Trainer
+from dualslm.training import estimate, train
+from dualslm.training.dataset import Lessons
+from dualslm.training.shapes import encoder_shape, llm_shape
+from dualslm.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 GPUS = (1, 4, 8, 32)
 NODE = 8  # GPUs
-RATE = plan.CARDS["H100"] * 1e12 * plan.REACHED  # FLOP/s, assumed as `dualslm plan` does
+RATE = estimate.CARDS["H100"] * 1e12 * estimate.REACHED  # FLOP/s, assumed as `dualslm plan` does
 NVLINK, NETWORK = 300e9, 40e9  # bytes/s that a sum reaches within a node and between nodes: assumed
 LATENCY = {"node": 40e-6, "network": 150e-6}  # s of one sum, assumed
 OURS = 8e-3  # s of a step beside FLOPs: drawing, launching, the optimiser; assumed, to be measured on a GPU
@@ -146,7 +146,7 @@ def timed(real: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
 def modelled(recipe: Recipe, weights: int) -> Iterator[dict[str, Any]]:
     """A step of the last stage on so many GPUs, the batch as in the paper and eight times as large."""
     ears, mind = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    lesson = plan.lesson_cost(recipe, ears, mind, replace(plan.PAPER_LENGTHS["dual"], shared=4)).total / RATE
+    lesson = estimate.lesson_cost(recipe, ears, mind, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
     for batch in (48, 384):
         alone = batch * lesson + OURS
         for gpus in GPUS:

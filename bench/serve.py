@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import throughput
 import torch
-import vllmkit
-from factory import tokenizer
 from measuring import about, keep
 from rich.console import Console
 from rich.table import Table
 from rivals import built
+from support import vllmkit
+from support.factory import tokenizer
 from train_step import SHAPES
 from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -43,13 +43,13 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
-from dualslm.decoding import Decoding
-from dualslm.ears import Ears
-from dualslm.encoder import SpeechEncoder
-from dualslm.llm import FrozenLM, Prefilled
-from dualslm.model import DualSLM
+from dualslm.inference.audio_cache import Ears
+from dualslm.inference.session import Session
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.encoder import SpeechEncoder
+from dualslm.model.generation import Decoding
+from dualslm.model.llm import FrozenLM, Prefilled
 from dualslm.prompt import render
-from dualslm.session import Session
 
 TURNS = 10
 SECONDS = 4.0  # s, length of a made recording

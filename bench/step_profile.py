@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs/build"))
 
 import torch
 from measuring import NO_ROOM, about, as_trained, count_flops, fitting, forget, keep, seconds_of
@@ -28,9 +31,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from train_step import COUNTED, OURS, SHAPES, ours, works
 
-from dualslm.plan import Lengths, lesson_cost
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage
-from dualslm.shapes import EncoderShape, LLMShape
+from dualslm.training.estimate import Lengths, lesson_cost
+from dualslm.training.shapes import EncoderShape, LLMShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimiser": ("adam",)}

@@ -24,23 +24,23 @@ import httpx2
 import numpy as np
 import soundfile
 import torch
-from factory import tokenizer
 from rich.console import Console
 from rich.table import Table
-from servekit import process
+from support.factory import tokenizer
+from support.servekit import process
+from support.vllmkit import NAME, serving
 from train_step import SHAPES
 from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from vllmkit import NAME, serving
 
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
-from dualslm.decoding import Decoding
-from dualslm.heard import ASKED
-from dualslm.inprocess import InProcess
-from dualslm.model import DualSLM
-from dualslm.serve.front import Ask, Front
+from dualslm.inference.describe import ASKED
+from dualslm.inference.local import InProcess
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.generation import Decoding
+from dualslm.serve.service import Ask, Front
 from dualslm.tiny.world import LISTEN
 
 AT_ONCE = (1, 8, 32)

@@ -20,25 +20,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs/build"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import torch
-from factory import tokenizer
 from measuring import NO_ROOM, about, as_trained, attempt, count_flops, fitting, forget, keep, memory_of, seconds_of
 from rich.console import Console
 from rich.table import Table
 from rivals import Shape, Step, Work, accumulated, built, qwen2_audio, slam, ultravox, voxtral
+from support.factory import tokenizer
 from tables import step_cells
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dualslm.conversation import Speech
-from dualslm.encoder import Frames, SpeechEncoder
-from dualslm.fill import NO_TARGET, Hear, rows
-from dualslm.llm import FrozenLM, pad_left
-from dualslm.loss import Loss
-from dualslm.model import DualSLM
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.encoder import Frames, SpeechEncoder
+from dualslm.model.inputs import NO_TARGET, Hear, rows
+from dualslm.model.llm import FrozenLM, pad_left
+from dualslm.model.loss import Loss
 from dualslm.prompt import Prompt, Slot, Text
 
 SHAPES = {

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, View
-from dualslm.decoding import Decoding
-from dualslm.metrics import word_errors, words
-from dualslm.model import DualSLM
+from dualslm.evaluation.metrics import word_errors, words
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.generation import Decoding
 from dualslm.prompt import render
 from dualslm.tiny import WEIGHTS, load, world
-from dualslm.tiny.build import _record
-from dualslm.tiny.recordings import Recordings
+from dualslm.tiny.build.recordings import Recordings
+from dualslm.tiny.build.run import _record
 
 DERAILED = 3  # errors
 AT_ONCE = 100

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech, View
     from dualslm.errors import DualSLMError
-    from dualslm.model import DualSLM
-    from dualslm.session import Session
+    from dualslm.inference.session import Session
+    from dualslm.model.dualslm import DualSLM
 
 __version__ = "0.1.0"
 __all__ = ["Conversation", "DualSLM", "DualSLMError", "Session", "Speech", "View", "__version__"]
 
 HOMES = {
     "Conversation": "conversation",
-    "DualSLM": "model",
+    "DualSLM": "model.dualslm",
     "DualSLMError": "errors",
-    "Session": "session",
+    "Session": "inference.session",
     "Speech": "conversation",
     "View": "conversation",
 }

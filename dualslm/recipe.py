@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, get_args
 
 import tomli_w
 
-from dualslm import strict
+from dualslm import toml
 from dualslm.conversation import CHANNELS, Channel, Source, View
 from dualslm.errors import DualSLMError
 
@@ -307,9 +307,9 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
 
 def parse(text: str, overrides: Iterable[str] = (), *, name: str = "the recipe") -> Recipe:
     """Reads a recipe from TOML text; see `load`."""
-    return strict.read(Recipe, text, overrides, name=name)
+    return toml.read(Recipe, text, overrides, name=name)
 
 
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as TOML that `parse` reads back."""
-    return tomli_w.dumps(strict.plain(recipe))
+    return tomli_w.dumps(toml.plain(recipe))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from vllmkit import vllm
+from support.vllmkit import vllm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no name is looked for on the hub

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from badaudio import BAD, Maker, tone, wav
 from hypothesis import given
 from hypothesis import strategies as st
+from support.badaudio import BAD, Maker, tone, wav
 
 from dualslm import audio
 from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, load, windows

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dualslm.recipe import load
-from dualslm.shapes import KNOWN_LLMS
+from dualslm.training.shapes import KNOWN_LLMS
 
 PLANNED = {"Qwen2.5-7B": "Qwen/Qwen2.5-7B-Instruct", "Llama-3.1-8B": "meta-llama/Llama-3.1-8B-Instruct"}
 
@@ -21,7 +21,8 @@ PLANNED = {"Qwen2.5-7B": "Qwen/Qwen2.5-7B-Instruct", "Llama-3.1-8B": "meta-llama
 @pytest.fixture
 def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives a script of bench/ as a module."""
-    monkeypatch.syspath_prepend(str(root / "bench"))
+    for folder in ("docs/build", "bench"):
+        monkeypatch.syspath_prepend(str(root / folder))
     yield importlib.import_module
     for name in ("full_size", "data_paths", "scale", "tables", "train_step", "step_profile", "rivals", "measuring"):
         sys.modules.pop(name, None)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from servekit import SAD, client, heard, threaded, user
+from support.servekit import SAD, client, heard, threaded, user
 
 from dualslm import tiny
-from dualslm.inprocess import InProcess
+from dualslm.inference.local import InProcess
 from dualslm.serve.app import app
-from dualslm.serve.front import Front
-from dualslm.tiny.asked import ASKED
+from dualslm.serve.service import Front
+from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
 
@@ -77,7 +77,7 @@ def test_the_set_up_for_many(root: Path) -> None:
     assert len(fronts) == 2
     balancer = (folder / "nginx.conf").read_text()
     assert set(re.findall(r"server ([\w-]+):8000", balancer)) == set(fronts)
-    from dualslm import cli
+    from dualslm.cli import main as cli
 
     for name in fronts:
         verb, *options = services[name]["command"]

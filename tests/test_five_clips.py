@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dualslm import DualSLM, cli
+from dualslm import DualSLM
+from dualslm.cli import main as cli
 from dualslm.tiny import WEIGHTS
 
 BLOCK = re.compile(r"(?:`(\w+\.\w+)`[^`]*)?```(\w+)\n(.*?)```", re.DOTALL)

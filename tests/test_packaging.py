@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from factory import save_encoder, save_llm
-from trainkit import RECIPE
+from support.factory import save_encoder, save_llm
+from support.trainkit import RECIPE
 
-from dualslm import __version__, checkpoint, cli
-from dualslm.model import DualSLM
+from dualslm import __version__
+from dualslm.cli import main as cli
+from dualslm.model import checkpoint
+from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import parse
 
 
@@ -41,7 +43,7 @@ def test_the_wheel_alone_demonstrates(wheel: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     assert not [name for name in names if name.startswith(("tests/", "bench/", "docs/"))]
     alone = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
-    code = "import dualslm.cli as cli; print(cli.__file__, flush=True); cli.main(['demo'])"
+    code = "import dualslm.cli.main as cli; print(cli.__file__, flush=True); cli.main(['demo'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path)), "another dualslm than the wheel's"
@@ -56,7 +58,7 @@ def test_the_wheel_names_its_requirements_and_script(wheel: Path, root: Path) ->
     for one in project["dependencies"]:
         assert f"\nRequires-Dist: {one.replace('_', '-')}\n" in told
     assert "Requires-Python: >=3.11" in told
-    assert "dualslm = dualslm.cli:main" in script
+    assert "dualslm = dualslm.cli.main:main" in script
 
 
 def test_every_page_is_of_this_version(root: Path) -> None:

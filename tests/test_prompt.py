@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from templates import FAMILIES, spaced, tokenizer
+from support.templates import FAMILIES, spaced, tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dualslm.conversation import SOURCES, Conversation, Speech, View

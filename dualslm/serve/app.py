@@ -21,13 +21,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from dualslm import __version__
 from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
-from dualslm.page import mount
 from dualslm.serve.errors import answer_errors, told
-from dualslm.serve.front import Ask, Front, Read
-from dualslm.serve.gate import Limits, Meters, Queue, RefusedError, allowed
-from dualslm.serve.guard import Guard
-from dualslm.serve.inside import add_inside
-from dualslm.serve.wire import ChatRequest, Envelope, ask_of, speech_of, usage
+from dualslm.serve.explain_routes import add_inside
+from dualslm.serve.limits import Limits, Meters, Queue, RefusedError, allowed
+from dualslm.serve.middleware import Guard
+from dualslm.serve.openai_schema import ChatRequest, Envelope, ask_of, speech_of, usage
+from dualslm.serve.page import mount
+from dualslm.serve.service import Ask, Front, Read
 
 T = TypeVar("T")
 LIMITS = Limits()

@@ -10,9 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from dualslm.backend import UnavailableError
 from dualslm.errors import DualSLMError
-from dualslm.serve.gate import RefusedError
+from dualslm.inference.backend import UnavailableError
+from dualslm.serve.limits import RefusedError
 
 log = logging.getLogger("dualslm.serve")
 

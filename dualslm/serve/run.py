@@ -11,15 +11,15 @@ from pathlib import Path
 
 import uvicorn
 
-from dualslm.backend import Backend
-from dualslm.batching import ROOM
 from dualslm.errors import DualSLMError
-from dualslm.heard import Questions
-from dualslm.inprocess import InProcess
-from dualslm.model import DualSLM
+from dualslm.inference.backend import Backend
+from dualslm.inference.continuous_batch import ROOM
+from dualslm.inference.describe import Questions
+from dualslm.inference.local import InProcess
+from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
-from dualslm.serve.front import Front
-from dualslm.serve.gate import Limits
+from dualslm.serve.limits import Limits
+from dualslm.serve.service import Front
 
 KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
 HERE = ("127.0.0.1", "::1")
@@ -116,7 +116,7 @@ async def _serve(front: Front, settings: Settings, listening: socket.socket) -> 
 def _backend(model: DualSLM, settings: Settings) -> Backend:
     if settings.vllm is None:
         return InProcess(model.llm, settings.limits.running, settings.keep)
-    from dualslm.vllm import VLLM
+    from dualslm.inference.vllm import VLLM
 
     return VLLM(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
 

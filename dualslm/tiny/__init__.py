@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dualslm.model import DualSLM
+    from dualslm.model.dualslm import DualSLM
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTERS = WEIGHTS / "adapters"
@@ -25,6 +25,6 @@ def load(*, device: str | None = "cpu", answers: bool = True) -> DualSLM:
         device: a CPU is quick enough for models of this size; None takes the GPU where there is one.
         answers: False loads no more of the LLM than its token embeddings.
     """
-    from dualslm.model import DualSLM
+    from dualslm.model.dualslm import DualSLM
 
     return DualSLM.from_pretrained(ADAPTERS, device=device, answers=answers)

@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from dualslm.tiny import build
+    from dualslm.tiny.build import run
 
-    size = build.QUICK if args.quick else build.FULL
-    build.run(
+    size = run.QUICK if args.quick else run.FULL
+    run.run(
         args.out,
         size,
         steps=args.steps.split(","),
@@ -65,14 +65,14 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from dualslm.tiny import build
+    from dualslm.tiny.build import run
 
-    build.measure_shipped(args.out, count=args.n, device=args.device, processes=args.processes)
+    run.measure_shipped(args.out, count=args.n, device=args.device, processes=args.processes)
     return 0
 
 
 def _readme(args: argparse.Namespace) -> int:
-    from dualslm.tiny import readme
+    from dualslm.tiny.build import readme
 
     return readme.write(check=args.check)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.model import DualSLM
+from dualslm.model.dualslm import DualSLM
 from dualslm.tiny import CLIPS, load, world
 from dualslm.tiny.style import ATTRIBUTES
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from dualslm.judges import JudgeSpec, controls, judge, summary, trust
-from dualslm.judges.command import CACHE, VERDICTS, Judged
-from dualslm.judges.protocols import PROTOCOLS
-from dualslm.judges.questions import item_of
-from dualslm.judges.run import Show
-from dualslm.judges.sanity import WORDS
+from dualslm.evaluation.judges import JudgeSpec, controls, judge, summary, trust
+from dualslm.evaluation.judges.panel import CACHE, VERDICTS, Judged
+from dualslm.evaluation.judges.protocols import PROTOCOLS
+from dualslm.evaluation.judges.questions import item_of
+from dualslm.evaluation.judges.run import Show
+from dualslm.evaluation.judges.sanity import WORDS
 
 NAME = "world-rule"
 ASKED = ("cs-1", "egs-1")

@@ -23,9 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2ForCausalLM
 
 from dualslm.conversation import Channel, Conversation, Speech, Turn, View
-from dualslm.encoder import Frames
-from dualslm.fill import rows
-from dualslm.llm import FrozenLM
+from dualslm.model.encoder import Frames
+from dualslm.model.inputs import rows
+from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, render
 from studies.real_speech.wording import EMOTIONS
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
 from dualslm.audio import SAMPLE_RATE, load
-from dualslm.checkpoint import replacing
-from dualslm.corpora.jsonl import CORPUS
-from dualslm.corpora.prepare import prepare
+from dualslm.data.corpora.jsonl import CORPUS
+from dualslm.data.corpora.prepare import prepare
 from dualslm.errors import DualSLMError
+from dualslm.files import replacing
 from studies.real_speech.wording import SPEAKERS, digit, ravdess, talk
 
 SOUNDS = (".flac", ".wav")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.decoding import Decoding
-from dualslm.encoder import Frames
-from dualslm.metrics import Figure, share, word_error_rate, words
-from dualslm.model import DualSLM
+from dualslm.data.manifest import read_talk
+from dualslm.data.manifest_index import rows
+from dualslm.data.tasks import ATTRIBUTES, last_clip, one_task
+from dualslm.evaluation.metrics import Figure, share, word_error_rate, words
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.encoder import Frames
+from dualslm.model.generation import Decoding
 from dualslm.prompt import render
-from dualslm.talks import read_talk, rows
-from dualslm.tasks import ATTRIBUTES, last_clip, one_task
 from studies.real_speech.wording import EMOTIONS
 
 P, L, BOTH, TEXT = View("speech", "none"), View("none", "speech"), View(), View("text", "text")

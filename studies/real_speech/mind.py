@@ -1,6 +1,6 @@
 """The study's LLM: the tiny one, taught in text alone the words of these corpora and the wording of our tasks.
 
-The tiny LLM has never met a digit, five of RAVDESS' eight emotions, or the questions of `dualslm.tasks`. A large
+The tiny LLM has never met a digit, five of RAVDESS' eight emotions, or the questions of `dualslm.data.tasks`. A large
 chat LLM reads all of these at once. So each missing word becomes one token, and a few hundred steps on talks made
 of text teach it to write words down, to read a caption and to answer. It hears nothing of any recording, and is
 frozen before an adapter is made.
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from dualslm.checkpoint import replacing
 from dualslm.conversation import Conversation, Turn, View
+from dualslm.data.manifest import read_talk
+from dualslm.data.tasks import ATTRIBUTES, TASKS, one_task
+from dualslm.files import replacing
 from dualslm.prompt import Text, render
-from dualslm.talks import read_talk
-from dualslm.tasks import ATTRIBUTES, TASKS, one_task
-from dualslm.tiny import WEIGHTS, pretrain_llm, world
+from dualslm.tiny import WEIGHTS, world
+from dualslm.tiny.build import pretrain_llm
 from studies.real_speech import blends as blended
 from studies.real_speech.wording import DIGITS, EMOTIONS, talk
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualslm.tiny.readme import put
+from dualslm.tiny.build.readme import put
 from studies.real_speech import plans
 from studies.real_speech.wording import EMOTIONS
 

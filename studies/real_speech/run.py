@@ -14,16 +14,16 @@ from typing import Any
 import torch
 import transformers
 
-from dualslm import features
-from dualslm.checkpoint import replacing
-from dualslm.decoding import Decoding
-from dualslm.encoder import SpeechEncoder
-from dualslm.features import FrameCache, Rule
-from dualslm.model import DualSLM
-from dualslm.targets import Job
-from dualslm.targets import write as write_targets
-from dualslm.train import train
-from dualslm.writers import InProcess
+from dualslm.files import replacing
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.encoder import SpeechEncoder
+from dualslm.model.generation import Decoding
+from dualslm.training import feature_cache
+from dualslm.training.feature_cache import FrameCache, Rule
+from dualslm.training.targets import Job
+from dualslm.training.targets import write as write_targets
+from dualslm.training.teacher import InProcess
+from dualslm.training.train import train
 from studies.real_speech import corpora, ears, exam, mind, plans, probe
 from studies.real_speech.plans import Arm
 from studies.real_speech.wording import SPEAKERS
@@ -141,13 +141,13 @@ class Study:
         learnt = self._ravdess(plans.TUNED_WITH)
         asked = exam.questions([*learnt, *reported], "asr")
         paths = [str(talk.turns[0].speeches[0].audio) for talk, _ in asked]
-        features.build(encoder, paths, folder, every_layer=True)
+        feature_cache.build(encoder, paths, folder, every_layer=True)
         return probe.measure(learnt, reported, FrameCache(folder, Rule.of(encoder, every_layer=True)).hear)
 
     def _ears_for(self, manifests: Sequence[Path]) -> None:
         """Encodes what some manifests hold; `self.hear` then gives it."""
         paths = [str(talk.turns[0].speeches[0].audio) for talk, _ in exam.questions(manifests, "asr")]
-        features.build(self.bare.encoder, paths, self.work / "frames", every_layer=True)
+        feature_cache.build(self.bare.encoder, paths, self.work / "frames", every_layer=True)
         self.hear = FrameCache(self.work / "frames", Rule.of(self.bare.encoder, every_layer=True)).hear
 
     def _ravdess(self, actors: Sequence[str]) -> list[Path]:

@@ -1,0 +1,136 @@
+"""Writes the measured tables of docs/benchmarks.md and docs/scale.md from the result files; nothing there is typed.
+
+    python docs/build/pages.py [--check]
+
+With `--check` it only compares and returns 1 where the page is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tables
+
+from dualslm.tiny.build.readme import put
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def main() -> int:
+    """Writes or compares."""
+    stale = 0
+    for page, parts in PAGES.items():
+        text = (DOCS / page).read_text()
+        fresh = text
+        for name, (file, table) in parts.items():
+            fresh = put(fresh, name, _made(file, name, table))
+        stale |= fresh != text
+        if "--check" not in sys.argv:
+            (DOCS / page).write_text(fresh)
+    return int(stale and "--check" in sys.argv)
+
+
+def _made(file: str, name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a result file, or that there is none yet."""
+    path = DOCS / "results" / f"{file}.json"
+    if not path.exists():
+        return f"Not measured yet: there is no {path.relative_to(ROOT)}.\n"
+    found = json.loads(path.read_text())
+    return table(found[name] if file == "serve" else found)
+
+
+def train_step(result: dict[str, Any]) -> str:
+    """One table a workload: how many times as long as ours each step takes, and what the FLOPs predict."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"size {result['size']}, {result['samples']} samples a step, median of {result['rounds']} rounds.\n"
+    ]
+    for work in dict.fromkeys(row["work"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["work"] == work]
+        said += [f"{work}:\n", _row("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB")]
+        said += ["|---|" + "--:|" * 6]
+        said += [*(_row(*tables.step_cells(row, own[0], result["samples"])) for row in own), ""]
+    return "\n".join(said)
+
+
+def word_errors(result: dict[str, Any]) -> str:
+    """How the errors fall on sentences, and their rate in each company."""
+    said = [
+        f"`{result['command']}`; n = {result['n']}, seed {result['seed']}.\n",
+        _row("sentences", "how many", "errors"),
+    ]
+    said += ["|---|--:|--:|"]
+    said += [_row(kind, f"{count}", f"{result['errors'][kind]}") for kind, count in sorted(result["sentences"].items())]
+    said += ["", _row("company", "word error rate, %"), "|---|--:|"]
+    said += [_row(name, f"{rate:.1f}") for name, rate in result["rates"].items()]
+    return "\n".join([*said, _row("the encoder's own CTC, all", f"{result['encoder_ctc']:.1f}"), ""])
+
+
+def latency(result: dict[str, Any]) -> str:
+    """Time to the first token at the first turn and the last, each way, and the ratios."""
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}, transformers {result['transformers']}; "
+        f"the quickest of {result['rounds']} talks, in brackets the median of the talks' own ratios.\n",
+        _row("size", "way", "turn 1, s", f"turn {result['talk']}, s"),
+        "|---|---|--:|--:|",
+    ]
+    for one in result["sizes"]:
+        said += [_row(one["size"], way, f"{first:.3f}", f"{last:.3f}") for way, (first, last) in one["rows"].items()]
+        said += [
+            _row(one["size"], f"**{name}**", "", f"**{quickest:.2f}** ({median:.2f})")
+            for name, (quickest, median) in one["ratios"].items()
+        ]
+    return "\n".join([*said, ""])
+
+
+def step_profile(result: dict[str, Any]) -> str:
+    """Where the time and the work of our step go, and the least that they can take."""
+    rows = result["rows"]
+    said = [
+        f"`{result['command']}`; {result['machine']}; torch {result['torch']}; size {result['size']}, "
+        f"{result['samples']} samples a step.\n",
+        _row("", *(row["work"] + tables.in_parts(row.get("at_once"), result["samples"]) for row in rows)),
+        "|---|" + "--:|" * len(rows),
+    ]
+    said += [_row(f"TFLOP: {name}", *(f"{row['parts'][name] / 1e12:.3f}" for row in rows)) for name in rows[0]["parts"]]
+    said.append(_row("TFLOP: all, as PyTorch counts", *(f"{row['tflop']:.3f}" for row in rows)))
+    for name in rows[0]["operators"]:
+        said.append(_row(f"time: {name}", *(f"{row['operators'].get(name, 0):.0%}" for row in rows)))
+    said.append(_row("a step, s", *(f"{row['seconds']:.3f}" for row in rows)))
+    said.append(_row("its FLOPs at a bare product's rate, s", *(f"{row['floor']:.3f}" for row in rows)))
+    return "\n".join([*said, ""])
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    "benchmarks.md": {
+        "train_step": ("train_step", train_step),
+        "step_profile": ("step_profile", step_profile),
+        "word_errors": ("word_errors", word_errors),
+        "latency": ("serve", latency),
+        "full_size": ("full_size", tables.full_size),
+        "data_paths": ("data_paths", tables.data_paths),
+    },
+    "serve.md": {
+        "talks": ("serve", tables.talks),
+        "vllm": ("serve", tables.vllm),
+        "load": ("load", tables.load),
+    },
+    "scale.md": {
+        "processes": ("scale", tables.processes),
+        "scaling": ("scale", tables.scaling),
+        "quantised": ("quantised", tables.quantised),
+    },
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""`dualslm prepare CORPUS RAW`: the options of every corpus, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from dualslm.data.corpora import CORPORA
+from dualslm.data.corpora.base import Corpus, Option
+from dualslm.data.corpora.schema import TASKS
+from dualslm.errors import DualSLMError
+
+Verb: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Gives `prepare` a parser for each corpus, so that its help shows its own options."""
+    names = parser.add_subparsers(title="corpora", metavar="CORPUS", required=True)
+    for corpus in CORPORA.values():
+        _add_corpus(names.add_parser(corpus.name, help=corpus.about), corpus, verb)
+
+
+def run(args: argparse.Namespace) -> list[Path]:
+    """Prepares the corpus that the arguments name, prints the report and gives the manifests."""
+    from dualslm.data.corpora.prepare import prepare
+
+    corpus: Corpus = args.corpus
+    out = Path(args.out or Path("data") / corpus.name)
+    values = {option.name: getattr(args, option.name.replace("-", "_")) for option in corpus.options}
+    report = prepare(
+        corpus,
+        Path(args.raw),
+        out,
+        options={name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
+        tasks=tasks(args.tasks),
+        verify=args.verify,
+        max_seconds=args.max_seconds,
+        seed=args.seed,
+        again=args.again,
+    )
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from dualslm.data.corpora.report import table
+
+        Console().print(table(report))
+    return [out / f"{split}.jsonl" for split in report["splits"]]
+
+
+def tasks(text: str) -> list[str]:
+    """Reads "asr,gender" in the order of `TASKS`.
+
+    Raises:
+        DualSLMError: an unknown task.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in TASKS]:
+        raise DualSLMError("unknown task", got=unknown[0], do=f"choose some of {', '.join(TASKS)}")
+    return [name for name in TASKS if name in names]
+
+
+def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus, verb: Verb) -> None:
+    add = parser.add_argument
+    add("raw", metavar="RAW", help="the downloaded folder" + (", or a file" if corpus.name == "jsonl" else ""))
+    add("--out", metavar="FOLDER", help=f"for the manifests (default: data/{corpus.name})")
+    add("--verify", action="store_true", help="decode every recording, instead of reading its header")
+    add("--tasks", metavar="A,B", default="", help=f"some of {','.join(TASKS)} (default: {','.join(corpus.tasks)})")
+    add("--max-seconds", type=float, default=30.0, metavar="S", help="leave out longer recordings (default: 30)")
+    add("--seed", type=int, default=0, metavar="N", help="of our own splits (default: 0)")
+    add("--again", action="store_true", help="prepare anew what is complete")
+    add("--json", action="store_true", default=argparse.SUPPRESS, help="print the report as JSON")
+    for option in corpus.options:
+        _add_option(parser, option)
+    parser.set_defaults(verb=verb, corpus=corpus)
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    name, shown = f"--{option.name}", option.help
+    if isinstance(option.default, bool):
+        parser.add_argument(name, action="store_true", help=shown)
+    elif isinstance(option.default, tuple):
+        parser.add_argument(name, action="append", default=[], metavar=option.metavar, help=shown)
+    else:
+        shown += f" (default: {option.default})" * (option.default is not None)
+        choices = option.choices or None
+        parser.add_argument(name, default=option.default, choices=choices, metavar=option.metavar, help=shown)

@@ -1,0 +1,128 @@
+"""The verbs that make training data: `label`, `targets` and `features`. Nothing heavy is imported before use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dualslm.cli.options import quiet_transformers
+from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dualslm.recipe import ModelRecipe
+    from dualslm.training.teacher import Writer
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """The options of `targets`."""
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="a TOML file, whose manifests have lines that ask for respond")
+    add("--out", metavar="F.jsonl", help="one file for all training manifests (default: one beside each manifest)")
+    add("--server", metavar="URL", help="an OpenAI-compatible server, for example http://localhost:8000/v1")
+    add("--model", metavar="NAME", help="the LLM as the server calls it (default: the recipe's)")
+    add("--batch", type=int, default=16, metavar="N", help="talks that are answered at once")
+    add("--limit", type=int, metavar="N", help="only so many talks of each file")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest token")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="a longer reply is cut off")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for example model.quantise=nf4")
+    add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    parser.set_defaults(verb=_targets)
+
+
+def add_label(parser: argparse.ArgumentParser) -> None:
+    """The options of `label`."""
+    add = parser.add_argument
+    add("source", metavar="IN.jsonl", help="a manifest")
+    add("out", metavar="OUT.jsonl", help="the manifest with labels; OUT.report.json stands beside it")
+    for name, unit in (("pitch", "Hz"), ("energy", "dB"), ("tempo", "syllables/s")):
+        add(f"--{name}", action="append", default=[], metavar="LOW,HIGH", help=f"{unit}; else the manifest's terciles")
+    add("--by-gender", action="store_true", help="terciles of pitch for each gender on its own")
+    add("--ask", action="store_true", help="add the three to the tasks of lines that have tasks")
+    add("--workers", type=int, default=1, metavar="N", help="processes that measure")
+    parser.set_defaults(verb=_label)
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """The options of `features`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
+    parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
+    parser.add_argument("--check", action="store_true", help="encode again what was replaced on disk since, by SHA-256")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.features=...")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    parser.set_defaults(verb=_features)
+
+
+def _targets(args: argparse.Namespace) -> int:
+    from dualslm.recipe import load
+
+    recipe = load(args.recipe, args.set)
+    for key in ("batch", "limit"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise DualSLMError(f"--{key} makes no sense", got=value, do="give 1 or more")
+    if args.model is not None and args.server is None:
+        raise DualSLMError("--model names an LLM of a server", got="no --server", do="give --server URL")
+    quiet_transformers()
+    from dualslm.training import targets
+
+    jobs = targets.jobs_of(recipe, args.out)
+    writer = _writer(args, recipe.model)
+    for job in jobs:
+        found = targets.write(job, writer, seed=recipe.seed, batch=args.batch, limit=args.limit)
+        print(json.dumps({"out": str(job.out), **found}, ensure_ascii=False) if args.json else _told(job.out, found))
+    return 0
+
+
+def _label(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from dualslm.data.label import MEASURED, Labelling, label, thresholds
+
+    given = {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
+    how = Labelling(given, by_gender=args.by_gender)
+    found = label(Path(args.source), Path(args.out), how, workers=args.workers, ask=args.ask)
+    print(json.dumps(found, ensure_ascii=False, indent=None if args.json else 1))
+    return 0
+
+
+def _features(args: argparse.Namespace) -> int:
+    from dualslm.recipe import load
+
+    recipe, shard = load(args.recipe, args.set), _shard(args.shard)
+    quiet_transformers()
+    from dualslm.training.train import encode
+
+    counts = encode(recipe, shard=shard, check=args.check, device=args.device)
+    print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise DualSLMError("this is no shard", got=repr(text), do="give for example --shard 2/8")
+    return int(number), int(count)
+
+
+def _writer(args: argparse.Namespace, model: ModelRecipe) -> Writer:
+    """The recipe's LLM in this process, or behind a server."""
+    from dualslm.model.dualslm import place
+    from dualslm.model.generation import Decoding
+    from dualslm.model.llm import FrozenLM
+    from dualslm.training.teacher import InProcess, Server
+
+    how = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    if args.server is not None:
+        return Server(args.server, args.model or model.llm, how)
+    where, dtype = place(args.device, None)
+    return InProcess(FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantise=model.quantise), how)
+
+
+def _told(out: Path, found: Mapping[str, Any]) -> str:
+    """A report in one line."""
+    reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in found[part].items()]
+    without = f"; without: {', '.join(reasons)}" if reasons else ""
+    return f"{out}: {found['written']} targets, {found['cut_off']} cut off{without}"

@@ -1,0 +1,296 @@
+"""`dualslm eval`: asks systems, measures their answers, writes the report (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualslm import __version__
+from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    from dualslm.evaluation.systems.item import Item, System
+
+EMBEDDED = "tiny"
+STEPS = ("predict", "score", "report")
+PACKAGES = ("numpy", "torch", "transformers", "whisper-normalizer")
+OUT = Path("runs/eval")
+INSTRUMENTS = "diagnostics.json"
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    """The options of `eval`."""
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="run folders, checkpoints or hub ids (default: the embedded model)")
+    add(
+        "--on",
+        action="append",
+        default=[],
+        metavar="F.jsonl",
+        help="a manifest; may be repeated (default: one of the tiny world)",
+    )
+    add("--task", action="append", default=[], metavar="NAME", help="only this task; may be repeated")
+    add("--view", action="append", default=[], metavar="P,L", help="only this view; may be repeated")
+    add("--system", action="append", default=[], metavar="KIND,KEY=VALUE", help="another system, for example majority")
+    add("--likelihoods", action="store_true", help="also the likelihood of every choice")
+    add("--instruments", action="store_true", help="also measure what each channel of every RUN tells and should not")
+    add(
+        "--only",
+        choices=STEPS,
+        help="this step alone; `score` needs no model, `report` joins the reports that RUN names",
+    )
+    add("--predictions", action="append", default=[], metavar="F.jsonl", help="measure these too; may be repeated")
+    add("--out", type=Path, default=None, metavar="FOLDER", help=f"for predictions and report (default: {OUT})")
+    add("--batch", type=int, default=40, metavar="N", help="items that are answered at once")
+    add("--limit", type=int, metavar="N", help="at most so many items of each task and manifest")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="a longer answer is cut off")
+    add("--seed", type=int, default=0, metavar="N", help="of questions and resamples (default: 0)")
+    add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    _add_judges(parser.add_argument_group("judges of replies (docs/judges.md)"))
+    parser.set_defaults(verb=_eval)
+
+
+def _add_judges(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--judge", action="append", default=[], metavar="SPEC", help="name=...,base_url=...,model=...; may be repeated")
+    add("--protocol", action="append", default=[], metavar="NAME", help="of the judges (default: cs and egs)")
+    add("--repeats", type=int, default=1, metavar="N", help="ask so often, to see whether a judge agrees with itself")
+    add("--pair", action="append", default=[], metavar="A:B", help="also compare two systems, in both orders")
+    add("--controls", action="store_true", help="also judge the references, shuffled ones, and a generic reply")
+    add("--judge-cache", metavar="FILE", help="raw answers, best one file for all runs (default: one in --out)")
+    add("--sanity", action="store_true", help="only try the judges, on the shipped calibration items")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from dualslm.evaluation.predict import PREDICTIONS
+
+    out = args.out or OUT
+    for key in ("batch", "limit", "max_new_tokens"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise DualSLMError(f"--{key.replace('_', '-')} makes no sense", got=value, do="give 1 or more")
+    if args.sanity:
+        return _sanity(args, out)
+    if args.only == "report":
+        return _report(args, out)
+    if args.only != "score":
+        _predict(args, out)
+        if args.only == "predict" or int(os.environ.get("RANK", "0")):
+            return 0
+    own = [out / PREDICTIONS] if (out / PREDICTIONS).exists() or not args.predictions else []
+    return _score(args, out, [*own, *map(Path, args.predictions)])
+
+
+# ---------------------------------------------------------------------- the three steps
+
+
+def _predict(args: argparse.Namespace, out: Path) -> None:
+    """Asks every system."""
+    from dualslm.cli.options import quiet_transformers
+    from dualslm.conversation import View
+    from dualslm.evaluation import items, predict
+    from dualslm.evaluation.metrics import wer
+
+    views = [View.parse(text) for text in args.view]
+    manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
+    exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
+    if args.only != "predict" and any(item.task == "asr" for item in exam.items):
+        wer.require_whisper()  # now, not when all is answered
+    quiet_transformers()
+    _take_own_gpu()
+    asked = predict.plan(exam, _systems(args, exam.items), views, args.batch)
+    settings = {
+        "manifests": predict.manifests(manifests),
+        "views": [str(view) for view in views],
+        "tasks": args.task,
+        **{key: getattr(args, key) for key in ("limit", "seed", "batch")},
+    }
+    with _Bar("asking") as bar:
+        predict.run(out, asked, settings, command=command(), versions=versions(), show=bar)
+    if args.instruments and not int(os.environ.get("RANK", "0")):
+        _instruments(args, out, manifests)
+
+
+def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path]) -> None:
+    """The instruments on every run, for the report."""
+    import json
+
+    from dualslm import tiny
+    from dualslm.evaluation import diagnostics
+    from dualslm.evaluation.systems.named import checkpoint_of
+    from dualslm.files import replacing
+    from dualslm.model.dualslm import DualSLM
+
+    found = {}
+    for run in args.runs or [EMBEDDED]:
+        model = DualSLM.from_pretrained(tiny.ADAPTERS if run == EMBEDDED else checkpoint_of(run), device=args.device)
+        limit = args.limit or diagnostics.LIMIT
+        for name, one in diagnostics.run(model, manifests, limit=limit, seed=args.seed, say=_say).items():
+            found[f"{run}: {name}"] = {**one, "title": f"{one['title']} ({run})"}
+    with replacing(out / INSTRUMENTS) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
+    """Measures predictions and writes the report and its pages; 1 where too few verdicts came back."""
+    import json
+
+    from dualslm.evaluation import score
+
+    judged, enough = _judged(args, out, files)
+    measured = json.loads((out / INSTRUMENTS).read_text()) if (out / INSTRUMENTS).exists() else None
+    report = score.score(
+        files, seed=args.seed, command=command(), versions=versions(), judged=judged, instruments=measured
+    )
+    score.write(report, out)
+    _pages(report, out)
+    return 0 if enough else 1
+
+
+def _report(args: argparse.Namespace, out: Path) -> int:
+    """The pages of reports that are there; several are joined."""
+    from dualslm.evaluation import score
+
+    names = args.runs or [str(out)]
+    report = score.merged([score.read(Path(name)) for name in names])
+    if args.out is not None or len(names) > 1:
+        score.write(report, out)
+    _pages(report, out)
+    return 0
+
+
+def _pages(report: Mapping[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from dualslm.evaluation.report import write
+
+    html, markdown, told = write(report, out)
+    Console().print(told)
+    print(f"{html}\n{markdown}")
+
+
+# ---------------------------------------------------------------------- their parts
+
+
+def _systems(args: argparse.Namespace, asked: Sequence[Item]) -> list[System]:
+    from dualslm import tiny
+    from dualslm.evaluation.systems.named import Means, opened
+
+    specs = [*args.runs, *args.system]
+    if not args.runs and (not args.system or not args.on):
+        specs.insert(0, EMBEDDED)
+        specs += [] if "majority" in specs else ["majority"]
+    embedded = f"dualslm,model={tiny.ADAPTERS},name={EMBEDDED}"
+    means = Means(asked, args.device, args.max_new_tokens, args.likelihoods)
+    on_cpu = Means(asked, args.device or "cpu", args.max_new_tokens, args.likelihoods)
+    return [opened(embedded, on_cpu) if spec == EMBEDDED else opened(spec, means) for spec in specs]
+
+
+def _take_own_gpu() -> None:
+    """Of several processes on a machine, each has a GPU of its own."""
+    if (rank := os.environ.get("LOCAL_RANK")) is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+
+
+def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
+    from dualslm.tiny import testset
+
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise DualSLMError(
+            "one process speaks the tiny test set", got=f"{count} processes", do="start one, or give --on"
+        )
+    return testset.write(out / "talks", seed=args.seed, processes=min(4, os.cpu_count() or 1))
+
+
+def _sanity(args: argparse.Namespace, out: Path) -> int:
+    """Tries the judges and says what came of it; 1 where one of them cannot be trusted."""
+    import json
+
+    from dualslm.cli.judges import order
+    from dualslm.evaluation.judges import panel
+
+    what = order(args)
+    assert what is not None
+    found = panel.run(what, out, seed=args.seed)
+    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.told))
+    return int(not all(row["usable"] for row in found.report["trust"]))
+
+
+def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple[dict[str, Any] | None, bool]:
+    """The judges' summary, with what their trial says of them, and whether enough verdicts came back.
+
+    Where nobody is named, the tiny world's own rule judges replies to its talks.
+    """
+    from dualslm.cli.judges import order
+    from dualslm.evaluation.judges import panel
+    from dualslm.evaluation.predict import records
+
+    what = order(args)
+    rows = [row for path in files for row in records(path) if row["task"] == "respond"]
+    if what is None and rows and {row["corpus"] for row in rows} == {EMBEDDED}:
+        from dualslm.tiny import judge as rule
+
+        with _Bar("judging") as bar:
+            found = rule.judged(rows, out, seed=args.seed, show=bar)
+    elif what is None:
+        return None, True
+    else:
+        found = panel.run(what, out, rows, [card for path in files for card in _cards(path)], seed=args.seed)
+    print("\n".join(found.told), file=sys.stderr)
+    return found.report, found.enough
+
+
+def _cards(path: Path) -> list[dict[str, Any]]:
+    import json
+
+    from dualslm.evaluation.predict import META
+
+    meta = path.with_name(META)
+    return list(json.loads(meta.read_text())["settings"]["systems"]) if meta.exists() else []
+
+
+class _Bar:
+    """A bar on standard error; called with what is done and how much there is."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.progress = Progress(console=Console(stderr=True), transient=True)
+        self.task = self.progress.add_task(what, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.progress.start()
+        return lambda done, total: self.progress.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+def command() -> str:
+    """The command that runs, without the folder that the program lies in."""
+    return shlex.join(["dualslm", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions that a report states."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"dualslm": __version__, "python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

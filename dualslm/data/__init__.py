@@ -1,0 +1,1 @@
+"""Corpora, manifests, tasks and labels. No torch."""

@@ -1,0 +1,110 @@
+"""StyleTalk: short dialogues whose last two turns are spoken in a style (paper §IV-A: conversation).
+
+A row is three turns of text, then the current turn and the response, each with a recording and its style. The
+current speaker is the user. `test-reversed` is the test set with the roles swapped: the response is what the
+user says, and the assistant must go on from there, so it has no reference. Rows of one dialogue say the same
+words in several styles; `group` links them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dualslm.data.corpora.base import (
+    LABEL_UNKNOWN,
+    NO_TRANSCRIPT,
+    Corpus,
+    Entry,
+    Raw,
+    Talk,
+    first_folder,
+    split_of,
+    table,
+    translate,
+)
+from dualslm.errors import DualSLMError
+
+COLUMNS = ("diag_id", "context", "curr_audio_id", "res_audio_id", "curr_text", "res_text")
+STYLE = {"emotion": "emotion", "tempo": "speed", "energy": "volume"}  # our name: the corpus's
+ALL_COLUMNS = (*COLUMNS, *(f"{turn}_{style}" for turn in ("curr", "res") for style in STYLE.values()))
+SPEAKER = re.compile(r"(?:(?<=\s)|^)([AB])\s*:\s*")
+VALIDATION = {"validation": 0.05}  # share of the training dialogues; the corpus has no such split
+
+# Every value of train.csv and eval.csv in github.com/DanielLin94144/StyleTalk at 79daed3.
+EMOTIONS = ("neutral", "friendly", "unfriendly", "cheerful", "sad", "excited", "hopeful")
+LABELS = {
+    "emotion": {name: name for name in EMOTIONS},
+    "tempo": {"slow": "slow", "normal": "normal", "fast": "fast"},
+    "energy": {"quiet": "low", "normal": "normal", "loud": "high"},
+}
+
+
+def rows(raw: Raw) -> Iterator[Entry]:
+    """One entry a row of train.csv, and two, forward and reversed, a row of eval.csv."""
+    root = first_folder(raw.root, ("", "styletalk", "StyleTalk"), "train.csv", "StyleTalk")
+    train, test = (list(table(root / name, ALL_COLUMNS)) for name in ("train.csv", "eval.csv"))
+    raw.total = len(train) + 2 * len(test)
+    raw.notes["begins with B"] = {
+        name: sum(row["context"].lstrip().startswith("B") for row in lines)
+        for name, lines in (("train.csv", train), ("eval.csv", test))
+    }
+    for row in train:
+        yield _entry(raw, root, split_of(row["diag_id"], raw.seed, VALIDATION), row)
+    for row in test:
+        yield _entry(raw, root, "test", row)
+    for row in test:
+        yield _entry(raw, root, "test-reversed", row, reverse=True)
+
+
+def turns(context: str) -> list[tuple[str, str]]:
+    """The turns of a context: speaker, A or B, and words."""
+    pieces = SPEAKER.split(context)[1:]
+    return [(who, " ".join(words.split())) for who, words in zip(pieces[::2], pieces[1::2], strict=True)]
+
+
+def _entry(raw: Raw, root: Path, split: str, row: Mapping[str, str], *, reverse: bool = False) -> Entry:
+    """A row as a talk; reversed, its current turn belongs to the history and its response is what is said."""
+    side = "res" if reverse else "curr"
+    name = row[f"{side}_audio_id"].removesuffix(".wav")
+    labels, unknown = translate({ours: row[f"{side}_{theirs}"] for ours, theirs in STYLE.items()}, LABELS)
+    if unknown:
+        return Entry(split, name, LABEL_UNKNOWN, unknown)
+    history, response = turns(row["context"]), " ".join(row["res_text"].split())
+    (speaker, words), *more = turns(row["curr_text"]) or [("", "")]
+    if more or not all((words, response, history, *(text for _, text in history))):
+        return Entry(split, name, NO_TRANSCRIPT, "a turn without words or speaker")
+    user, said, reference = speaker, words, response
+    if reverse:
+        user, said, reference = ("A" if speaker == "B" else "B"), response, ""
+        history.append((speaker, words))
+    if history[-1][0] == user:
+        raise DualSLMError(
+            f"row {name} has {user} speak twice in a row", got=row["context"][:60], do="download it again"
+        )
+    source = "train.csv" if split in ("train", "validation") else "eval.csv"
+    before: list[Talk] = [{"role": "user" if who == user else "assistant", "parts": [text]} for who, text in history]
+    return raw.spoken(
+        split,
+        name,
+        _audio(root, row[f"{side}_audio_id"]),
+        part={"transcript": said, "labels": labels},
+        before=before,
+        row={"dialogue": row["diag_id"], "group": row["diag_id"], "reference": reference, "source": source},
+    )
+
+
+def _audio(root: Path, name: str) -> Path:
+    inside = root / "audio" / name
+    return inside if inside.exists() else root / name
+
+
+CORPUS = Corpus(
+    name="styletalk",
+    about="dialogues spoken in styles (DanielLin94144/StyleTalk), for respond",
+    rows=rows,
+    tasks=("respond",),
+    labels=LABELS,
+    apart=lambda _: ("clip", "dialogue"),
+)

@@ -1,0 +1,224 @@
+"""`dualslm label`: pitch, energy and tempo labels for speech that nobody annotated (ours; docs/label.md).
+
+Every recording of a manifest is measured once (`voice.py`) and put in one of three bins by two thresholds: the
+terciles of the manifest's own recordings, or numbers that the user gives. Labels that are there stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from dualslm.data import voice
+from dualslm.data.manifest import moved
+from dualslm.data.manifest_index import rows
+from dualslm.data.tasks import Clip
+from dualslm.data.tasks.attributes import ATTRIBUTES
+from dualslm.data.voice import Voice
+from dualslm.errors import DualSLMError
+from dualslm.files import replacing
+
+MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
+TERCILES = (1 / 3, 2 / 3)
+CHUNK = 16  # recordings that go to a worker at once
+ANY = "any"  # the gender whose thresholds serve every speaker
+Thresholds: TypeAlias = Mapping[str, tuple[float, float]]
+"""Lower and upper threshold by gender, or under `ANY`."""
+
+
+@dataclass
+class Labelling:
+    """What was measured and how it is binned.
+
+    Attributes:
+        given: thresholds by attribute, then by gender or `ANY`; those that are missing are terciles.
+        by_gender: find the terciles of pitch for each gender on its own.
+    """
+
+    given: Mapping[str, Thresholds] = field(default_factory=dict)
+    by_gender: bool = False
+    voices: dict[str, Voice] = field(default_factory=dict)
+    genders: dict[str, str | None] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    thresholds: dict[str, Thresholds] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def settle(self) -> None:
+        """Finds the thresholds that were not given."""
+        for name in MEASURED:
+            own = dict(self.given.get(name, {}))
+            if ANY not in own and not {"male", "female"} <= own.keys():
+                own |= {key: value for key, value in self._terciles(name).items() if key not in own}
+            self.thresholds[name] = own
+
+    def _terciles(self, name: str) -> Thresholds:
+        found: dict[str, list[float]] = defaultdict(list)
+        for path, one in self.voices.items():
+            value = getattr(one, name)
+            if value is not None:
+                found[ANY].append(value)
+                gender = self.genders[path]
+                if self.by_gender and name == "pitch" and gender:
+                    found[gender].append(value)
+        return {key: _pair(np.quantile(values, TERCILES)) for key, values in found.items()}
+
+    def bin(self, name: str, value: float, gender: str | None) -> str | None:
+        """Low, normal or high in the words of the attribute; None without a threshold for this speaker."""
+        bounds = self.thresholds[name].get(gender or ANY) or self.thresholds[name].get(ANY)
+        if bounds is None:
+            return None
+        return ATTRIBUTES[name].values[int(value >= bounds[0]) + int(value > bounds[1])]
+
+    def labelled(self, clip: Clip, path: str) -> dict[str, Any]:
+        """A recording with its labels and, beside them, what was measured."""
+        one = self.voices.get(path)
+        if one is None:
+            return dict(clip)
+        values = {name: value for name in MEASURED if (value := getattr(one, name)) is not None}
+        labels = dict(clip.get("labels") or {})
+        for name, value in values.items():
+            label = self.bin(name, value, self.genders[path])
+            if ATTRIBUTES[name].value(clip) is not None:
+                self.counts[f"{name} kept"] += 1
+            elif label is not None:
+                labels[name] = label
+                self.counts[f"{name} {label}"] += 1
+        return {**clip, "labels": labels, "measured": values}
+
+
+def label(source: Path, out: Path, how: Labelling, *, workers: int = 1, ask: bool = False) -> dict[str, Any]:
+    """Writes a manifest with labels, and a report beside it.
+
+    Args:
+        source: a manifest.
+        out: the new manifest, another file; `OUT.report.json` stands beside it.
+        how: thresholds.
+        workers: processes that measure.
+        ask: add the measured attributes to the tasks of lines that have tasks.
+
+    Returns:
+        The report: thresholds with units, labels by value, and recordings that cannot be read, by reason.
+
+    Raises:
+        DualSLMError: a manifest that cannot be read, or nothing in it that can be measured.
+    """
+    if out.resolve() == source.resolve():
+        raise DualSLMError("the new manifest would replace the old one", got=str(out), do="give another name")
+    voice.require()
+    _measure_all(source, how, workers)
+    if not how.voices:
+        why = next(iter(how.faults.values()), "no recordings")
+        raise DualSLMError(f"nothing in {source} can be measured", got=why, do="check the paths of the audio")
+    how.settle()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
+        for _, row in rows(source):
+            made = moved(_labelled(row, source.parent, how, ask), source.parent, out.parent)
+            file.write(json.dumps(made, ensure_ascii=False) + "\n")
+    found = _report(source, how)
+    with replacing(out.with_suffix(".report.json")) as partial:
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return found
+
+
+def thresholds(texts: Iterable[str], name: str) -> Thresholds:
+    """Reads "LOW,HIGH" or "GENDER:LOW,HIGH", once or for each gender.
+
+    Raises:
+        DualSLMError: not two numbers in order, or another gender.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        gender, _, numbers = text.rpartition(":")
+        try:
+            low, high = map(float, numbers.split(","))
+            if not low <= high or gender not in ("", "male", "female"):
+                raise ValueError
+        except ValueError:
+            raise DualSLMError(
+                f"not thresholds for {name}", got=repr(text), do="write LOW,HIGH or for example female:180,250"
+            ) from None
+        found[gender or ANY] = (low, high)
+    return found
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def _measure_all(source: Path, how: Labelling, workers: int) -> None:
+    jobs: dict[str, str] = {}
+    for _, row in rows(source):
+        for clip in _clips(row):
+            path = str(source.parent / clip["audio"])
+            jobs.setdefault(path, str(clip.get("transcript") or ""))
+            how.genders[path] = how.genders.get(path) or ATTRIBUTES["gender"].value(clip)
+    with Progress(console=Console(stderr=True)) as bar:
+        results = bar.track(_measured(list(jobs.items()), workers), len(jobs), description="measuring")
+        for path, result in zip(jobs, results, strict=True):
+            if isinstance(result, Voice):
+                how.voices[path] = result
+            else:
+                how.faults[path] = result
+
+
+def _measured(jobs: Sequence[tuple[str, str]], workers: int) -> Iterator[Voice | str]:
+    """In the order of the jobs, whichever process is done first."""
+    if workers <= 1:
+        yield from map(_one, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_one, jobs, CHUNK)
+
+
+def _one(job: tuple[str, str]) -> Voice | str:
+    path, transcript = job
+    try:
+        return voice.measure(path, transcript)
+    except DualSLMError as error:
+        return f"{error.wrong.replace(path, 'the recording')}: {error.got}"
+
+
+def _clips(row: Mapping[str, Any]) -> Iterator[Clip]:
+    for turn in row["turns"]:
+        yield from (part for part in turn["parts"] if isinstance(part, Mapping) and part.get("audio"))
+
+
+def _labelled(row: Mapping[str, Any], folder: Path, how: Labelling, ask: bool) -> dict[str, Any]:
+    def part(one: Any) -> Any:
+        known = isinstance(one, Mapping) and one.get("audio")
+        return how.labelled(one, str(folder / one["audio"])) if known else one
+
+    made = {**row, "turns": [{**turn, "parts": [part(one) for one in turn["parts"]]} for turn in row["turns"]]}
+    if ask and "tasks" in row:
+        made["tasks"] = list(dict.fromkeys([*row["tasks"], *MEASURED]))
+    return made
+
+
+# ---------------------------------------------------------------------- the report
+
+
+def _report(source: Path, how: Labelling) -> dict[str, Any]:
+    return {
+        "manifest": source.name,
+        "recordings": len(how.voices) + len(how.faults),
+        "measured": len(how.voices),
+        "unreadable": dict(Counter(how.faults.values()).most_common()),
+        "unreadable_files": sorted(how.faults)[:100],
+        "units": dict(MEASURED),
+        "thresholds": {name: dict(own) for name, own in how.thresholds.items()},
+        "labels": dict(sorted(how.counts.items())),
+    }
+
+
+def _pair(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
+    low, high = (round(float(value), 2) for value in values)
+    return low, high

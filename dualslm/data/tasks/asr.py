@@ -1,0 +1,49 @@
+"""ASR: the transcript of what is said (paper §III-B, the linguistic task)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from dualslm.data.tasks.task import Clip
+from dualslm.recipe import TaskKind
+
+PROMPTS = (
+    "Write down what the speaker says, word for word.",
+    "You take dictation. Type exactly what you hear and add nothing.",
+    "Give the transcript of the recording, and only the transcript.",
+    "Turn the speech into text. Do not answer it and do not explain it.",
+    "What are the spoken words? Reply with these words alone.",
+    "You are a stenographer: keep every word that is spoken, in its order.",
+    "Please transcribe the user's speech without comment.",
+    "Listen to the recording and repeat it in writing.",
+    "Your task is speech recognition. Output the recognised sentence.",
+    "Note the user's words as they were spoken, nothing more.",
+)
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """Writes down what is said.
+
+    Text all in capitals, as LibriSpeech has it, is learnt in small letters: no LLM shouts of its own accord, and
+    the targets shall stay near to what it would write (paper §III-B).
+    """
+
+    name: str = "asr"
+    kind: TaskKind = "linguistic"
+    metric: str = "wer"
+    prompts: tuple[str, ...] = PROMPTS
+
+    def lacks(self, clip: Clip) -> str | None:
+        """The transcript."""
+        return None if str(clip.get("transcript") or "").strip() else "no transcript"
+
+    def ask(self, clip: Clip, rng: random.Random) -> str:
+        """One of the prompts."""
+        return rng.choice(self.prompts)
+
+    def answer(self, clip: Clip) -> str:
+        """The transcript."""
+        text = str(clip["transcript"]).strip()
+        return text.lower() if text.isupper() else text

@@ -1,0 +1,152 @@
+"""Attributes of a voice, asked with a list of choices and answered in a sentence (paper §III-B).
+
+An attribute is one entry of `ATTRIBUTES`: its values, the other spellings of them that corpora use, its
+questions and its sentence. The choices are shuffled for every talk, so that a place in the list tells nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dualslm.data.tasks.task import Clip
+from dualslm.recipe import TaskKind
+
+FRAMES = (
+    "{question} Choices: {choices}. Answer in a sentence.",
+    "Listen to the voice. {question} Choose from {choices}, and answer with one sentence.",
+    "You judge how somebody speaks, not what is said. {question} The options are {choices}. Reply in a sentence.",
+    "{question} It is one of these: {choices}. Say which one in a full sentence.",
+    "Pay attention to how the user speaks. {question} ({choices}) Write one sentence.",
+    "You are an expert in voices. {question} Pick one of {choices} and put it in a sentence.",
+    "Here is a recording. {question} Possible answers: {choices}. One sentence, please.",
+    "Tell what you hear in the voice and do not reply to the words. {question} Select from {choices}; use a sentence.",
+    "{question} Decide between {choices} and state your decision in one sentence.",
+)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a voice.
+
+    Attributes:
+        name: also the key in a recording's `labels`.
+        values: that can be chosen from, where a recording does not name its own `choices`.
+        questions: each goes into every one of `FRAMES`.
+        sentence: the answer, with a place for the value.
+        spellings: what corpora write instead of a value.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    questions: tuple[str, ...]
+    sentence: str
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    kind: TaskKind = "paralinguistic"
+    metric: str = "wa"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every frame with every question; the place of the choices is left open."""
+        return tuple(
+            frame.format(question=question, choices="{choices}") for frame in FRAMES for question in self.questions
+        )
+
+    def value(self, clip: Clip) -> str | None:
+        """The recording's value in our spelling; None where it is not known."""
+        label = (clip.get("labels") or {}).get(self.name)
+        if label is None:
+            return None
+        text = str(label).strip().lower()
+        return self._own(clip).get(text, self.spellings.get(text, text)) or None
+
+    def choices(self, clip: Clip) -> tuple[str, ...]:
+        """What can be chosen from: the recording's own list, for a corpus with other classes, or `values`."""
+        return tuple(self._own(clip).values()) or self.values
+
+    def _own(self, clip: Clip) -> dict[str, str]:
+        """The recording's own choices in our spelling, or in its own where two would fall together (calm, neutral)."""
+        listed: Sequence[Any] = (clip.get("choices") or {}).get(self.name) or ()
+        if not listed:
+            return {}
+        names = [str(one).lower() for one in listed]
+        ours = [self.spellings.get(one, one) for one in names]
+        return dict(zip(names, ours if len({*ours}) == len({*names}) else names, strict=True))
+
+    def lacks(self, clip: Clip) -> str | None:
+        """The label, or a label that is among the choices."""
+        value = self.value(clip)
+        if value is None:
+            return f"no label {self.name}"
+        return None if value in self.choices(clip) else f"unknown {self.name} {value!r}"
+
+    def ask(self, clip: Clip, rng: random.Random) -> str:
+        """A question with its choices in any order."""
+        choices = list(self.choices(clip))
+        rng.shuffle(choices)
+        return rng.choice(self.prompts).format(choices=_listed(choices))
+
+    def answer(self, clip: Clip) -> str:
+        """A sentence with the value."""
+        return self.sentence.format(value=self.value(clip))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+LEVELS = ("low", "normal", "high")
+_ATTRIBUTES = (
+    Attribute(
+        "gender",
+        ("male", "female"),
+        ("What is the gender of the speaker?", "Is the speaker a man or a woman?", "Whose voice is it, by gender?"),
+        "The speaker is {value}.",
+        {"m": "male", "man": "male", "f": "female", "woman": "female"},
+    ),
+    Attribute(
+        "pitch",
+        LEVELS,
+        ("How high is the pitch of the voice?", "What is the pitch?", "At which pitch does the user speak?"),
+        "The pitch of the voice is {value}.",
+        {"medium": "normal", "middle": "normal", "moderate": "normal"},
+    ),
+    Attribute(
+        "tempo",
+        ("slow", "normal", "fast"),
+        ("How fast does the user speak?", "What is the tempo of the speech?", "At what speed are the words spoken?"),
+        "The tempo of the speech is {value}.",
+        {"low": "slow", "high": "fast", "medium": "normal", "steady": "normal", "moderate": "normal"},
+    ),
+    Attribute(
+        "energy",
+        LEVELS,
+        ("How much energy has the voice?", "What is the energy of the speech?", "How loud does the user speak?"),
+        "The energy of the voice is {value}.",
+        {"quiet": "low", "soft": "low", "loud": "high", "medium": "normal", "moderate": "normal"},
+    ),
+    Attribute(
+        "emotion",
+        ("neutral", "happy", "sad", "angry", "surprised", "fearful", "disgusted", "contemptuous"),
+        ("What is the emotion of the speaker?", "How does the user feel?", "Which emotion does the voice carry?"),
+        "The speaker sounds {value}.",
+        {
+            "no emotion": "neutral",
+            "none": "neutral",
+            "calm": "neutral",
+            "joy": "happy",
+            "joyful": "happy",
+            "happiness": "happy",
+            "sadness": "sad",
+            "anger": "angry",
+            "surprise": "surprised",
+            "fear": "fearful",
+            "afraid": "fearful",
+            "disgust": "disgusted",
+            "contempt": "contemptuous",
+        },
+    ),
+)
+ATTRIBUTES: Mapping[str, Attribute] = {one.name: one for one in _ATTRIBUTES}

@@ -1,0 +1,50 @@
+"""Respond: a talk whose answer is the frozen LLM's own, to the styled transcript (paper §III-B, dual information).
+
+The answers are written once, by `dualslm targets`; until then a line that asks for this task waits.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from dualslm.data.tasks.captions import caption
+from dualslm.data.tasks.task import Clip
+from dualslm.recipe import TaskKind
+
+PROMPTS = (
+    "You are talking with the user. Answer in one or two short sentences, as one does in a conversation.",
+    "Be a good listener: reply to what the user says and to how it is said, briefly.",
+    "You are a friendly voice assistant. Keep your replies short, natural and fit to be spoken.",
+    "Hold a conversation with the user. Be attentive to the mood and answer in a few words.",
+    "Continue the talk. One or two sentences of plain, spoken English are enough.",
+    "You are a companion who cares how the user feels. Answer kindly and to the point.",
+    "Reply as a considerate friend would on the phone: short, warm and relevant.",
+    "Take your turn in this conversation. Mind the words as well as the voice of the user.",
+    "Respond to the user in everyday language, without lists, in at most two sentences.",
+    "You chat with the user. Let your reply suit what was said and the tone in which it was said.",
+)
+
+
+@dataclass(frozen=True)
+class Response:
+    """Takes part in a talk."""
+
+    name: str = "respond"
+    kind: TaskKind = "dual"
+    metric: str = "judge"
+    prompts: tuple[str, ...] = PROMPTS
+
+    def lacks(self, clip: Clip) -> str | None:
+        """What the styled transcript is made of: the words, and something of how they are said."""
+        if not str(clip.get("transcript") or "").strip():
+            return "no transcript"
+        known = clip.get("caption") or caption(clip.get("labels") or {})
+        return None if known else "nothing known of how it is said"
+
+    def ask(self, clip: Clip, rng: random.Random) -> str:
+        """One of the prompts."""
+        return rng.choice(self.prompts)
+
+    def answer(self, clip: Clip) -> None:
+        """The frozen LLM writes it."""

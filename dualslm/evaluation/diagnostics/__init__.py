@@ -1,0 +1,100 @@
+"""Instruments for disentanglement and context (ours): what the paper claims, measured where it could fail.
+
+Each takes any model and any manifest, on live audio or cached frames, and gives figures with n and a 95 % interval
+over groups (speakers, or sentences), what they would be if there were nothing to find, and a sentence of reading.
+`dualslm eval RUN --instruments` puts them into the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dualslm.errors import DualSLMError
+from dualslm.evaluation.diagnostics.base import Desk, Line, Reading, remembered
+from dualslm.evaluation.diagnostics.context import alarm, history
+from dualslm.evaluation.diagnostics.items import LIMIT, Material, read
+from dualslm.evaluation.diagnostics.leaks import tone_from_words, words_from_tone
+from dualslm.evaluation.diagnostics.probes import probes
+from dualslm.evaluation.diagnostics.replacement import attribution, equivalence
+from dualslm.evaluation.diagnostics.swap import source_swap, style_contrast
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.inputs import Hear
+
+__all__ = ["INSTRUMENTS", "LIMIT", "Desk", "Line", "Material", "Reading", "measure", "read", "run"]
+
+INSTRUMENTS: Mapping[str, Callable[[Desk, Material], Reading]] = {
+    "leak-tone": tone_from_words,
+    "leak-words": words_from_tone,
+    "probes": probes,
+    "swap": source_swap,
+    "equivalence": equivalence,
+    "contrast": style_contrast,
+    "attribution": attribution,
+    "history": history,
+    "alarm": alarm,
+}
+NEEDS = {  # the kinds of items without which an instrument has nothing to measure
+    "leak-tone": ("voices",),
+    "leak-words": ("words",),
+    "probes": ("words",),
+    "swap": ("voices", "words"),
+    "equivalence": ("words",),
+    "contrast": ("replies",),
+    "attribution": ("replies",),
+    "history": ("replies",),
+    "alarm": ("words",),
+}
+
+
+def run(
+    model: DualSLM,
+    manifests: Sequence[Path],
+    *,
+    hear: Hear | None = None,
+    names: Sequence[str] = tuple(INSTRUMENTS),
+    limit: int = LIMIT,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Some instruments on some manifests, as the report shows them.
+
+    Args:
+        model: with trained adapters.
+        manifests: of recordings that the model has not learnt from.
+        hear: gives frames, for example from a cache; the model's own ears when None.
+        names: of the instruments.
+        limit: items of each kind.
+        seed: of all draws.
+        say: gets a line before each.
+
+    Returns:
+        By name: title, rows (label, value, low, high, n and, where it is not 0, zero) and reading.
+
+    Raises:
+        DualSLMError: an unknown instrument, a manifest that cannot be read, or scikit-learn missing for the probes.
+    """
+    if unknown := [name for name in names if name not in INSTRUMENTS]:
+        raise DualSLMError("unknown instrument", got=unknown[0], do=f"choose some of {', '.join(INSTRUMENTS)}")
+    return measure(
+        Desk(model.eval(), hear or remembered(model), seed=seed), read(manifests, limit=limit, seed=seed), names, say
+    )
+
+
+def measure(
+    desk: Desk,
+    material: Material,
+    names: Sequence[str] = tuple(INSTRUMENTS),
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Some instruments at a desk; one that the material has nothing for says so."""
+    found = {}
+    for name in names:
+        say(f"instruments: {name}")
+        lacking = [kind for kind in NEEDS[name] if len(getattr(material, kind)) < 2]
+        if "voices" in NEEDS[name] and not material.attribute:
+            lacking.append("values of a voice that are asked about")
+        nothing = Reading(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
+        found[name] = (nothing if lacking else INSTRUMENTS[name](desk, material)).as_json()
+    return found

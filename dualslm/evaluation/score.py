@@ -1,0 +1,251 @@
+"""`score`: predictions.jsonl → report.json, with no model and no GPU (docs/evaluation.md).
+
+A report holds everything that its pages show, recordings to listen to included, so that they can be made from it
+alone: figures, intervals, counts of what was not measured, protocols, and the commands that led here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from dualslm.audio import SAMPLE_RATE, load
+from dualslm.errors import DualSLMError
+from dualslm.evaluation import measure
+from dualslm.evaluation.metrics import answers, wer
+from dualslm.evaluation.metrics.bootstrap import RESAMPLES, holm
+from dualslm.evaluation.predict import META, records
+from dualslm.files import replacing, sha256
+
+REPORT = "report.json"
+FORMAT = 1
+BOOTSTRAP = "cluster-bootstrap/1"
+EXAMPLES = {"respond": 3, "asr": 2}  # recordings to listen to, of each set; one where it is not named
+MOST_EXAMPLES = 10
+LONGEST = 12.0  # s of a recording to listen to
+KEY = ("task", "corpus", "split")
+Row = Mapping[str, Any]
+
+
+def score(
+    files: Sequence[Path],
+    *,
+    seed: int = 0,
+    command: str = "",
+    versions: Mapping[str, str] | None = None,
+    judged: Mapping[str, Any] | None = None,
+    instruments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures predictions.
+
+    Args:
+        files: of predictions; those of several runs are compared on the items that they share.
+        seed: of the resamples.
+        command: that the user gave, for the record.
+        versions: of the packages, for the record.
+        judged: the judges' summary.
+        instruments: what instruments measured.
+
+    Returns:
+        The report, to be written as JSON.
+
+    Raises:
+        DualSLMError: predictions that cannot be read, or none.
+    """
+    sources = [_source(path) for path in files]
+    sets = _sets(files)
+    if not sets:
+        raise DualSLMError("nothing to measure", got="no prediction", do="run predict first")
+    spoken = any(key[0] == "asr" for key in sets)
+    return {
+        "format": FORMAT,
+        "command": command,
+        "versions": dict(versions or {}),
+        "seed": seed,
+        "resamples": RESAMPLES,
+        "protocols": {"bootstrap": BOOTSTRAP, "parser": answers.PROTOCOL, "wer": "raw/1, whisper/1"},
+        "normaliser": wer.normaliser() if spoken else None,
+        "sources": sources,
+        "systems": [card for source in sources for card in source.pop("systems")],
+        "skipped": {why: count for source in sources for why, count in source["skipped"].items()},
+        "cells": [_cell(key, row, rows, seed) for key, made in sets.items() for row, rows in made.items()],
+        "comparisons": _comparisons(sets, seed),
+        "examples": _examples(files),
+        "judged": dict(judged or {}),
+        "instruments": dict(instruments or {}),
+    }
+
+
+def write(report: Mapping[str, Any], out: Path) -> Path:
+    """Writes a report into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / REPORT) as partial:
+        partial.write_text(json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return out / REPORT
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report from its file or folder.
+
+    Raises:
+        DualSLMError: none there, or one of another format.
+    """
+    file = path / REPORT if path.is_dir() else path
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DualSLMError(f"cannot read the report {file}", got=error, do="run dualslm eval first") from error
+    if report.get("format") != FORMAT:
+        got = f"format {report.get('format')}"
+        raise DualSLMError(f"{file} is no report of this version", got=got, do="score the predictions again")
+    return report
+
+
+def merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several reports as one: stages and ablations side by side.
+
+    Raises:
+        DualSLMError: two of them have the same cell.
+    """
+    out = dict(reports[0])
+    for key in ("sources", "systems", "cells", "comparisons", "examples"):
+        out[key] = [*chain.from_iterable(report[key] for report in reports)]
+    for key in ("skipped", "judged", "instruments"):
+        out[key] = {name: value for report in reports for name, value in report[key].items()}
+    out["command"] = "\n".join(dict.fromkeys(str(report["command"]) for report in reports))
+    out["normaliser"] = next((report["normaliser"] for report in reports if report["normaliser"]), None)
+    twice = [cell for cell in out["cells"] if sum(_name(cell) == _name(other) for other in out["cells"]) > 1]
+    if twice:
+        got = " ".join(map(str, _name(twice[0])))
+        raise DualSLMError(
+            "two reports have the same cell", got=got, do="give systems different names, or one report once"
+        )
+    return out
+
+
+def _name(cell: Row) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in ("system", "view", *KEY))
+
+
+# ---------------------------------------------------------------------- what was predicted
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """A file of predictions, and what its meta file says of it."""
+    try:
+        meta = json.loads(path.with_name(META).read_text(encoding="utf-8"))
+    except OSError:
+        meta = {}
+    except ValueError as error:
+        raise DualSLMError(f"{path.with_name(META)} is damaged", got=error, do="run predict again") from error
+    settings = meta.get("settings", {})
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise DualSLMError(f"cannot read the predictions {path}", got=error.strerror, do="run predict first") from error
+    return {
+        "file": path.name,
+        "sha256": digest,
+        "n": meta.get("n"),
+        "command": meta.get("command"),
+        "took_s": meta.get("took_s"),
+        "cpu_s": meta.get("cpu_s"),
+        "manifests": settings.get("manifests", []),
+        "skipped": meta.get("skipped", {}),
+        "systems": settings.get("systems", []),
+    }
+
+
+def _sets(files: Sequence[Path]) -> dict[tuple[str, ...], dict[tuple[str, str | None], list[Row]]]:
+    """Predictions by set, then by system and view, each in order of appearance."""
+    found: dict[tuple[str, ...], dict[tuple[str, str | None], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    seen: set[tuple[Any, ...]] = set()
+    for path in files:
+        for row in records(path):
+            one = (row["id"], row["system"], row["view"])
+            if one in seen:
+                raise DualSLMError("a prediction stands twice", got=" ".join(map(str, one)), do="give every file once")
+            seen.add(one)
+            found[tuple(str(row[key]) for key in KEY)][row["system"], row["view"]].append(row)
+    return found
+
+
+def _cell(key: tuple[str, ...], row: tuple[str, str | None], rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    system, view = row
+    clusters = len({one["cluster"] for one in rows})
+    head = {"system": system, "view": view, **dict(zip(KEY, key, strict=True)), "kind": rows[0].get("kind")}
+    return {**head, "n": len(rows), "clusters": clusters, **measure.measure(rows, seed)}
+
+
+def _comparisons(
+    sets: Mapping[tuple[str, ...], Mapping[tuple[str, str | None], Sequence[Row]]], seed: int
+) -> list[dict[str, Any]]:
+    """The first system through its first view against every other row of the set; one family for Holm."""
+    found = []
+    for key, made in sets.items():
+        (first, own), *others = made.items()
+        for other, rows in others:
+            if (result := measure.compare(own, rows, seed)) is not None:
+                name, gap = result
+                sides = {"first": list(first), "second": list(other)}
+                found.append({**dict(zip(KEY, key, strict=True)), **sides, "measure": name, **asdict(gap)})
+    corrected = holm([one["p"] for one in found])
+    return [{**one, "p_holm": p} for one, p in zip(_finite(found), corrected, strict=True)]
+
+
+def _finite(found: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    for one in found:
+        yield {key: None if isinstance(value, float) and value != value else value for key, value in one.items()}
+
+
+# ---------------------------------------------------------------------- to listen to
+
+
+def _examples(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Some items with their recording and everybody's answers, drawn by their ids."""
+    asked: dict[str, list[tuple[Row, Path]]] = defaultdict(list)
+    for path in files:
+        for row in records(path):
+            if row.get("audio"):
+                asked[row["id"]].append((row, path))
+    by_set: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in sorted(asked, key=lambda name: zlib.crc32(name.encode())):
+        by_set[tuple(str(asked[name][0][0][key]) for key in KEY)].append(name)
+    order = sorted(by_set, key=lambda key: -EXAMPLES.get(key[0], 0))
+    drawn = [name for key in order for name in by_set[key][: EXAMPLES.get(key[0], 1)]]
+    shown = (_example(asked[name]) for name in drawn)
+    return [one for one in shown if one][:MOST_EXAMPLES]
+
+
+def _example(rows: Sequence[tuple[Row, Path]]) -> dict[str, Any] | None:
+    """An item as it is shown; None where its recording is too long, or is not there any more."""
+    row, path = rows[0]
+    sound = _sound(path.parent / row["audio"])
+    if sound is None:
+        return None
+    told = {key: row.get(key) for key in ("id", "task", "context", "asked", "transcript", "labels", "truth")}
+    said = [{"system": one["system"], "view": one["view"], "answer": one["answer"]} for one, _ in rows]
+    return {**told, "audio": sound, "answers": said}
+
+
+def _sound(path: Path) -> str | None:
+    """A recording as a data URI of mp3."""
+    try:
+        samples = load(path)
+    except DualSLMError:
+        return None
+    if len(samples) > LONGEST * SAMPLE_RATE:
+        return None
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="MP3")
+    return "data:audio/mpeg;base64," + base64.b64encode(file.getvalue()).decode()

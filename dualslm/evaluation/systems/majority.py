@@ -1,0 +1,49 @@
+"""The majority line: always the commonest label of the test set. It knows the labels; it is a line to beat."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dualslm.conversation import View
+from dualslm.evaluation.metrics.labels import commonest
+from dualslm.evaluation.systems.item import Answer, Item
+
+
+class Majority:
+    """Answers every question of a set with its commonest label.
+
+    Args:
+        items: of all sets.
+        name: as reports call it.
+    """
+
+    def __init__(self, items: Sequence[Item], name: str = "majority") -> None:
+        self.name = name
+        labels: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        for item in items:
+            if item.choices and item.truth:
+                labels[_set(item)].append(item.truth)
+        self.said = {which: commonest(gold) for which, gold in labels.items()}
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What it says of each set."""
+        return {"kind": "majority", "says": {"/".join(which): label for which, label in sorted(self.said.items())}}
+
+    def views(self, item: Item) -> Sequence[None]:
+        """It hears nothing."""
+        return (None,)
+
+    def unfit(self, item: Item) -> str | None:
+        """Choices alone have a commonest one."""
+        return None if item.choices else "no choices"
+
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+        """The commonest label, as a bare word."""
+        return [Answer(self.said[_set(item)]) for item in items]
+
+
+def _set(item: Item) -> tuple[str, str, str]:
+    return item.corpus, item.split, item.task

@@ -1,0 +1,164 @@
+"""Systems by the names that the command line gives them: `KIND,key=value,...`, or a checkpoint's folder or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualslm.errors import DualSLMError
+from dualslm.evaluation.systems.item import Item, System, called
+from dualslm.recipe import RUN_RECIPE
+
+if TYPE_CHECKING:
+    from dualslm.model.generation import Decoding
+    from dualslm.model.llm import FrozenLM
+
+
+@dataclass(frozen=True)
+class Means:
+    """What opening a system may need.
+
+    Attributes:
+        items: that will be asked.
+        device: "cpu" or "cuda"; the GPU where there is one when None.
+        longest: tokens of an answer.
+        weigh: also give the likelihood of each choice, where the system can.
+    """
+
+    items: Sequence[Item]
+    device: str | None = None
+    longest: int = 128
+    weigh: bool = False
+
+    @property
+    def how(self) -> Decoding:
+        """Greedy."""
+        from dualslm.model.generation import Decoding
+
+        return Decoding(max_new_tokens=self.longest)
+
+
+Opener = Callable[[Mapping[str, str], Means], System]
+
+
+def opened(spec: str, means: Means) -> System:
+    """The system that a specification names.
+
+    Args:
+        spec: for example `server,url=http://localhost:8000/v1,model=Qwen/Qwen2-Audio-7B-Instruct`, `majority`, or a
+            folder or hub id of a checkpoint.
+        means: what opening it may need.
+
+    Raises:
+        DualSLMError: an unknown key, a missing one, or nothing there.
+    """
+    kind, *pairs = spec.split(",")
+    if kind not in SYSTEMS:
+        if pairs or not (Path(spec).exists() or "/" in spec):
+            do = f"choose one of {', '.join(SYSTEMS)}, or give a checkpoint's folder or hub id"
+            raise DualSLMError("unknown kind of system", got=repr(kind), do=do)
+        return _checkpoint({"model": spec}, means)
+    must, may, make = SYSTEMS[kind]
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    lacking = [key for key in must if not given.get(key)]
+    if lacking or not given.keys() <= {*must, *may, "name"}:
+        form = ",".join([kind, *(f"{key}=..." for key in must), *(f"[{key}=...]" for key in (*may, "name"))])
+        raise DualSLMError(
+            f"{spec!r} does not say what {kind} is", got=f"keys {', '.join(given) or 'none'}", do=f"write {form}"
+        )
+    return make(given, means)
+
+
+def checkpoint_of(run: str) -> str:
+    """A run's folder → the folder of its last stage that has a checkpoint; anything else as it is.
+
+    Raises:
+        DualSLMError: a run without any checkpoint.
+    """
+    folder = Path(run)
+    if not (folder / RUN_RECIPE).is_file() or (folder / "adapters.safetensors").is_file():
+        return run
+    from dualslm.recipe import load
+
+    done = [
+        stage.name
+        for stage in load(folder / RUN_RECIPE).stages
+        if (folder / stage.name / "adapters.safetensors").is_file()
+    ]
+    if not done:
+        raise DualSLMError(
+            f"{run} has no checkpoint yet", got="no stage that is done", do="train it, or name another run"
+        )
+    return str(folder / done[-1])
+
+
+def _checkpoint(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.ours import Ours
+    from dualslm.model.dualslm import DualSLM
+
+    folder = checkpoint_of(given["model"])
+    model = DualSLM.from_pretrained(folder, device=means.device)
+    return Ours(model, means.how, given.get("name") or called(folder), means.weigh)
+
+
+def _lm(name: str, means: Means) -> FrozenLM:
+    from dualslm.model.dualslm import place
+    from dualslm.model.llm import FrozenLM
+
+    where, dtype = place(means.device)
+    return FrozenLM.from_pretrained(name, dtype=dtype, device=where)
+
+
+def _majority(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.majority import Majority
+
+    return Majority(means.items, given.get("name", "majority"))
+
+
+def _server(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.server import AudioServer
+
+    return AudioServer(given["url"], given["model"], name=given.get("name", ""), longest=means.longest)
+
+
+def _text(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.ours import TextLM
+
+    return TextLM(_lm(given["model"], means), means.how, given.get("name", given["model"]))
+
+
+def _cascade(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.ours import Cascade
+    from dualslm.evaluation.systems.recogniser import recogniser
+
+    name = given.get("name", f"{given['asr']} + {given['llm']}")
+    return Cascade(recogniser(given["asr"], means.device), given["asr"], _lm(given["llm"], means), means.how, name)
+
+
+def _qwen2_audio(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.qwen2_audio import Qwen2Audio
+    from dualslm.model.dualslm import place
+
+    where, dtype = place(means.device)
+    name = given.get("name", "qwen2-audio")
+    return Qwen2Audio(given["model"], device=where, dtype=dtype, name=name, longest=means.longest)
+
+
+def _emotion2vec(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.emotion2vec import DEFAULT, Emotion2Vec
+
+    return Emotion2Vec(given.get("model", DEFAULT), name=given.get("name", "emotion2vec"))
+
+
+SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
+    "dualslm": (("model",), (), _checkpoint),
+    "majority": ((), (), _majority),
+    "server": (("url", "model"), (), _server),
+    "llm": (("model",), (), _text),
+    "cascade": (("asr", "llm"), (), _cascade),
+    "qwen2-audio": (("model",), (), _qwen2_audio),
+    "emotion2vec": ((), ("model",), _emotion2vec),
+}
+"""Every kind: keys that it must have, keys that it may have, and how it is opened."""

@@ -1,0 +1,39 @@
+"""A speech recogniser of the hub through transformers' pipeline, for cascades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dualslm.audio import SAMPLE_RATE, load
+from dualslm.errors import DualSLMError
+from dualslm.model.dualslm import place
+
+
+def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], list[str]]:
+    """Recordings → their words, by an ASR model such as openai/whisper-large-v3.
+
+    Args:
+        source: hub id or folder.
+        device: "cpu" or "cuda"; the GPU where there is one when None.
+
+    Raises:
+        DualSLMError: no such model there.
+    """
+    from transformers import pipeline
+
+    where, dtype = place(device)
+    try:
+        pipe = pipeline("automatic-speech-recognition", model=source, device=where, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        got = str(error).strip().splitlines()[0]
+        raise DualSLMError(
+            f"cannot load the recogniser {source!r}", got=got, do="give an ASR model's hub id or folder"
+        ) from error
+
+    def write(clips: Sequence[Any]) -> list[str]:
+        """One after the other, so that the company changes nothing."""
+        heard = ({"raw": load(clip), "sampling_rate": SAMPLE_RATE} for clip in clips)
+        return [str(pipe(one)["text"]).strip() for one in heard]
+
+    return write

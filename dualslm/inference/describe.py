@@ -1,0 +1,112 @@
+"""What was heard of a recording, channel by channel: the words from L alone, the attributes from P alone (ours).
+
+The frozen LLM is asked in words, as in the paper's simple tasks (§III-B), while it is given one channel only. So an
+answer about the voice cannot come from the words, nor the other way round. Which questions an LLM understands
+depends on what its adapters were trained with: `Questions` is data, and `ASKED` those of `dualslm.data.tasks`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dualslm.conversation import Conversation, Speech, View
+from dualslm.data.tasks import TASKS
+from dualslm.data.tasks.attributes import ATTRIBUTES
+from dualslm.data.tasks.captions import caption
+from dualslm.model.generation import Decoding
+from dualslm.prompt import render
+
+if TYPE_CHECKING:
+    from dualslm.inference.audio_cache import Ears
+
+P, L = View("speech", "none"), View("none", "speech")
+LONGEST = Decoding(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
+SENTENCE = Decoding(max_new_tokens=40)  # tokens of an answer about the voice
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about a voice.
+
+    Attributes:
+        system: the system text.
+        values: that can be answered.
+        question: asked after the recording; empty where the system text asks it.
+        spellings: other words for a value.
+    """
+
+    system: str
+    values: tuple[str, ...]
+    question: str = ""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+
+    def value(self, answer: str) -> str | None:
+        """The one value that an answer names; None where it names none or several."""
+        said = re.findall(r"[a-z]+", answer.lower())
+        named = {self.spellings.get(word, word) for word in said} & set(self.values)
+        return named.pop() if len(named) == 1 else None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How an LLM is asked for what it heard.
+
+    Attributes:
+        words: the system text that asks for the words.
+        attributes: the questions about the voice, by attribute.
+        caption: puts what was answered in words.
+    """
+
+    words: str
+    attributes: Mapping[str, Asked]
+    caption: Callable[[Mapping[str, str]], str | None]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard of a recording.
+
+    Attributes:
+        words: read from L alone.
+        attributes: each read from P alone; None where the answer names no value, or several.
+        caption: the attributes in words; None where none is known.
+        answers: to the questions about the voice, as the LLM put them.
+    """
+
+    words: str
+    attributes: Mapping[str, str | None]
+    caption: str | None
+    answers: Mapping[str, str]
+
+
+def ask(ears: Ears, speech: Speech, questions: Questions) -> Heard:
+    """Asks the frozen LLM for the words and for each attribute of a recording.
+
+    Raises:
+        DualSLMError: a recording that cannot be used.
+    """
+    llm, asked = ears.model.llm, questions.attributes
+    about = [Conversation(one.system).user(speech, *filter(None, [one.question])) for one in asked.values()]
+    prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L)]
+    prompts += [render(talk, llm.tokenizer, P) for talk in about]
+    rows = [row.embeds_TD for row in ears.rows(prompts)]
+    (words,) = llm.answer(rows[:1], LONGEST)
+    answers = llm.answer(rows[1:], SENTENCE)
+    found = {name: one.value(text) for (name, one), text in zip(asked.items(), answers, strict=True)}
+    known = {name: value for name, value in found.items() if value is not None}
+    return Heard(words.strip(), found, questions.caption(known), dict(zip(asked, answers, strict=True)))
+
+
+def _asked() -> Questions:
+    about = {}
+    for name, one in ATTRIBUTES.items():
+        choices = ", ".join(one.values[:-1]) + " or " + one.values[-1]
+        about[name] = Asked(one.prompts[0].format(choices=choices), one.values, spellings=one.spellings)
+    return Questions(TASKS["asr"].prompts[0], about, caption)
+
+
+ASKED = _asked()
+"""The questions that adapters learn from `dualslm.data.tasks`."""

@@ -1,0 +1,165 @@
+"""A thread that owns the LLM: requests go in, pieces of replies come out (ours).
+
+Between two steps of the batch new talks join and abandoned ones leave. Nothing else touches the LLM's cache, so
+nothing is locked. What fails between two steps, or in one, ends the talks of the batch and no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+
+from dualslm.inference.audio_cache import Marked
+from dualslm.inference.backend import Piece, Reason, UnavailableError, Until
+from dualslm.inference.continuous_batch import ROOM, Batch, Pasts, Seat
+from dualslm.model.generation import Decoding, Pieces
+from dualslm.model.llm import FrozenLM
+
+AT_ONCE = 4  # talks that join between two steps: more would keep those in the batch waiting
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request on its way through the thread."""
+
+    prompt: Marked
+    how: Decoding
+    pieces: Pieces
+    until: Until
+    loop: asyncio.AbstractEventLoop
+    out: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    seat: Seat | None = None
+    left: bool = False
+    tokens: int = 0
+
+    def tell(self, what: Piece | Exception) -> None:
+        """Hands something to the event loop, which may be gone already."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.out.put_nowait, what)
+
+    def drawn(self, token: int | None) -> bool:
+        """Tells of the next token, None for the reply's own end; whether the reply goes on."""
+        assert self.seat is not None
+        self.tokens += token is not None
+        text = self.until.add(self.pieces.add(token)) if token is not None else ""
+        reason: Reason | None = None if self.seat.left else "length"
+        reason = "stop" if token is None or self.until.met else reason
+        if reason is not None:
+            text += self.until.add(self.pieces.rest()) if not self.until.met else ""
+            text += self.until.rest()
+            reason = "stop" if self.until.met else reason
+        if text or reason:
+            self.tell(Piece(text, self.tokens, self.seat.reused, reason))
+        return reason is None
+
+
+class InProcess:
+    """Answers with an LLM in this process.
+
+    Args:
+        llm: the frozen LLM.
+        size: most talks that are answered at once.
+        room: bytes of keys and values to keep of talks that were answered.
+    """
+
+    def __init__(self, llm: FrozenLM, size: int = 32, room: int = ROOM) -> None:
+        self.llm, self.batch = llm, Batch(llm, size, Pasts(room))
+        self._waiting: deque[_Job] = deque()
+        self._jobs: dict[Seat, _Job] = {}
+        self._changed, self._closed = Condition(), False
+        self._thread = Thread(target=self._run, name="llm", daemon=True)
+        self._thread.start()
+
+    @property
+    def context(self) -> int | None:
+        """What the LLM was made for."""
+        return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
+
+    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+        """See `Backend.stream`."""
+        job = _Job(prompt, how, Pieces(self.llm.tokenizer), Until(stop), asyncio.get_running_loop())
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the server stops", got="a new request", do="ask again in a moment")
+            self._waiting.append(job)
+            self._changed.notify()
+        try:
+            while True:
+                piece = await job.out.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.reason:
+                    return
+        finally:
+            job.left = True
+
+    def state(self) -> Mapping[str, float]:
+        """See `Backend.state`."""
+        return {
+            "batch_talks": len(self.batch.seats),
+            "batch_waiting": len(self._waiting),
+            "kept_positions": self.batch.pasts.positions,
+        }
+
+    async def close(self) -> None:
+        """See `Backend.close`; the talks in the batch are answered first."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        while self._awaits_work():
+            try:
+                self._leave()
+                for _ in range(AT_ONCE):
+                    if self._waiting and len(self.batch.seats) < self.batch.size:
+                        self._join(self._waiting.popleft())
+                self._step()
+            except Exception as error:  # out of memory, for one: these talks end, later ones may fit
+                self._end_all(error)
+
+    def _awaits_work(self) -> bool:
+        with self._changed:
+            while not (self._waiting or self._jobs or self._closed):
+                self._changed.wait()
+            return bool(self._waiting or self._jobs)
+
+    def _leave(self) -> None:
+        for seat, job in list(self._jobs.items()):
+            if job.left:
+                self.batch.leave(seat)
+                del self._jobs[seat]
+
+    def _join(self, job: _Job) -> None:
+        if job.left:
+            return
+        try:
+            job.seat = self.batch.join(job.prompt, job.how)
+        except Exception as error:
+            job.tell(_gave_up(error))
+        else:
+            self._jobs[job.seat] = job
+
+    def _step(self) -> None:
+        for seat, token in self.batch.step() if self._jobs else []:
+            if not self._jobs[seat].drawn(token):
+                self.batch.leave(seat)
+                del self._jobs[seat]
+
+    def _end_all(self, error: Exception) -> None:
+        for job in self._jobs.values():
+            job.tell(_gave_up(error))
+        self._jobs.clear()
+        self.batch.clear()
+
+
+def _gave_up(error: Exception) -> UnavailableError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UnavailableError("the LLM gave up on this reply", got=first, do="ask again, or for less")

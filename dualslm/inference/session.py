@@ -1,0 +1,310 @@
+"""A running talk: spoken or typed turns in, a reply in pieces out; used by chat and by serve (ours).
+
+Only what is new is encoded and read: a recording's embeddings are kept (`Ears`), and so are the keys and values of
+what the LLM has read (`Memory`). The history is data, not state: `answer` takes any `Conversation`, so that a server
+without state reuses as much as a terminal does, and the reply is the one that `DualSLM.reply` gives.
+
+When the context is full the oldest exchanges are left out, whole, and the system text stays. An interrupted reply
+stands in the history as far as it was said.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+import torch
+
+from dualslm.conversation import Conversation, Part, Speech, Turn, View
+from dualslm.errors import DualSLMError
+from dualslm.inference.audio_cache import Ears
+from dualslm.inference.describe import ASKED, Heard, Questions, ask
+from dualslm.inference.prefix_cache import Memory
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.generation import GREEDY, Decoding, Pieces
+from dualslm.model.llm import FrozenLM
+from dualslm.prompt import Prompt, render
+
+NORMAL = View()
+SHARE = 4  # at most one position in so many is kept free for the reply
+
+
+@dataclass(frozen=True)
+class Times:
+    """What an answer took.
+
+    Attributes:
+        encode: s, until all recordings were embeddings.
+        prefill: s, to read what was new.
+        first_token: s, from the question to the first token.
+        decode: s, from the first token to the last.
+        tokens: of the reply.
+        positions: of the prompt.
+        reused: how many of them had been read before.
+        left_out: how many turns the context had no place for.
+    """
+
+    encode: float
+    prefill: float
+    first_token: float
+    decode: float
+    tokens: int
+    positions: int
+    reused: int
+    left_out: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """How fast the reply was drawn after its first token; 0 for a reply of one token."""
+        return (self.tokens - 1) / self.decode if self.tokens > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What was said and answered, and how long it took.
+
+    Attributes:
+        parts: of the user's turn.
+        reply: as far as it was said.
+        whole: it was not interrupted.
+        times: of the answer; None where it was interrupted before its first token.
+    """
+
+    parts: tuple[Part, ...]
+    reply: str
+    whole: bool
+    times: Times | None
+
+
+class Session:
+    """A talk with a model. For one thread at a time.
+
+    Args:
+        model: who answers.
+        talk: to go on with, an empty one without a system text when None. It is continued in place.
+        view: where the channels of the last spoken turn come from.
+        past: where those of earlier spoken turns come from; as `view` when None. Words that a text source needs and
+            a recording lacks are those that were heard.
+        how: decoding settings.
+        context: positions that prompt and reply may take together; what the LLM was made for when None.
+        questions: by which the LLM is asked for what it heard.
+        ears: kept embeddings, to be shared by several sessions.
+
+    Attributes:
+        record: the exchanges since the session began, oldest first.
+        times: of the last answer; None before there is one.
+    """
+
+    def __init__(
+        self,
+        model: DualSLM,
+        talk: Conversation | None = None,
+        *,
+        view: View = NORMAL,
+        past: View | None = None,
+        how: Decoding = GREEDY,
+        context: int | None = None,
+        questions: Questions = ASKED,
+        ears: Ears | None = None,
+    ) -> None:
+        self.model, self.talk = model, talk if talk is not None else Conversation()
+        self.view, self.past, self.how, self.questions = view, past, how, questions
+        self.context = context_of(model.llm, context)
+        self.ears = ears if ears is not None else Ears(model)
+        self.memory = Memory(model.llm)
+        self.record: list[Exchange] = []
+        self.times: Times | None = None
+        self._heard: dict[str, Heard] = {}
+
+    # ------------------------------------------------------------------ a talk
+
+    def say(self, *parts: Part) -> Generator[str]:
+        """Adds a user turn, yields the reply in pieces and adds it as well.
+
+        Closed or broken off in the middle, it keeps what was yielded as the reply. A turn that cannot be answered is
+        taken back.
+
+        Raises:
+            DualSLMError: a recording that cannot be used, or a turn that the context has no place for.
+        """
+        self.talk.user(*parts)
+        self.times, said = None, ""
+        try:
+            for piece in self.answer(self.talk):
+                said += piece
+                yield piece
+        except Exception:
+            self.talk.turns.pop()
+            raise
+        except BaseException:  # closed, or Ctrl-C
+            self._keep(parts, said, whole=False)
+            raise
+        self._keep(parts, said, whole=True)
+
+    def _keep(self, parts: tuple[Part, ...], said: str, *, whole: bool) -> None:
+        """A reply of which nothing was said leaves the user's turn open, to be joined by the next."""
+        if whole or said:
+            self.talk.assistant(said)
+        self.record.append(Exchange(parts, said, whole, self.times))
+
+    def reply(self, *parts: Part) -> str:
+        """The whole reply to a user turn, which it adds with the turn."""
+        return "".join(self.say(*parts))
+
+    def undo(self) -> Turn | None:
+        """Takes back the last user turn with its reply, and gives it; None where there is none."""
+        turns = self.talk.turns
+        place = next((place for place in reversed(range(len(turns))) if turns[place].role == "user"), None)
+        if place is None:
+            return None
+        taken = turns[place]
+        if self.record and self.record[-1].parts == taken.parts:
+            self.record.pop()
+        del turns[place:]
+        return taken
+
+    def heard(self, speech: Speech) -> Heard:
+        """What was heard of a recording: the words through L alone, the attributes through P alone; asked once.
+
+        Raises:
+            DualSLMError: a recording that cannot be used.
+        """
+        digest = self.ears.digest(speech)
+        if digest not in self._heard:
+            self._heard[digest] = ask(self.ears, replace(speech, tone=None), self.questions)
+        return self._heard[digest]
+
+    # ------------------------------------------------------------------ any talk
+
+    def answer(self, talk: Conversation, *, how: Decoding | None = None) -> Generator[str]:
+        """Yields the reply to a talk in pieces and leaves the talk as it is; joined they are the whole reply.
+
+        What this session has read before is reused as far as the talk begins alike.
+
+        Args:
+            talk: ends with a user turn.
+            how: decoding settings; the session's own when None.
+        """
+        began, how = time.perf_counter(), how or self.how
+        prompt, left_out = self._fitted(talk, how)
+        (row,) = self.ears.rows([prompt])
+        encoded = self._now()
+        positions, reused = len(row.marks), min(self.memory.shares(row.marks), len(row.marks) - 1)
+        read = self.memory.read(row.embeds_TD, row.marks)
+        prefilled = self._now()
+        room = how.max_new_tokens if self.context is None else self.context - positions
+        pieces, first, tokens = Pieces(self.model.llm.tokenizer), prefilled, 0
+        for token in self.memory.decode(read, replace(how, max_new_tokens=min(how.max_new_tokens, room))):
+            now, tokens = time.perf_counter(), tokens + 1
+            first = now if tokens == 1 else first
+            spans = (encoded - began, prefilled - encoded, first - began, now - first)
+            self.times = Times(*spans, tokens, positions, reused, left_out)
+            if piece := pieces.add(token):
+                yield piece
+        if rest := pieces.rest():
+            yield rest
+
+    def _fitted(self, talk: Conversation, how: Decoding) -> tuple[Prompt, int]:
+        return fitted(talk, self._prompt, self.ears.length, self.context, how.max_new_tokens)
+
+    def _prompt(self, talk: Conversation) -> Prompt:
+        past = self.past or self.view
+        return render(self._worded(talk), self.model.llm.tokenizer, self.view, history=past)
+
+    def _worded(self, talk: Conversation) -> Conversation:
+        """The talk with the words that were heard, where earlier turns are given as text and lack them."""
+        past = self.past or self.view
+        spoken = [place for place, turn in enumerate(talk.turns) if turn.role == "user" and turn.speeches]
+        if "text" not in (past.para, past.ling) or past == self.view:
+            return talk
+        turns = list(talk.turns)
+        for place in spoken[:-1]:
+            parts = (self._in_words(part, past) if isinstance(part, Speech) else part for part in turns[place].parts)
+            turns[place] = Turn("user", tuple(parts))
+        return Conversation(talk.system, turns)
+
+    def _in_words(self, speech: Speech, past: View) -> Speech:
+        """A recording with its words and its voice as they were heard; what it came with stays."""
+        tone = speech.tone or speech
+        words, caption = speech.transcript, tone.caption
+        if past.ling == "text" and words is None and speech.audio is not None:
+            words = self.heard(speech).words
+        if past.para == "text" and caption is None and tone.audio is not None:
+            caption = self.heard(tone).caption or ""  # nothing was heard of the voice: empty brackets
+        if past.para != "text":
+            return replace(speech, transcript=words)
+        return replace(speech, transcript=words, caption=caption, tone=None)
+
+    def _now(self) -> float:
+        if self.model.llm.device.type == "cuda":
+            torch.cuda.synchronize(self.model.llm.device)
+        return time.perf_counter()
+
+
+def fitted(
+    talk: Conversation,
+    prompt_of: Callable[[Conversation], Prompt],
+    length: Callable[[Prompt], int],
+    context: int | None,
+    most: int,
+) -> tuple[Prompt, int]:
+    """The prompt of the talk, without as many of its oldest exchanges as it must do without.
+
+    More than one is left out at once where many stand in the context: what is left out moves everything that
+    follows it, so the whole context has to be read anew.
+
+    Args:
+        talk: ends with a user turn.
+        prompt_of: renders a talk.
+        length: positions that a prompt takes.
+        context: positions that prompt and reply may take together; None where nothing limits them.
+        most: tokens of the reply.
+
+    Returns:
+        The prompt, and how many turns were left out.
+
+    Raises:
+        DualSLMError: the last exchange alone is too long.
+    """
+    starts = [0, *_exchanges(talk)[1:]]
+    prompts = {0: prompt_of(talk)}
+    if context is None:
+        return prompts[0], 0
+    room = context - min(most, context // SHARE)
+
+    def fits(number: int) -> bool:
+        if number not in prompts:
+            prompts[number] = prompt_of(Conversation(talk.system, talk.turns[starts[number] :]))
+        return length(prompts[number]) <= room
+
+    fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
+    if fewest == len(starts):
+        raise DualSLMError(
+            "this turn is too long for the LLM's context",
+            got=f"{length(prompts[fewest - 1])} positions, where {room} are free",
+            do="say it in several shorter turns",
+        )
+    step = 1 << max(0, ((len(starts) - fewest) // SHARE).bit_length() - 1)
+    number = min(-(-fewest // step) * step, len(starts) - 1)
+    fits(number)
+    return prompts[number], starts[number]
+
+
+def _exchanges(talk: Conversation) -> list[int]:
+    """Where the user begins to speak."""
+    turns = talk.turns
+    return [
+        place
+        for place, turn in enumerate(turns)
+        if turn.role == "user" and (place == 0 or turns[place - 1].role != "user")
+    ]
+
+
+def context_of(llm: FrozenLM, wanted: int | None) -> int | None:
+    """Positions that the LLM can hold; None where nothing limits them."""
+    made_for = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None)
+    if wanted is not None and (wanted < 2 or (made_for is not None and wanted > made_for)):
+        raise DualSLMError("this context makes no sense", got=wanted, do=f"give 2 to {made_for or 'any number'}")
+    return wanted if wanted is not None else made_for

@@ -1,0 +1,144 @@
+"""The untouched LLM behind stock vLLM; this process keeps no more of it than its token embeddings (ours).
+
+vLLM started with `--enable-prompt-embeds` takes a prompt as embeddings (`/v1/completions`, `prompt_embeds`): text, P
+and L alike, so that it reads position by position what the LLM in process reads, whatever the view and the chat
+template. A talk without a recording goes as token ids. No model class is ported and no weight changes.
+
+Dimensions: T positions of a prompt, D width of the LLM.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import httpx2
+import torch
+from torch import Tensor
+
+from dualslm.errors import DualSLMError
+from dualslm.inference.audio_cache import Marked
+from dualslm.inference.backend import Piece, Reason, UnavailableError
+from dualslm.model.generation import Decoding
+
+CONNECT = 10.0  # s
+SILENCE = 300.0  # s without a byte
+
+
+class VLLM:
+    """Answers with an LLM that vLLM runs.
+
+    Args:
+        url: up to and with /v1, for example http://localhost:8000/v1.
+        stops: the tokens at which a reply ends.
+        model: as the server calls it; the first that it names when None.
+        key: sent as a bearer token.
+
+    Raises:
+        DualSLMError: nobody answers there, or not as vLLM does.
+    """
+
+    def __init__(self, url: str, stops: frozenset[int], *, model: str | None = None, key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise DualSLMError("not a server", got=repr(url), do="write for example http://localhost:8000/v1")
+        self.url, self.stops = url.rstrip("/"), sorted(stops)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.web = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(SILENCE, connect=CONNECT))
+        self.model, self._context = self._served(headers, model)
+        self._open = 0
+
+    @property
+    def context(self) -> int | None:
+        """The server's --max-model-len."""
+        return self._context
+
+    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+        """See `Backend.stream`; leaving it closes the connection, on which vLLM stops."""
+        body = self._body(prompt, how, stop)
+        tokens, reason, told = 0, None, False
+        self._open += 1
+        try:
+            async with self.web.stream("POST", self.url + "/completions", json=body) as answer:
+                await self._refused(answer)
+                async for event in _events(answer):
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    for choice in event.get("choices", ()):
+                        reason = _reason(choice)
+                        if choice["text"] or reason:
+                            told = told or reason is not None
+                            yield Piece(choice["text"], tokens, reason=reason)
+        except httpx2.HTTPError as error:
+            raise self._away(str(error) or type(error).__name__) from error
+        finally:
+            self._open -= 1
+        if not told:
+            raise self._away("a reply without an end")
+
+    def state(self) -> Mapping[str, float]:
+        """See `Backend.state`."""
+        return {"vllm_requests": self._open}
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        await self.web.aclose()
+
+    def _body(self, prompt: Marked, how: Decoding, stop: Sequence[str]) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model, "max_tokens": how.max_new_tokens, "temperature": how.temperature}
+        body |= {"top_p": how.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        if how.seed is not None:
+            body["seed"] = how.seed
+        if all(isinstance(mark, int) for mark in prompt.marks):
+            return body | {"prompt": [*prompt.marks]}
+        return body | {"prompt_embeds": packed(prompt.embeds_TD)}
+
+    async def _refused(self, answer: httpx2.Response) -> None:
+        if answer.status_code == httpx2.codes.OK:
+            return
+        told = (await answer.aread()).decode(errors="replace")[:300]
+        got = f"status {answer.status_code}: {' '.join(told.split())}"
+        if answer.status_code == httpx2.codes.BAD_REQUEST:
+            raise DualSLMError("vLLM refuses this request", got=got, do="start it with --enable-prompt-embeds")
+        raise self._away(got)
+
+    def _served(self, headers: Mapping[str, str], wanted: str | None) -> tuple[str, int | None]:
+        try:
+            answer = httpx2.get(self.url + "/models", headers=dict(headers), timeout=CONNECT)
+            answer.raise_for_status()
+            served = {one["id"]: one.get("max_model_len") for one in answer.json()["data"]}
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise self._away(str(error)) from error
+        name = wanted or next(iter(served), "")
+        if name not in served:
+            raise DualSLMError(f"{self.url} has no such model", got=repr(name), do=f"name one of {', '.join(served)}")
+        return name, served[name]
+
+    def _away(self, got: str) -> UnavailableError:
+        return UnavailableError(f"vLLM at {self.url} does not answer", got=got, do="start it, or mend the address")
+
+
+def packed(embeds_TD: Tensor) -> str:
+    """Embeddings as vLLM takes them: a tensor as torch saves it, in base64."""
+    file = io.BytesIO()
+    torch.save(embeds_TD.detach().cpu().contiguous().clone(), file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+    async for line in answer.aiter_lines():
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+        if "error" in event:
+            raise UnavailableError("vLLM gave up on this reply", got=str(event["error"])[:200], do="ask again")
+        yield event
+
+
+def _reason(choice: Mapping[str, Any]) -> Reason | None:
+    told = choice.get("finish_reason")
+    if told in (None, "stop", "length"):
+        return told
+    raise UnavailableError("vLLM ended this reply on its own", got=str(told), do="ask again")

@@ -1,6 +1,0 @@
-"""Measures and their intervals (paper §IV-B): labels, words, answers, and the bootstrap over clusters. No torch."""
-
-from dualslm.metrics.figure import Figure, share
-from dualslm.metrics.wer import word_error_rate, word_errors, words
-
-__all__ = ["Figure", "share", "word_error_rate", "word_errors", "words"]

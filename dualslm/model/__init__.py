@@ -1,0 +1,1 @@
+"""The model: frozen encoder, two adapters, frozen LLM, loss and generation."""

@@ -1,0 +1,284 @@
+"""The frozen speech encoder: audio → frames at 50 Hz (paper eq. 2, §IV-C).
+
+Whisper sees a fixed window (30 s for OpenAI's models). A clip is padded to the window, encoded, and only its
+valid frames are kept; a longer clip is cut in windows that are encoded apart and joined. So padding, the
+company in a batch and the place in it change nothing.
+
+Dimensions: N encoder layers kept, B clips, W windows, T frames, D encoder width (d_s), M mel bins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import cached_file
+
+from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
+from dualslm.errors import DualSLMError
+
+log = logging.getLogger("dualslm")
+
+WINDOWS_AT_ONCE = 16  # bounds the memory of one forward pass, whatever the caller's batch
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Encoder frames of some clips.
+
+    Attributes:
+        layers_NBTD: the layers that were kept, the last layer last, zero beyond each clip's length.
+        lengths_B: valid frames of each clip.
+    """
+
+    layers_NBTD: Tensor
+    lengths_B: Tensor
+
+    @property
+    def last_BTD(self) -> Tensor:
+        """The encoder's output, which the paper's adapters read."""
+        return self.layers_NBTD[-1]
+
+    def to(self, device: torch.device) -> Frames:
+        """The same on a device."""
+        return Frames(self.layers_NBTD.to(device), self.lengths_B.to(device))
+
+    def pick(self, rows: Sequence[int]) -> Frames:
+        """The frames of some of the clips, cut to the longest of them."""
+        if [*rows] == [*range(len(self.lengths_B))]:
+            return self
+        index = torch.as_tensor(rows, device=self.lengths_B.device)
+        lengths_B = self.lengths_B[index]
+        return Frames(self.layers_NBTD[:, index, : int(lengths_B.max())], lengths_B)
+
+    @staticmethod
+    def stack(clips: Sequence[Tensor]) -> Frames:
+        """Batches the (N, T, D) frames of single clips."""
+        lengths_B = torch.tensor([clip.shape[1] for clip in clips], device=clips[0].device)
+        padded_BTND = pad_sequence([clip.transpose(0, 1) for clip in clips], batch_first=True)
+        return Frames(padded_BTND.permute(2, 0, 1, 3), lengths_B)
+
+
+class SpeechEncoder(nn.Module):
+    """A Whisper encoder whose weights never change.
+
+    Args:
+        whisper: the transformers module.
+        features: its feature extractor, which fixes the mel bins and the window.
+        name: the hub id or folder it came from.
+        revision: the hub revision it came from.
+    """
+
+    def __init__(
+        self,
+        whisper: WhisperEncoder,
+        features: WhisperFeatureExtractor,
+        *,
+        name: str = "",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.whisper = whisper.eval().requires_grad_(False)
+        self.features = features
+        self.name, self.revision = name, revision
+        self.window_samples: int = whisper.config.max_source_positions * SAMPLES_PER_FRAME
+        _check_parts(whisper.config, features, self.window_samples)
+
+    @property
+    def width(self) -> int:
+        """d_s, the width of a frame."""
+        return int(self.whisper.config.d_model)
+
+    @property
+    def depth(self) -> int:
+        """How many layers `encode(..., every_layer=True)` keeps: the convolutions and each block."""
+        return int(self.whisper.config.encoder_layers) + 1
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """Stays in evaluation mode: dropout must not wake up in a frozen part."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, waves: Sequence[NDArray[np.float32]], *, every_layer: bool = False) -> Frames:
+        """Encodes clips of 16 kHz mono samples, each (samples,), of any lengths.
+
+        Args:
+            waves: at least one clip of at least one sample.
+            every_layer: keep every layer, not the last alone.
+
+        Returns:
+            Frames in the encoder's dtype, `frame_count(samples)` of them for each clip; N is 1, or `depth`.
+        """
+        pieces = [windows(wave, self.window_samples) for wave in waves]
+        for wave, cut in zip(waves, pieces, strict=True):
+            if len(cut) > 1:
+                seconds, window = len(wave) / SAMPLE_RATE, self.window_samples / SAMPLE_RATE
+                log.warning("a clip of %.1f s is heard in %d windows of %.0f s", seconds, len(cut), window)
+        flat = [piece for cut in pieces for piece in cut]
+        heard = [
+            clip
+            for start in range(0, len(flat), WINDOWS_AT_ONCE)
+            for clip in self._encode_windows(flat[start : start + WINDOWS_AT_ONCE], every_layer)
+        ]
+        joined, at = [], 0
+        for cut in pieces:
+            joined.append(torch.cat(heard[at : at + len(cut)], dim=1))
+            at += len(cut)
+        return Frames.stack(joined)
+
+    def _encode_windows(self, waves: Sequence[NDArray[np.float32]], every_layer: bool) -> list[Tensor]:
+        """The valid frames (N, T, D) of clips that fit in one window each."""
+        mel_WMT = self.log_mel(waves).to(self.whisper.conv1.weight)
+        out = self.whisper(mel_WMT, output_hidden_states=every_layer)
+        kept = (*out.hidden_states[:-1], out.last_hidden_state) if every_layer else (out.last_hidden_state,)
+        layers_NWTD = torch.stack(kept)
+        return [layers_NWTD[:, row, : frame_count(len(wave))] for row, wave in enumerate(waves)]
+
+    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Log-mel spectrograms (W, M, T) of clips of at most a window, on the encoder's device, in float32.
+
+        What the feature extractor gives (tested), which pads on the CPU and brings its result back there: as long as
+        half of Whisper-large-v3's own work on a GPU.
+        """
+        device, how = self.whisper.conv1.weight.device, self.features
+        samples_WS = torch.zeros(len(waves), self.window_samples, device=device)
+        for row_S, wave in zip(samples_WS, waves, strict=True):
+            row_S[: len(wave)] = torch.from_numpy(np.array(wave, np.float32)).to(device)
+        window = torch.hann_window(how.n_fft, device=device)
+        bins_WFT = torch.stft(samples_WS, how.n_fft, how.hop_length, window=window, return_complex=True)
+        filters_FM = torch.from_numpy(how.mel_filters).to(device, torch.float32)
+        power_WMT = filters_FM.T @ (bins_WFT[..., :-1].abs() ** 2).contiguous()
+        log_WMT = power_WMT.clamp(min=1e-10).log10()
+        log_WMT = torch.maximum(log_WMT, log_WMT.amax((1, 2), keepdim=True) - 8.0)
+        return (log_WMT + 4.0) / 4.0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> SpeechEncoder:
+        """Loads the encoder of a full checkpoint or of an encoder-only one, from the hub or a folder.
+
+        Raises:
+            DualSLMError: nothing there, another kind of model, or weights that do not match it key for key.
+        """
+        config = load_config(name, revision, "encoder")
+        if config.model_type not in ENCODERS:
+            raise DualSLMError(
+                f"{name} is not a speech encoder that we know",
+                got=f"model_type {config.model_type!r}",
+                do=f"choose a model of type {', '.join(ENCODERS)}, or add one in dualslm/model/encoder.py",
+            )
+        return ENCODERS[config.model_type](name, revision, config, dtype, device)
+
+
+def _load_whisper(
+    name: str, revision: str | None, config: WhisperConfig, dtype: torch.dtype, device: str
+) -> SpeechEncoder:
+    with torch.device("meta"):
+        whisper = WhisperEncoder(config)
+    state = {key: value.to(dtype) for key, value in _encoder_tensors(name, revision).items()}
+    strict_load(whisper, state, what=f"the encoder weights of {name}")
+    features = WhisperFeatureExtractor.from_pretrained(name, revision=revision)
+    return SpeechEncoder(whisper.to(device), features, name=name, revision=revision)
+
+
+def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:
+    """Reads the encoder's tensors only; `WhisperEncoder.from_pretrained` on a full checkpoint would
+    silently keep random weights (its keys carry a prefix that it does not strip).
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(name, revision):
+        with safe_open(file, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 - safe_open is not a dict
+                bare = key.removeprefix("model.")
+                if bare.startswith("encoder."):
+                    tensors[bare.removeprefix("encoder.")] = shard.get_tensor(key)
+                elif not bare.startswith(("decoder.", "proj_out.")):
+                    tensors[bare] = shard.get_tensor(key)
+    return tensors
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    find = {"_raise_exceptions_for_missing_entries": False, "revision": revision}
+    index = cached_file(name, "model.safetensors.index.json", **find)
+    if index is None:
+        files = ["model.safetensors"]
+    else:
+        files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    found = [cached_file(name, file, **find) for file in files]
+    if None in found:
+        raise DualSLMError(
+            f"{name} holds no safetensors weights",
+            got=f"no {files[found.index(None)]}",
+            do="convert the checkpoint with save_pretrained(..., safe_serialization=True)",
+        )
+    return [Path(file) for file in found if file is not None]
+
+
+def load_config(name: str, revision: str | None, what: str) -> AutoConfig:
+    """The transformers configuration of a hub id or folder.
+
+    Raises:
+        DualSLMError: nothing there, or nothing that transformers knows.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise DualSLMError(
+            f"cannot find the {what} {name!r}",
+            got=str(error).strip().splitlines()[0],
+            do="give a hub id that you can reach, or a folder with config.json and model.safetensors",
+        ) from error
+
+
+def strict_load(module: nn.Module, state: dict[str, Tensor], *, what: str) -> None:
+    """Puts a state dict in a module, key for key and shape for shape.
+
+    Raises:
+        DualSLMError: a missing key, an unexpected key or another shape; the first few are named.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    faults = [f"{key} missing" for key in wanted.keys() - given.keys()]
+    faults += [f"{key} unexpected" for key in given.keys() - wanted.keys()]
+    faults += [
+        f"{key} is {given[key]}, not {wanted[key]}" for key in wanted.keys() & given.keys() if wanted[key] != given[key]
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise DualSLMError(
+            f"{what} do not fit",
+            got="; ".join(sorted(faults)[:3]) + more,
+            do="use the checkpoint that this model was made for",
+        )
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _check_parts(config: WhisperConfig, features: WhisperFeatureExtractor, window_samples: int) -> None:
+    if features.feature_size != config.num_mel_bins or features.n_samples != window_samples:
+        raise DualSLMError(
+            "the feature extractor does not belong to the encoder",
+            got=f"{features.feature_size} mel bins and {features.n_samples} samples for an encoder of "
+            f"{config.num_mel_bins} and {window_samples}",
+            do="use the preprocessor_config.json of the same checkpoint",
+        )
+
+
+Loader = Callable[[str, "str | None", WhisperConfig, torch.dtype, str], SpeechEncoder]
+ENCODERS: dict[str, Loader] = {"whisper": _load_whisper}

@@ -1,0 +1,1 @@
+"""Makes the made world anew: its LLM, its encoder, its recordings, its adapters and their figures."""

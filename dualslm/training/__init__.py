@@ -1,0 +1,1 @@
+"""From manifests to trained adapters: examples, frames, targets, the loop."""

@@ -1,0 +1,148 @@
+"""`dualslm label`: measurements of made tones, bins, what stays, what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.badaudio import wav
+
+pytest.importorskip("parselmouth", reason="needs pip install 'dualslm[label]'")
+
+from dualslm.cli import main as cli
+from dualslm.data import voice
+from dualslm.data.label import ANY, Labelling, thresholds
+from dualslm.data.manifest import Talks
+from dualslm.errors import DualSLMError
+
+RATE = 16_000
+
+
+def buzz(hertz: float, seconds: float = 1.0, level: float = 0.1) -> Any:
+    """A voice of harmonics."""
+    time = np.arange(round(RATE * seconds)) / RATE
+    wave = np.sum([np.sin(2 * np.pi * hertz * number * time) / number for number in range(1, 8)], axis=0)
+    return (level * wave / 1.5).astype(np.float32)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Nine voices, from low and quiet to high and loud, one broken file, one label that is there."""
+    rows = []
+    for number in range(10):
+        path = tmp_path / "clips" / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        if number < 9:
+            wav(path, buzz(100 + 20 * number, 0.5 + 0.1 * number, 0.02 * (number + 1)))
+        else:
+            path.write_bytes(b"no audio")
+        labels = {"gender": "male" if number < 5 else "female"} | ({"pitch": "high"} if number == 0 else {})
+        clip = {"audio": f"clips/{number}.wav", "transcript": "one two three four", "labels": labels}
+        rows.append({"id": str(number), "tasks": ["gender"], "turns": [{"role": "user", "parts": ["Hi.", clip]}]})
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return source
+
+
+def labelled(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row["turns"][0]["parts"][1] for row in rows]
+
+
+@pytest.mark.parametrize("hertz", [80, 120, 210, 333])
+def test_pitch_of_a_tone(hertz: float) -> None:
+    found = voice.pitch(buzz(hertz))
+    assert found == pytest.approx(hertz, rel=0.01)
+
+
+def test_silence_around_the_speech_changes_nothing(tmp_path: Path) -> None:
+    wave = buzz(150)
+    quiet = np.zeros(RATE, np.float32)
+    near = voice.measure(str(wav(tmp_path / "a.wav", wave)), "one two three")
+    far = voice.measure(str(wav(tmp_path / "b.wav", np.concatenate([quiet, wave, quiet]))), "one two three")
+    assert (near.energy, near.tempo) == (far.energy, far.tempo)
+    assert near.pitch == pytest.approx(far.pitch, rel=0.01)
+    assert near.tempo == pytest.approx(3.0)
+
+
+def test_what_has_no_voice_has_no_pitch(tmp_path: Path) -> None:
+    silent = voice.measure(str(wav(tmp_path / "a.wav", np.zeros(RATE, np.float32))), "words")
+    assert silent == voice.Voice(None, None, None)
+    assert voice.pitch(np.zeros(100, np.float32)) is None
+    assert voice.measure(str(wav(tmp_path / "b.wav", buzz(100)))).tempo is None
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("Kids are talking by the door", 7), ("home", 1), ("little table", 4), ("", 0), ("hmm 12", 1)]
+)
+def test_syllables(text: str, count: int) -> None:
+    assert voice.syllables(text) == count
+
+
+def test_terciles_label_a_third_each(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "elsewhere" / "out.jsonl"
+    assert cli.main(["label", str(manifest), str(out), "--ask"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    clips = labelled(out)
+    assert [clip["labels"].get("energy") for clip in clips] == ["low"] * 3 + ["normal"] * 3 + ["high"] * 3 + [None]
+    assert [clip["labels"].get("pitch") for clip in clips[:3]] == ["high", "low", "low"]  # the first had a label
+    assert [clip["labels"].get("tempo") for clip in clips] == ["fast"] * 3 + ["normal"] * 3 + ["slow"] * 3 + [None]
+    assert clips[1]["measured"]["pitch"] == pytest.approx(120, rel=0.01)
+    assert clips[1]["audio"] == "../clips/1.wav"
+    assert "measured" not in clips[9]
+    assert report == json.loads(out.with_suffix(".report.json").read_text())
+    assert (report["recordings"], report["measured"], sum(report["unreadable"].values())) == (10, 9, 1)
+    assert report["labels"]["pitch kept"] == 1
+    assert Talks([out]).count("paralinguistic") == 10 + 3 * 9
+
+
+def test_workers_give_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / f"{count}.jsonl" for count in (1, 2)]
+    for count, out in enumerate(outs, 1):
+        assert cli.main(["label", str(manifest), str(out), "--by-gender", "--workers", str(count)]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    pitches = [clip["labels"].get("pitch") for clip in labelled(outs[0])]
+    assert pitches[0] == "high"  # as it was
+    assert (pitches[1], pitches[4], pitches[5], pitches[8]) == ("low", "high", "low", "high")
+
+
+def test_given_thresholds(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["label", str(manifest), str(out), "--pitch", "male:110,150", "--pitch", "female:210,250"]) == 0
+    pitches = [clip["labels"].get("pitch") for clip in labelled(out)]
+    assert pitches == ["high", "normal", "normal", "high", "high", "low", "normal", "normal", "high", None]
+
+
+def test_bins_hold_their_thresholds() -> None:
+    how = Labelling(thresholds={"pitch": {ANY: (100.0, 200.0)}, "energy": {"male": (-40.0, -30.0)}})
+    assert [how.bin("pitch", hertz, "female") for hertz in (99.9, 100.0, 200.0, 200.1)] == [
+        "low",
+        "normal",
+        "normal",
+        "high",
+    ]
+    assert how.bin("energy", -35.0, None) is None
+
+
+@pytest.mark.parametrize("text", ["low", "1", "2,1", "child:1,2", "1,2,3"])
+def test_thresholds_that_are_none(text: str) -> None:
+    with pytest.raises(DualSLMError, match="not thresholds for pitch"):
+        thresholds([text], "pitch")
+
+
+def test_mistakes_are_one_line(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = tmp_path / "lost.jsonl"
+    clip = {"audio": "none.wav", "transcript": "x"}
+    lost.write_text(json.dumps({"id": "a", "tasks": ["asr"], "turns": [{"role": "user", "parts": [clip]}]}) + "\n")
+    for arguments, word in (
+        ([str(manifest), str(manifest)], "would replace"),
+        (["missing.jsonl", "out.jsonl"], "cannot read the manifest"),
+        ([str(lost), str(tmp_path / "o.jsonl")], "can be measured"),
+    ):
+        assert cli.main(["label", *arguments]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("dualslm: error: "), error
+        assert word in error

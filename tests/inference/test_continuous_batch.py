@@ -1,0 +1,152 @@
+"""Talks in one batch: each reply is the one it would get alone, whoever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.factory import save_llm
+
+from dualslm.inference.audio_cache import Marked
+from dualslm.inference.continuous_batch import Batch, Pasts, Seat
+from dualslm.model.embedding_only import table_only
+from dualslm.model.generation import Decoding
+from dualslm.model.llm import FrozenLM
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "mistral", "gemma2", "llama captured"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FrozenLM:
+    family, _, captured = request.param.partition(" ")
+    made = FrozenLM.from_pretrained(str(save_llm(tmp_path_factory.mktemp("llm"), family)))
+    if captured:
+        made.capture()
+    return made
+
+
+def prompts(llm: FrozenLM, lengths: list[int]) -> list[Marked]:
+    """Prompts of any tokens, the first ten of which they share."""
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for length in lengths:
+        ids = [*range(20, 30), *torch.randint(10, 300, (length,), generator=draw).tolist()]
+        rows.append(Marked(llm.embed(torch.tensor(ids)), ids))
+    return rows
+
+
+def alone(llm: FrozenLM, prompt: Marked, how: Decoding) -> list[int]:
+    steps = llm.decode(llm.prefill([prompt.embeds_TD]), how)
+    return [token for (token,) in steps if token is not None]
+
+
+def together(batch: Batch, asked: list[tuple[Marked, Decoding]], every: int) -> list[list[int]]:
+    """Replies to all; a new talk joins every few steps where there is a seat."""
+    waiting, seats, replies = list(enumerate(asked)), {}, [[] for _ in asked]  # type: ignore[var-annotated]
+    for step in range(10_000):
+        if waiting and len(batch.seats) < batch.size and step % every == 0:
+            place, (prompt, how) = waiting.pop(0)
+            seats[batch.join(prompt, how)] = place
+        for seat, token in batch.step():
+            if token is not None:
+                replies[seats[seat]].append(token)
+        if not waiting and not batch.seats:
+            return replies
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_talk_in_company_gets_the_reply_it_gets_alone(llm: FrozenLM, every: int) -> None:
+    rows = prompts(llm, [3, 40, 12, 25, 1, 18])
+    hows = [Decoding(24), Decoding(5), Decoding(24), Decoding(24, temperature=1.0, seed=3), Decoding(1), Decoding(9)]
+    asked = list(zip(rows, hows, strict=True))
+    want = [alone(llm, *one) for one in asked]
+    batch = Batch(llm, 4)
+    assert batch.size == (4 if llm.keeps_every_position else 1)
+    assert together(batch, asked, every) == want
+    assert (batch.pasts.positions > 0) == llm.keeps_every_position
+    assert together(batch, asked, every) == want, "what was read before changes nothing"
+
+
+def test_logits_in_company_are_those_alone(llm: FrozenLM) -> None:
+    rows = prompts(llm, [3, 40, 12])[: 3 if llm.keeps_every_position else 1]
+    batch = Batch(llm, 3)
+    seats = [batch.join(row, Decoding(20)) for row in rows]
+    for _ in range(6):
+        batch.step()
+        for seat, row in zip(seats, rows, strict=True):
+            ids = torch.tensor([mark for mark in seat.marks[len(row.marks) :] if isinstance(mark, int)])
+            again = llm.prefill([torch.cat([row.embeds_TD, llm.embed(ids)])]).logits_BV[0]
+            assert torch.allclose(seat.logits_V, again, atol=1e-4)
+
+
+def test_steps_of_a_talk_alone_are_captured(llm: FrozenLM) -> None:
+    if llm.captured is None:
+        pytest.skip("nothing is to be captured")
+    rows = prompts(llm, [30, 4])
+    batch, how = Batch(llm, 2), Decoding(12)
+    first = batch.join(rows[0], how)
+    read = first.positions
+    for _ in range(3):
+        batch.step()
+        assert batch._mask_BT.shape[1] == read, "what is drawn stands in the room"
+    batch.join(rows[1], how)
+    assert batch._mask_BT.shape == (2, read + 3)
+    while len(batch.seats) > 1:
+        batch.step()
+    (left,) = batch.seats
+    batch.step()
+    assert batch._mask_BT.shape[1] < left.positions + 12
+    free = len(llm.captured.free)
+    batch.leave(left)
+    assert len(llm.captured.free) == free + 1, "the room is for the next talk"
+
+
+def test_who_leaves_disturbs_nobody(llm: FrozenLM) -> None:
+    if not llm.keeps_every_position:
+        pytest.skip("one talk at a time")
+    rows = prompts(llm, [30, 4, 9])
+    batch, how = Batch(llm, 3), Decoding(16)
+    seats = [batch.join(row, how) for row in rows]
+    got: dict[Seat, list[int]] = {seat: [] for seat in seats}
+    for step in range(16):
+        for seat, token in batch.step():
+            got[seat] += [] if token is None else [token]
+        if step == 4:
+            batch.leave(seats[0])
+            batch.leave(seats[0])
+    for seat, row in list(zip(seats, rows, strict=True))[1:]:
+        assert got[seat] == alone(llm, row, how)
+    assert batch.seats == []
+
+
+def test_a_talk_goes_on_from_what_was_read(llm: FrozenLM) -> None:
+    if not llm.keeps_every_position:
+        pytest.skip("its cache forgets")
+    (row,) = prompts(llm, [30])
+    batch = Batch(llm, 2)
+    (said,) = together(batch, [(row, Decoding(8))], 1)
+    ids = [*row.marks, *said, 77, 78]
+    seat = batch.join(Marked(llm.embed(torch.tensor(ids)), ids), Decoding(8))
+    assert seat.reused >= len(row.marks) + len(said) - 1
+
+
+def test_the_table_alone_embeds_as_the_whole_llm(llm: FrozenLM) -> None:
+    table = table_only(llm.name, revision=None, dtype=torch.float32, device="cpu")
+    ids = torch.arange(0, 300, 7)
+    assert torch.equal(table.embed(ids), llm.embed(ids))
+    assert table.stops == llm.stops
+    assert sum(weight.numel() for weight in table.parameters() if not weight.is_meta) == table.table.weight.numel()
+
+
+def test_pasts_keep_to_their_room() -> None:
+    each = (torch.zeros(1, 2, 10, 4), torch.zeros(1, 2, 10, 4))
+    pasts = Pasts(room=3 * 2 * each[0].nbytes)
+    for number in range(6):
+        pasts.keep([number] * 10, [each])
+    assert pasts.positions == 30
+    assert pasts.shared([5] * 10)[0] == 9, "the last position is read for its logits"
+    assert pasts.shared([0] * 10) == (0, [])
+    pasts.keep([5] * 10 + [1] * 5, [(torch.zeros(1, 2, 15, 4),) * 2])
+    assert pasts.shared([5] * 10 + [1] * 9)[0] == 15
+    before = pasts.positions
+    pasts.keep([5] * 12, [(torch.zeros(1, 2, 12, 4),) * 2])
+    pasts.keep([5] * 10 + [1] * 2, [(torch.zeros(1, 2, 12, 4),) * 2])
+    assert pasts.positions <= before + 12, "what is known with what followed is not kept again"

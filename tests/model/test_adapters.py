@@ -1,0 +1,110 @@
+"""The adapters against their equations, and their blindness to padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dualslm.errors import DualSLMError
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, pooling_weights
+
+
+def frames(layers: int, lengths: list[int], width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(layers, len(lengths), max(lengths), width), torch.tensor(lengths)
+
+
+@given(length=st.integers(1, 400), tokens=st.integers(1, 32))
+@settings(max_examples=60, deadline=None)
+def test_pooling_is_torchs_adaptive_pooling_of_the_clip_alone(length: int, tokens: int) -> None:
+    x_TD = torch.randn(length, 3)
+    expected = F.adaptive_avg_pool1d(x_TD.T[None], tokens)[0].T
+    weights = pooling_weights(torch.tensor([length]), tokens, length + 7)[0]
+    torch.testing.assert_close(weights[:, :length] @ x_TD, expected, atol=1e-5, rtol=1e-5)
+    assert not weights[:, length:].any()
+
+
+@pytest.mark.parametrize(("mix", "deviations"), [(0, False), (3, False), (0, True), (3, True)])
+def test_padding_and_company_change_nothing(mix: int, deviations: bool) -> None:
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=4, mix=mix, deviations=deviations).eval()
+    ling = LinguisticAdapter(16, 24, hidden=32).eval()
+    layers_NBTD, lengths_B = frames(3, [3, 41, 17])
+    outside = torch.arange(41) >= lengths_B[:, None]
+    loud = layers_NBTD.masked_fill(outside[None, ..., None], 1e4)
+    with torch.no_grad():
+        p_BMD, l_BLD = para(loud, lengths_B), ling(loud[-1], lengths_B)
+        for row, length in enumerate(lengths_B.tolist()):
+            alone = layers_NBTD[:, row : row + 1, :length]
+            one = torch.tensor([length])
+            torch.testing.assert_close(p_BMD[row], para(alone, one)[0], atol=1e-5, rtol=1e-5)
+            expected = ling(alone[-1], one)[0]
+            assert len(expected) == ling.lengths(length) == -(-length // 5)
+            torch.testing.assert_close(l_BLD[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linguistic_is_equation_5() -> None:
+    ling = LinguisticAdapter(16, 24, stack=5, hidden=32, scale=0.5).eval()
+    layers_NBTD, lengths_B = frames(1, [20])
+    grouped = layers_NBTD[0].reshape(1, 4, 5 * 16)
+    hidden = torch.relu(grouped @ ling.widen.weight.T + ling.widen.bias)
+    expected = 0.5 * (hidden @ ling.project.weight.T + ling.project.bias)
+    torch.testing.assert_close(ling(layers_NBTD[0], lengths_B), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_of_the_paper() -> None:
+    with torch.device("meta"):
+        para, ling = ParalinguisticAdapter(1280, 3584), LinguisticAdapter(1280, 3584)
+    count = sum(weight.numel() for part in (para, ling) for weight in part.parameters())
+    assert 44e6 < count < 46e6
+
+
+def test_fresh_embeddings_have_the_spread_of_token_embeddings() -> None:
+    layers_NBTD, lengths_B = frames(1, [200], 64)
+    para, ling = ParalinguisticAdapter(64, 512, scale=0.02).eval(), LinguisticAdapter(64, 512, scale=0.02).eval()
+    for out_BLD in (para(layers_NBTD, lengths_B), ling(layers_NBTD[0], lengths_B)):
+        assert 0.002 < float(out_BLD.detach().std()) < 0.03
+
+
+def test_steps_move_embeddings_by_shares_of_their_own_size() -> None:
+    layers_NBTD, lengths_B = frames(1, [200], 64)
+    moved = {}
+    for scale in (0.02, 1.0):
+        torch.manual_seed(0)
+        ling = LinguisticAdapter(64, 512, scale=scale)
+        adamw = torch.optim.AdamW(ling.parameters(), lr=1e-3)
+        before = ling(layers_NBTD[0], lengths_B).detach()
+        ling(layers_NBTD[0], lengths_B).sum().backward()
+        adamw.step()
+        after = ling(layers_NBTD[0], lengths_B).detach()
+        moved[scale] = float((after - before).norm() / before.norm())
+    assert moved[0.02] == pytest.approx(moved[1.0], rel=1e-3)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(DualSLMError, match=r"7 heads for a width of 16"):
+        ParalinguisticAdapter(16, 24, heads=7)
+
+
+def test_one_layer_is_read_where_a_recipe_names_it() -> None:
+    layers_NBTS, lengths_B = torch.randn(3, 2, 7, 16), torch.tensor([7, 4])
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=2, layer=1).eval()
+    heard = para(layers_NBTS, lengths_B)
+    layers_NBTS[[0, 2]] = 0.0
+    assert torch.equal(para(layers_NBTS, lengths_B), heard)
+
+
+@pytest.mark.parametrize("mix", [0, 3])
+def test_calibrated_channels_have_mean_0_and_deviation_1(mix: int) -> None:
+    scale_S = torch.logspace(-2, 2, 16)
+    clips = [5.0 + scale_S * torch.randn(3, frames, 16) for frames in (40, 90)]
+    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, mix=mix, standardise=True)
+    para.calibrate(clips)
+    read_TS = torch.cat([para._read(clip[:, None])[0] for clip in clips])
+    weights_N = torch.full((3,), 1 / 3) if mix else torch.ones(1)
+    torch.testing.assert_close(read_TS.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
+    wanted = weights_N.square().sum().sqrt()
+    torch.testing.assert_close(read_TS.std(0), wanted.expand(16), atol=0.15, rtol=0)
+    assert {"centre_NS", "spread_NS"} <= para.state_dict().keys()

@@ -1,0 +1,116 @@
+"""Every short cut of a training step gives the plain path's loss and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.factory import FAMILIES, save_encoder, save_llm
+from torch import Tensor
+
+from dualslm.conversation import Conversation, Speech, View
+from dualslm.model.dualslm import DualSLM
+from dualslm.model.inputs import NO_TARGET, rows
+from dualslm.model.llm import pad_left
+from dualslm.model.loss import Loss, share
+from dualslm.prompt import Prompt, render
+
+ALWAYS, NEVER = 0.0, 2.0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def model(request: pytest.FixtureRequest, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> DualSLM:
+    llm = save_llm(tmp_path_factory.mktemp(request.param), request.param)
+    torch.manual_seed(1)
+    settings = {"tokens": 4, "dropout": 0.0}
+    return DualSLM.from_parts(encoder, str(llm), linguistic={"hidden": 64}, paralinguistic=settings)
+
+
+def clip(seconds: float, seed: int) -> Speech:
+    wave = 0.1 * np.random.default_rng(seed).standard_normal(int(16_000 * seconds))
+    return Speech(wave.astype(np.float32), transcript="I lost my umbrella.", caption="sad, slow")
+
+
+def prompts(model: DualSLM) -> list[Prompt]:
+    """Samples cut from one talk, typed and spoken, others beside them, ERR views, and no history at all."""
+    earlier = clip(0.7, 9)
+    first = Conversation("You are a kind listener.").user("hello").assistant("good morning!")
+    later = first.copy().user(earlier).assistant("It rains.")
+    found = []
+    for number, (talk, seconds) in enumerate([(first, 0.5), (later, 1.1), (first, 0.9), (Conversation(), 0.6)]):
+        whole = talk.copy().user(clip(seconds, number)).assistant("I lost my umbrella at the station.")
+        for view, learns in ((View(), {"para", "ling"}), (View("text", "speech"), {"ling"}), (View(), {"para"})):
+            found.append(
+                render(whole, model.llm.tokenizer, view, learns=frozenset(learns), supervise="last")  # type: ignore[arg-type]
+            )
+    asked = Conversation("Answer.").user(clip(0.8, 5), "low or high?").assistant("It is low.").user("sad?")
+    found.append(render(asked.assistant("It is sad."), model.llm.tokenizer, supervise="all"))
+    return found
+
+
+def learnt(model: DualSLM, loss: Loss) -> list[Tensor]:
+    model.zero_grad()
+    loss.nll_B.sum().backward()
+    return [weight.grad.clone() for weight in model.adapters.parameters() if weight.grad is not None]
+
+
+def assert_equal(model: DualSLM, one: Loss, other: Loss) -> None:
+    torch.testing.assert_close(one.nll_B, other.nll_B, atol=1e-4, rtol=1e-5)
+    assert torch.equal(one.tokens_B, other.tokens_B)
+    for a, b in zip(learnt(model, one), learnt(model, other), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()) + 1e-6, rtol=1e-4)
+
+
+def test_the_shared_prefix_changes_nothing(model: DualSLM) -> None:
+    some = prompts(model)
+    filled = rows(some, model.llm, model.adapt, model.hear)
+    readings, _ = share([row.prefix for row in filled])
+    assert len(readings) < len(some)
+    assert_equal(model, model(some, worth=ALWAYS), model(some, worth=NEVER))
+
+
+def test_logits_at_targets_alone_change_nothing(model: DualSLM) -> None:
+    some = prompts(model)
+
+    def everywhere() -> Loss:
+        filled = rows(some, model.llm, model.adapt, model.hear)
+        embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in filled])
+        targets_BT = pad_left([row.targets_T for row in filled])[0].masked_fill(mask_BT == 0, NO_TARGET)[:, 1:]
+        chances_BTV = model.llm(embeds_BTD, mask_BT)[:, :-1].log_softmax(-1)
+        own_BT = chances_BTV.gather(-1, targets_BT.clamp_min(0)[..., None])[..., 0]
+        wanted_BT = targets_BT != NO_TARGET
+        return Loss(-(own_BT * wanted_BT).sum(1), wanted_BT.sum(1))
+
+    assert_equal(model, model(some, worth=NEVER), everywhere())
+
+
+def test_cached_frames_change_nothing(model: DualSLM) -> None:
+    some = prompts(model)
+    clips = {id(one): one for prompt in some for one in prompt.clips}
+    frames = model.hear(list(clips.values()))
+    place = {key: number for number, key in enumerate(clips)}
+    cached = model(some, lambda asked: frames.pick([place[id(one)] for one in asked]))
+    assert_equal(model, cached, model(some))
+
+
+def test_one_reading_serves_all_that_begin_like_it() -> None:
+    prefixes: list[tuple[int, ...]] = [(1, 2), (1, 2, 3), (), (1, 4), (1, 2), (1,)]
+    readings, owners = share(prefixes)
+    assert readings == [(1, 4), (1, 2, 3)]
+    for prefix, owner in zip(prefixes, owners, strict=True):
+        assert readings[owner][: len(prefix)] == prefix
+
+
+def test_windows_of_attention_keep_to_the_plain_path(encoder: str, tmp_path: Path) -> None:
+    """A sliding window drops old keys, so its rows cannot share a reading."""
+    model = DualSLM.from_parts(encoder, str(save_llm(tmp_path / "llm", "mistral"))).eval()
+    assert not model.llm.keeps_every_position
+    some = prompts(model)
+    assert torch.equal(model(some, worth=ALWAYS).nll_B, model(some, worth=NEVER).nll_B)

@@ -1,0 +1,89 @@
+"""The study: its rows are what they say, and its page tells a planted difference from none."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dualslm import DualSLM
+from dualslm.model.encoder import Frames
+from dualslm.tiny import WEIGHTS
+from studies.tiny_claims import page
+from studies.tiny_claims import run as study
+
+
+def test_every_leg_has_a_recipe_and_a_way_from_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    for leg in study.order():
+        (stage,) = study.recipe_of(leg).stages
+        assert stage.name == leg.stage
+        begins = "joint" if leg.variant.startswith("unaligned") else "align"
+        passed = study.STAGES[study.STAGES.index(begins) : study.STAGES.index(leg.stage) + 1]
+        assert tuple(one.stage for one in leg.chain) == passed
+    without = study.recipe_of(study.Leg("without-err", "disentangle", 0)).stages[0]
+    assert without.linguistic
+    assert without.linguistic.view.para == ("speech",)
+    assert without.linguistic.learns == ("para", "ling")
+    single = study.recipe_of(study.Leg("single", "respond", 0)).stages[0]
+    assert {kind.view.para for kind in single.kinds.values()} == {("none",)}
+    assert single.learns == {"ling"}
+    assert study.recipe_of(study.Leg("m-4", "joint", 0)).model.paralinguistic.tokens == 4
+    assert study.Leg("fixed-history", "respond", 1).parent == study.Leg("full", "disentangle", 1)
+
+
+def test_one_adapter_has_about_the_weights_of_two() -> None:
+    settings: dict[str, Any] = {"paralinguistic": {"dropout": 0.0}, "linguistic": {"hidden": 1024}}
+    model = DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), device="cpu", **settings)
+    two = sum(weight.numel() for weight in model.adapters.parameters())
+    frames = torch.randn(1, 2, 20, model.encoder.width)
+    frames[:, 1, 10:] = 0
+    study.one_adapter(model)
+    one = sum(weight.numel() for weight in model.adapters["ling"].parameters())
+    assert 0.95 < one / two <= 1
+    together = model.adapt("ling", Frames(frames, torch.tensor([20, 10])))
+    alone = model.adapt("ling", Frames(frames[:, 1:, :10], torch.tensor([10])))
+    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-4)  # the company changes nothing
+
+
+def marks(right: float, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[int(rng.random() < right), 1] for _ in range(60)]
+
+
+def test_the_page_tells_a_difference_from_none() -> None:
+    result = {
+        "command": "c", "torch": "t", "transformers": "t", "n": 60, "recordings": 1, "fixed": 2,
+        "lengths": {"joint": {"steps": 1, "batch": 1}}, "unaligned": {"steps": 2}, "missing": ["mix respond seed 0"],
+        "marks": {
+            "full/respond/0": {"emotion/P": marks(0.9, 1), "emotion/both": marks(0.5, 2), "energy/P": marks(0.2, 5)},
+            "without-err/respond/0": {
+                "emotion/P": marks(0.4, 3), "emotion/both": marks(0.5, 2), "energy/P": marks(0.8, 6),
+            },
+        },
+    }  # fmt: skip
+    told = page.page(json.loads(json.dumps(result)))
+    rows = {row.split(" | ")[0].strip("| "): row for row in told.splitlines() if row.startswith("| ERR")}
+    assert "**holds**" in rows["ERR: emotion from P alone"]
+    assert "not shown" in rows["ERR: emotion with P and L together"]
+    assert "**contradicted**" in rows["ERR: energy from P alone"]
+    assert "not measured yet" in rows["ERR: words from L alone"]
+    assert "Not done yet: mix respond seed 0" in told
+
+
+def test_fewer_word_errors_are_better() -> None:
+    few, many = [[0, 5]] * 20, [[2, 5], [3, 5]] * 10
+    result = {"marks": {"a/b/0": {"words/L": few}, "c/d/0": {"words/L": many}}}
+    found = page.gap(result, page.Claim("", ("a/b", "words/L"), ("c/d", "words/L")))
+    assert found
+    assert found.value == pytest.approx(50)
+    assert found.low > 0
+
+
+def test_the_page_is_that_of_the_result(root: Path) -> None:
+    result = json.loads((root / page.RESULT).read_text())
+    assert (root / page.PAGE).read_text() == page.page(result), "run python -m studies.tiny_claims.page"

@@ -1,0 +1,1 @@
+"""What the tests share: small models, recordings, servers, terminals and judges."""

@@ -1,0 +1,88 @@
+"""A small exam on disk, and a system that needs no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualslm.conversation import View
+from dualslm.evaluation.systems.item import Answer, Item
+from support.badaudio import wav
+
+MOODS = ("sad", "happy", "angry")
+
+
+@dataclass
+class Parrot:
+    """Answers from the item itself; counts how often it is asked.
+
+    Attributes:
+        name: as reports call it.
+        wrong: every so many-th answer is another label, or loses its first word.
+        known: views that it knows; none for a system without views.
+    """
+
+    name: str = "parrot"
+    wrong: int = 3
+    known: tuple[View | None, ...] = (None,)
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {"kind": "parrot", "wrong": self.wrong}
+
+    def views(self, item: Item) -> Sequence[View | None]:
+        return self.known
+
+    def unfit(self, item: Item) -> str | None:
+        return None
+
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+        self.asked += [item.id for item in items]
+        return [self._one(item) for item in items]
+
+    def _one(self, item: Item) -> Answer:
+        said = item.target or item.truth or "I see."
+        if sum(item.id.encode()) % self.wrong == 0:
+            others = [choice for choice in item.choices or () if choice != item.truth]
+            said = said.replace(str(item.truth), others[0]) if others else said.partition(" ")[2]
+        return Answer(said)
+
+
+def exam(folder: Path, count: int = 12) -> list[Path]:
+    """Two manifests: lines with tasks, and finished talks; every clip has a speaker."""
+    (folder / "clips").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    asked, finished = [], []
+    for number in range(count):
+        path = f"clips/{number}.wav"
+        wav(folder / path, (0.1 * rng.standard_normal(4000 + 800 * (number % 3))).astype(np.float32))
+        mood = MOODS[number % 3]
+        labels = {"emotion": mood, "gender": ("male", "female")[number % 2]}
+        speech = {
+            "audio": path,
+            "transcript": f"i lost my umbrella {number}",
+            "caption": f"sounding {mood}",
+            "labels": labels,
+        }
+        about = {"corpus": "mine", "speaker": f"s{number % 6}", "seconds": 0.3}
+        before = [{"role": "user", "parts": ["Hello."]}, {"role": "assistant", "parts": ["Good morning!"]}]
+        turns = [*before, {"role": "user", "parts": [speech]}]
+        asked.append({"id": f"t{number}", "tasks": ["asr", "gender", "emotion", "respond"], "turns": turns, **about})
+        chosen = {**speech, "choices": {"emotion": list(MOODS)}}
+        talk = [
+            {"role": "user", "parts": [chosen, "How does it sound?"]},
+            {"role": "assistant", "parts": [f"It sounds {mood}."]},
+        ]
+        finished.append({"id": f"f{number}", "kind": "paralinguistic", "system": "Listen.", "turns": talk, **about})
+    return [_written(folder / "asked.jsonl", asked), _written(folder / "finished.jsonl", finished)]
+
+
+def _written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

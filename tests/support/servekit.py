@@ -1,0 +1,110 @@
+"""Servers for tests: a real process, or an application in a thread whose LLM draws at a pace that the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import openai
+import uvicorn
+from fastapi import FastAPI
+
+from dualslm.inference.audio_cache import Marked
+from dualslm.inference.backend import Piece
+from dualslm.model.generation import Decoding
+from dualslm.tiny import CLIPS
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIP = {path.stem: path for path in sorted(CLIPS.glob("*.wav"))}
+ANGRY, SAD = CLIP["hear_1_angry"], CLIP["hear_3_sad"]
+
+
+class Slow:
+    """A backend that draws a token every `pace` s, and notes who left."""
+
+    context = None
+
+    def __init__(self, pace: float = 0.02) -> None:
+        self.pace, self.open, self.left = pace, 0, 0
+
+    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+        self.open += 1
+        self.left += 1
+        try:
+            for number in range(1, how.max_new_tokens):
+                await asyncio.sleep(self.pace)
+                yield Piece("la ", number)
+            yield Piece("", how.max_new_tokens, reason="length")
+            self.left -= 1
+        finally:
+            self.open -= 1
+
+    def state(self) -> Mapping[str, float]:
+        return {"slow_open": self.open}
+
+    async def close(self) -> None:
+        """Nothing is left open."""
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`dualslm serve` on a free port, and its address up to and with /v1."""
+    command = [sys.executable, "-m", "dualslm", "serve", "--port", "0", *options]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert run.stdout is not None
+    line = run.stdout.readline()
+    try:
+        assert "answers on" in line, line
+        yield line.split()[-1], run
+    finally:
+        run.terminate()
+        run.wait(60)
+
+
+@contextmanager
+def threaded(app: FastAPI) -> Iterator[str]:
+    """An application on a free port, and its address up to and with /v1."""
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def client(url: str, key: str = "none") -> openai.OpenAI:
+    """OpenAI's own client."""
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
+
+
+def heard(audio: Path | bytes, **more: Any) -> dict[str, Any]:
+    """A content part that holds a recording."""
+    data = audio if isinstance(audio, bytes) else audio.read_bytes()
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}, **more}
+
+
+def user(*parts: Any) -> Any:
+    """A message of the user's."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+def assistant(text: str) -> Any:
+    """An earlier reply."""
+    return {"role": "assistant", "content": text}

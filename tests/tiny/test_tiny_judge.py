@@ -1,0 +1,50 @@
+"""The tiny world's rule, asked as a judge."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from dualslm.conversation import Speech
+from dualslm.evaluation.judges import JudgeSpec, calibration, judge, verdicts
+from dualslm.tiny import judge as rule
+from dualslm.tiny import world
+from dualslm.tiny.style import sample_style
+
+
+def predictions(count: int) -> list[dict[str, Any]]:
+    """Talks of the world, answered by a good listener and by one that is deaf to the voice."""
+    rows = []
+    for place in range(count):
+        rng = random.Random(place)
+        said = world.sample_utterance(rng, held_out=True, kinds=("event",))
+        style = sample_style(rng)
+        talk = world.sample_talk(rng, Speech(transcript=said.text), said, style)
+        context = [{"role": turn.role, "text": str(turn.parts[0])} for turn in talk.conversation.turns[:-1]]
+        known = {"id": str(place), "cluster": str(place), "task": "respond", "context": context}
+        known |= {"transcript": said.text, "caption": world.caption(style, drop=0), "truth": talk.reply.text}
+        deaf = world.Reply("Thank you for telling me.", talk.reply.content)
+        rows.append({**known, "system": "ours", "view": "speech,speech", "answer": talk.reply.text})
+        rows.append({**known, "system": "ours", "view": "none,text", "answer": deaf.text})
+    return rows
+
+
+def test_the_rule_scores_as_the_world_has_it(tmp_path: Path) -> None:
+    found = rule.judged(predictions(30), tmp_path)
+    assert found.enough
+    means = {(row["system"], row["dimension"]): row["mean"] for row in found.report["scores"]}
+    best, deaf = "ours [speech,speech]", "ours [none,text]"
+    assert [means[best, name] for name in ("content", "style", "C1", "C2", "C3", "C4")] == [5, 5, 10, 10, 10, 10]
+    assert means[deaf, "style"] == 1
+    assert 1 < means[deaf, "content"] < 5
+    assert means["gold", "content"] == 5 > means["generic", "content"] == 2
+    assert {row["judge"] for row in found.report["trust"]} == {rule.NAME}
+    assert all(row["usable"] for row in found.report["trust"]), found.told
+
+
+def test_what_the_rule_does_not_know_it_does_not_score(tmp_path: Path) -> None:
+    with rule.serving(predictions(3)) as spec:
+        assert isinstance(spec, JudgeSpec)
+        outcome = judge(calibration()[:4], [spec], ["cs"], tmp_path / "v", tmp_path / "c")
+    assert (outcome.scored, len(verdicts(outcome.path))) == (0, 4)

@@ -1,0 +1,151 @@
+"""`dualslm plan`: its FLOPs are PyTorch's, its counts the manifest's, and it loads nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.trainkit import make
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from dualslm.cli.main import main
+from dualslm.errors import DualSLMError
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.model.inputs import NO_TARGET, Row
+from dualslm.model.llm import FrozenLM
+from dualslm.model.loss import next_token_loss
+from dualslm.recipe import load
+from dualslm.training import estimate, shapes
+
+LLM = shapes.LLMShape(width=128, layers=3, heads=4, kv_heads=2, head_width=32, ffn=352, vocabulary=900)
+EARS = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
+LENGTHS = estimate.Lengths(context=60, seconds=2.0, after=5, reply=12)
+
+
+def llm() -> FrozenLM:
+    from support.factory import tokenizer
+
+    config = Qwen2Config(
+        vocab_size=LLM.vocabulary,
+        hidden_size=LLM.width,
+        intermediate_size=LLM.ffn,
+        num_hidden_layers=LLM.layers,
+        num_attention_heads=LLM.heads,
+        num_key_value_heads=LLM.kv_heads,
+        attn_implementation="eager",
+    )
+    return FrozenLM(Qwen2ForCausalLM(config), tokenizer())
+
+
+def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
+    recipe = load(root / "recipes" / "paper-qwen.toml", ["model.paralinguistic.dropout=0.0"])
+    recipe = replace(
+        recipe,
+        model=replace(
+            recipe.model,
+            paralinguistic=replace(recipe.model.paralinguistic, feedforward=256),
+            linguistic=replace(recipe.model.linguistic, hidden=96),
+        ),
+    )
+    para, ling, mind = ParalinguisticAdapter(64, 128, dropout=0.0), LinguisticAdapter(64, 128, hidden=96), llm()
+    frames = torch.randn(1, 1, 100, 64)
+    lengths = torch.tensor([100])
+    before, after = torch.randn(60, 128), torch.randn(5 + 12, 128)
+    targets = torch.full((60 + 16 + 20 + 17,), NO_TARGET)
+    targets[-12:] = 7
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        spoken = [para(frames, lengths)[0], ling(frames[-1], lengths)[0]]
+        row = Row(torch.cat([before, *spoken, after]), targets, tuple(range(60)))
+        next_token_loss(mind, [row], worth=0.0).nll_B.sum().backward()
+    counted = counter.get_total_flops()
+    assert estimate.lesson_cost(recipe, EARS, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
+    config = WhisperConfig(
+        num_mel_bins=80,
+        d_model=64,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=256,
+        max_source_positions=200,
+    )
+    encoder = WhisperEncoder._from_config(config, attn_implementation="eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(torch.randn(1, 80, 400))
+    assert EARS.flops() == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_known_sizes_give_the_models_own_numbers_of_weights() -> None:
+    assert shapes.KNOWN_LLMS["Qwen/Qwen2.5-7B-Instruct"].weights == pytest.approx(7.62e9, rel=0.005)
+    assert shapes.KNOWN_LLMS["Qwen/Qwen2.5-0.5B-Instruct"].weights == pytest.approx(0.494e9, rel=0.005)
+    assert shapes.KNOWN_LLMS["meta-llama/Llama-3.1-8B-Instruct"].weights == pytest.approx(8.03e9, rel=0.005)
+    assert shapes.KNOWN_ENCODERS["openai/whisper-large-v3"].weights == pytest.approx(0.637e9, rel=0.01)
+
+
+def test_counts_come_from_the_manifest(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    found = estimate.estimate(recipe)
+    assert not found.assumed
+    assert found.talks == {"linguistic": 12, "paralinguistic": 12}
+    assert found.steps == {"joint": 7, "disentangle": 7}
+
+
+def test_a_manifest_that_is_not_there_yet_is_named(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    more = replace(recipe, data=replace(recipe.data, train=(*recipe.data.train, "yet.targets.jsonl")))
+    found = estimate.estimate(more)
+    assert found.talks == estimate.estimate(recipe).talks
+    title = str(next(estimate.tables(more, found, {})).title)
+    assert title.endswith("yet.targets.jsonl is not here yet")
+
+
+def test_weights_of_manifests_count(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    weighted = replace(recipe, data=replace(recipe.data, weights=(2.5,)))
+    assert estimate.estimate(weighted).talks == {"linguistic": 30, "paralinguistic": 30}
+    assert estimate.estimate(weighted).encoder_flops == estimate.estimate(recipe).encoder_flops
+
+
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama", "small", "tiny"])
+def test_every_shipped_recipe_is_planned_without_torch(root: Path, name: str) -> None:
+    code = (
+        "import sys; from dualslm.cli.main import main; "
+        f"status = main(['plan', {str(root / 'recipes' / f'{name}.toml')!r}]); "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "memory on the card" in done.stdout
+
+
+def test_the_recipe_for_small_cards_is_the_papers_and_fits_them(root: Path) -> None:
+    whole, small = (load(root / "recipes" / f"{name}.toml") for name in ("paper-qwen", "paper-qwen-24gb"))
+    own = replace(small.loop, positions=whole.loop.positions, checkpointing=False)
+    assert replace(small, model=replace(small.model, quantise=None), loop=own) == whole
+    tight = replace(small, loop=replace(small.loop, positions=2048))
+    assert estimate.estimate(small).memory_bytes < 0.75 * 24e9
+    assert estimate.estimate(tight).memory_bytes < 0.75 * 16e9
+
+
+def test_json_and_a_card(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "plan", str(root / "recipes" / "paper-qwen.toml"), "--card", "H100"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["hours"]) == ["H100"]
+    assert found["flops"] > 1e18
+
+
+def test_mistakes_are_one_line(root: Path, tmp_path: Path) -> None:
+    recipe = load(root / "recipes" / "paper-qwen.toml")
+    with pytest.raises(DualSLMError, match="unknown card"):
+        list(estimate.hours(estimate.estimate(recipe), "abacus"))
+    with pytest.raises(DualSLMError, match="sizes of the LLM"):
+        estimate.estimate(replace(recipe, model=replace(recipe.model, llm=str(tmp_path))))
