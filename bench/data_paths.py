@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dualslm.data.manifest import Talks, recordings
+from dualslm.data.manifest import Examples, recordings
 from dualslm.recipe import TASK_KINDS
 from dualslm.training.feature_cache import META, PART, FrameCache, Rule
 
@@ -101,7 +101,7 @@ def alone(measure: Callable[[Path], dict[str, float]], path: Path) -> dict[str, 
 def manifest(path: Path) -> dict[str, float]:
     """Opens a manifest, lists its recordings, and reads talks at random."""
     before, began = memory_mb(), time.perf_counter()
-    talks = Talks([path])
+    talks = Examples([path])
     opened = time.perf_counter() - began
     assert len(recordings(talks)) > 0
     listed, opened_mb = time.perf_counter() - began, memory_mb() - before

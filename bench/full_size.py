@@ -31,7 +31,7 @@ from train_step import OURS, SHAPES, frozen_parts, ours
 
 from dualslm.conversation import Speech
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import Prefilled
 from dualslm.prompt import Prompt, Slot, Text
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Paralinguistic, Recipe, Stage
@@ -228,7 +228,7 @@ def _token(model: DualSLM, here: Machine) -> Row:
     """Seconds of a token after the first ones, at batch 1."""
     found = []
     for _ in range(here.rounds + 2):  # the first ones capture
-        tokens = model.llm.decode(_before(model, 2), Decoding(max_new_tokens=TOKENS + 3))
+        tokens = model.llm.decode(_before(model, 2), GenerationSettings(max_new_tokens=TOKENS + 3))
         for _ in range(3):
             next(tokens)
         wait(here.device)

@@ -28,9 +28,9 @@ from measuring import about, keep
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech
-from dualslm.inference.audio_cache import Ears
+from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.session import Session
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.tiny.world import LISTEN
 
 CLIPS = sorted(tiny.CLIPS.glob("*.wav"))
@@ -53,10 +53,12 @@ def talks(count: int, seed: int) -> list[list[Turn]]:
 def expected(asked: list[list[Turn]]) -> list[list[str]]:
     """The replies of each talk, alone and in this process."""
     model = tiny.load()
-    ears, clips = Ears(model), [Speech(path) for path in CLIPS]
+    audio_cache, clips = AudioCache(model), [Speech(path) for path in CLIPS]
     replies = []
     for turns in asked:
-        talk = Session(model, Conversation(LISTEN), how=Decoding(LONGEST), context=tiny.CONTEXT, ears=ears)
+        talk = Session(
+            model, Conversation(LISTEN), how=GenerationSettings(LONGEST), context=tiny.CONTEXT, audio_cache=audio_cache
+        )
         replies.append([talk.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
     return replies
 

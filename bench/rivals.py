@@ -1,4 +1,4 @@
-"""How others train a speech adapter for a frozen LLM: one optimiser step of each, on shapes given as numbers.
+"""How others train a speech adapter for a frozen LLM: one optimizer step of each, on shapes given as numbers.
 
 `qwen2_audio` and `voxtral` are transformers' own classes with only their projectors trained; `slam` and
 `ultravox` follow the published recipes of SLAM-ASR and of Ultravox on the same encoder and LLM as ours. All
@@ -136,14 +136,14 @@ class Work:
 
 
 class Step(Protocol):
-    """One optimiser step, which gives its loss."""
+    """One optimizer step, which gives its loss."""
 
     def __call__(self, at_once: int | None = None) -> Tensor:
         """Steps; so many samples go through the model at once, all of them unless given."""
 
 
 def accumulated(loss: Callable[[slice], Tensor], adamw: torch.optim.AdamW, samples: int) -> Step:
-    """An optimiser step on the loss of some samples.
+    """An optimizer step on the loss of some samples.
 
     Args:
         loss: the mean loss of a part of them; all have as many targets, so that the mean of parts is that of all.

@@ -31,7 +31,7 @@ from support.trainkit import make
 
 from dualslm.recipe import Recipe, load, to_toml
 from dualslm.training import estimate, train
-from dualslm.training.dataset import Lessons
+from dualslm.training.dataset import StageDataset
 from dualslm.training.shapes import encoder_shape, llm_shape
 from dualslm.training.trainer import Trainer
 
@@ -41,7 +41,7 @@ NODE = 8  # GPUs
 RATE = estimate.CARDS["H100"] * 1e12 * estimate.REACHED  # FLOP/s, assumed as `dualslm plan` does
 NVLINK, NETWORK = 300e9, 40e9  # bytes/s that a sum reaches within a node and between nodes: assumed
 LATENCY = {"node": 40e-6, "network": 150e-6}  # s of one sum, assumed
-OURS = 8e-3  # s of a step beside FLOPs: drawing, launching, the optimiser; assumed, to be measured on a GPU
+OURS = 8e-3  # s of a step beside FLOPs: drawing, launching, the optimizer; assumed, to be measured on a GPU
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def work(folder: Path) -> int:
     """Trains with timers around the parts of a step; the first process writes the quickest of each."""
     times: dict[str, list[float]] = defaultdict(list)
     for owner, name, what in (
-        (Lessons, "__getitem__", "drawing"),
+        (StageDataset, "__getitem__", "drawing"),
         (Trainer, "_step", "step"),
         (Trainer, "_loss", "forward"),
         (Trainer, "_share_gradients", "sum"),
@@ -146,11 +146,11 @@ def timed(real: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
 def modelled(recipe: Recipe, weights: int) -> Iterator[dict[str, Any]]:
     """A step of the last stage on so many GPUs, the batch as in the paper and eight times as large."""
     ears, mind = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    lesson = estimate.lesson_cost(recipe, ears, mind, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
+    sample = estimate.lesson_cost(recipe, ears, mind, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
     for batch in (48, 384):
-        alone = batch * lesson + OURS
+        alone = batch * sample + OURS
         for gpus in GPUS:
-            seconds = -(-batch // gpus) * lesson + OURS + summing(4 * weights, gpus)
+            seconds = -(-batch // gpus) * sample + OURS + summing(4 * weights, gpus)
             row = {"batch": batch, "gpus": gpus, "step_s": seconds, "sum_s": summing(4 * weights, gpus)}
             yield {**row, "efficiency": alone / (gpus * seconds)}
 

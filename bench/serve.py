@@ -43,17 +43,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
-from dualslm.inference.audio_cache import Ears
+from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM, Prefilled
 from dualslm.prompt import render
 
 TURNS = 10
 SECONDS = 4.0  # s, length of a made recording
-HOW = Decoding(max_new_tokens=30)
+HOW = GenerationSettings(max_new_tokens=30)
 REPLY = "I am sorry to hear that. Tell me more about it, if you like: what happened then?"
 OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all encoded and read anew)"
 
@@ -61,7 +61,7 @@ OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all enco
 class Forced(FrozenLM):
     """An LLM that says what it is told, at the price of saying it."""
 
-    def decode(self, read: Prefilled, how: Decoding = HOW) -> Generator[list[int | None]]:
+    def decode(self, read: Prefilled, how: GenerationSettings = HOW) -> Generator[list[int | None]]:
         """Yields given tokens; each is read as a drawn one is."""
         ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: how.max_new_tokens]
         with torch.no_grad(), self._steps(read, len(ids) + 1) as step:
@@ -80,17 +80,17 @@ def made(size: str) -> tuple[DualSLM, list[Speech]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with built(device, dtype):
         whisper, llm = WhisperEncoder(shape.whisper()), Qwen2ForCausalLM(shape.qwen())
-    ears = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
+    audio_cache = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
     mind = Forced(llm, tokenizer())
     rng = np.random.default_rng(0)
     waves = [0.1 * rng.standard_normal(round(16_000 * SECONDS)) for _ in range(TURNS)]
-    model = DualSLM(ears, mind, linguistic={"hidden": shape.hidden}).eval()
+    model = DualSLM(audio_cache, mind, linguistic={"hidden": shape.hidden}).eval()
     return model, [Speech(wave.astype(np.float32)) for wave in waves]
 
 
 def first_token(session: Session, talk: Conversation) -> float:
     """Seconds until a session has the first token of its reply to a talk."""
-    for _ in session.answer(talk, how=Decoding(max_new_tokens=1)):
+    for _ in session.answer(talk, how=GenerationSettings(max_new_tokens=1)):
         pass
     assert session.times is not None
     return session.times.first_token
@@ -105,17 +105,17 @@ def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
         if turn in (1, TURNS):
             asked = Conversation(talk.talk.system, talk.talk.turns[:-1])
             times = talk.times
-            took = {OURS: times.first_token, READ: first_token(Session(model, ears=known(model, asked)), asked)}
+            took = {OURS: times.first_token, READ: first_token(Session(model, audio_cache=known(model, asked)), asked)}
             took[ALL] = first_token(Session(model), asked)
             yield {"turn": turn, "seconds": took, "positions": times.positions, "reused": times.reused}
 
 
-def known(model: DualSLM, talk: Conversation) -> Ears:
+def known(model: DualSLM, talk: Conversation) -> AudioCache:
     """Ears that have heard every recording of a talk but the last."""
-    ears = Ears(model)
+    audio_cache = AudioCache(model)
     if earlier := talk.turns[:-2]:
-        ears.rows([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
-    return ears
+        audio_cache.rows([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
+    return audio_cache
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:

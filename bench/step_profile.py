@@ -36,10 +36,10 @@ from dualslm.training.estimate import Lengths, lesson_cost
 from dualslm.training.shapes import EncoderShape, LLMShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimiser": ("adam",)}
+GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimizer": ("adam",)}
 KERNELS = {  # parts of kernels' names; the first group that has one counts, as fused attention is made of products
     "attention": ("flash", "fmha", "attention", "sdpa"),
-    "optimiser": ("adam", "multi_tensor_apply"),
+    "optimizer": ("adam", "multi_tensor_apply"),
     "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "cublas", "splitkreduce"),
 }
 REST = "everything else"

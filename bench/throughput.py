@@ -1,6 +1,6 @@
 """Tokens a second of many talks at once: in process, and with the LLM behind vLLM (parts of bench/serve.py).
 
-In process: 1, 8 and 32 spoken talks through `Front`, all recordings new, and as many times the tokens of one. Behind
+In process: 1, 8 and 32 spoken talks through `Service`, all recordings new, and as many times the tokens of one. Behind
 vLLM: spoken talks through `dualslm serve --vllm` against text prompts of as many positions, with replies of as many
 tokens, sent to the same vLLM server directly; rounds of all alternate, and nothing is kept by vLLM. The recordings are
 first new, so that all are encoded on the cores that vLLM has, and then known, as those of earlier turns are. The
@@ -39,8 +39,8 @@ from dualslm.conversation import Conversation, Speech
 from dualslm.inference.describe import ASKED
 from dualslm.inference.local import InProcess
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
-from dualslm.serve.service import Ask, Front
+from dualslm.model.generation import GenerationSettings
+from dualslm.serve.service import Ask, Service
 from dualslm.tiny.world import LISTEN
 
 AT_ONCE = (1, 8, 32)
@@ -57,7 +57,7 @@ def talks(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _talks(rounds: int) -> list[dict[str, Any]]:
     model = tiny.load()
-    front = Front(model, InProcess(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    service = Service(model, InProcess(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
     rng, clips = np.random.default_rng(0), [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
     found: dict[int, list[float]] = {count: [] for count in AT_ONCE}
     for number in range(rounds + 1):  # the first warms up
@@ -65,10 +65,10 @@ async def _talks(rounds: int) -> list[dict[str, Any]]:
             asks = [_ask(clips, rng) for _ in range(max(AT_ONCE))]
             began, tokens = time.perf_counter(), 0
             for start in range(0, len(asks), count):
-                tokens += sum(await asyncio.gather(*(_tokens(front, ask) for ask in asks[start : start + count])))
+                tokens += sum(await asyncio.gather(*(_tokens(service, ask) for ask in asks[start : start + count])))
             if number:
                 found[count].append(tokens / (time.perf_counter() - began))
-    await front.close()
+    await service.close()
     return [
         {
             "talks": count,
@@ -84,11 +84,11 @@ SUMS = (min, statistics.median, max)
 
 def _ask(clips: Sequence[Any], rng: np.random.Generator) -> Ask:
     wave = clips[rng.integers(len(clips))] * rng.uniform(0.7, 1.0)  # no recording comes twice
-    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), how=Decoding(REPLY))
+    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), how=GenerationSettings(REPLY))
 
 
-async def _tokens(front: Front, ask: Ask) -> int:
-    return [piece.tokens async for piece in front.stream(ask)][-1]
+async def _tokens(service: Service, ask: Ask) -> int:
+    return [piece.tokens async for piece in service.stream(ask)][-1]
 
 
 def show_talks(result: dict[str, Any]) -> Iterator[Table]:
@@ -111,9 +111,9 @@ def vllm(args: argparse.Namespace) -> dict[str, Any]:
         models = _saved(folder)
         quiet = ("--no-enable-prefix-caching", "--no-enable-log-requests")
         with serving(folder, *quiet, llm=folder / "llm") as url:
-            for ears, model in models.items():
-                with process("--vllm", url, "--model", str(model)) as (front, _):
-                    found.append({"encoder": ears, **asyncio.run(_rounds(url, front, args.rounds))})
+            for audio_cache, model in models.items():
+                with process("--vllm", url, "--model", str(model)) as (service, _):
+                    found.append({"encoder": audio_cache, **asyncio.run(_rounds(url, service, args.rounds))})
     return {"at_once": SIDE_BY_SIDE, "requests": REQUESTS, "reply": REPLY, "rows": found}
 
 
@@ -123,25 +123,25 @@ def _saved(folder: Path) -> dict[str, Path]:
     Qwen2ForCausalLM(SHAPES["cpu"].qwen()).save_pretrained(folder / "llm")
     tokenizer().save_pretrained(folder / "llm")
     for name in ("cpu", "small"):
-        shape, ears = SHAPES[name], folder / f"encoder-{name}"
-        WhisperEncoder(shape.whisper()).save_pretrained(ears)
-        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(ears)
+        shape, audio_cache = SHAPES[name], folder / f"encoder-{name}"
+        WhisperEncoder(shape.whisper()).save_pretrained(audio_cache)
+        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(audio_cache)
         made = DualSLM.from_parts(
-            encoder=str(ears), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
+            encoder=str(audio_cache), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
         )
         made.save_pretrained(folder / name)
     return {name: folder / name for name in ("cpu", "small")}
 
 
-async def _rounds(url: str, front: str, rounds: int) -> dict[str, list[float]]:
+async def _rounds(url: str, service: str, rounds: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     async with httpx2.AsyncClient(timeout=600) as web:
         for number in range(rounds + 1):  # the first warms up
             bodies = [_spoken(rng) for _ in range(REQUESTS)]
-            new = await _many(web, front + "/chat/completions", bodies)
+            new = await _many(web, service + "/chat/completions", bodies)
             text = await _many(web, url + "/completions", [_text(rng, *used) for used in new[0]])
-            known = await _many(web, front + "/chat/completions", bodies)
+            known = await _many(web, service + "/chat/completions", bodies)
             assert text[0] == new[0] == known[0], "as many positions and tokens"
             rates = dict(zip(WAYS, (text[1], new[1], known[1]), strict=True))
             Console(stderr=True).print(f"round {number}: {rates}")

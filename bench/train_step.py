@@ -1,4 +1,4 @@
-"""One optimiser step, ours and others', side by side in one run on the same sizes and lengths.
+"""One optimizer step, ours and others', side by side in one run on the same sizes and lengths.
 
     python bench/train_step.py [--size cpu|small|full] [--rounds 5] [--out docs/results/train_step.json]
 
@@ -37,7 +37,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm.conversation import Speech
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames, SpeechEncoder
-from dualslm.model.inputs import NO_TARGET, Hear, rows
+from dualslm.model.inputs import IGNORE_INDEX, Hear, rows
 from dualslm.model.llm import FrozenLM, pad_left
 from dualslm.model.loss import Loss
 from dualslm.prompt import Prompt, Slot, Text
@@ -112,12 +112,12 @@ def ours(
 def _all_logits(model: DualSLM, prompts: list[Prompt], hear: Hear) -> Loss:
     filled = rows(prompts, model.llm, model.adapt, hear)
     embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in filled])
-    targets_BT = pad_left([row.targets_T for row in filled])[0].masked_fill(mask_BT == 0, NO_TARGET)[:, 1:]
+    labels_BT = pad_left([row.labels_T for row in filled])[0].masked_fill(mask_BT == 0, IGNORE_INDEX)[:, 1:]
     logits_BTV = model.llm(embeds_BTD)[:, :-1].float()
     nll_BT = torch.nn.functional.cross_entropy(
-        logits_BTV.transpose(1, 2), targets_BT, ignore_index=NO_TARGET, reduction="none"
+        logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return Loss(nll_BT.sum(1), (targets_BT != NO_TARGET).sum(1))
+    return Loss(nll_BT.sum(1), (labels_BT != IGNORE_INDEX).sum(1))
 
 
 def _frames(shape: Shape, work: Work, device: str) -> Frames:
@@ -195,7 +195,7 @@ def _begun(step: Step, samples: int, together: int, device: str) -> Row:
 
 
 def _peak(step: Step, device: str, at_once: int) -> int:
-    """Bytes of a step, the optimiser's own among them."""
+    """Bytes of a step, the optimizer's own among them."""
     step(at_once)
     with memory_of(device) as found:
         step(at_once)

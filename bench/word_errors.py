@@ -19,7 +19,7 @@ from typing import Any
 from dualslm.conversation import Conversation, View
 from dualslm.evaluation.metrics import word_errors, words
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 from dualslm.tiny import WEIGHTS, load, world
 from dualslm.tiny.build.recordings import Recordings
@@ -74,7 +74,7 @@ def written(model: DualSLM, recordings: Recordings) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):
         some = prompts[start : start + AT_ONCE]
-        answers += model.answer(some, hear=recordings.hear, how=Decoding(max_new_tokens=48))
+        answers += model.answer(some, hear=recordings.hear, how=GenerationSettings(max_new_tokens=48))
     return answers
 
 

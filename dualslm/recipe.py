@@ -1,4 +1,4 @@
-"""A recipe is one experiment as one strict TOML file: model, stages, optimiser (paper §III-C, §IV-C).
+"""A recipe is one experiment as one strict TOML file: model, stages, optimizer (paper §III-C, §IV-C).
 
 The dataclasses below are the whole format: a table is a dataclass, a key is a field. What they do not name is
 an error that tells the full key, so that no typing mistake ever trains a default. Values are checked where a
@@ -22,7 +22,7 @@ from dualslm.conversation import CHANNELS, Channel, Source, View
 from dualslm.errors import DualSLMError
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
-Quantise: TypeAlias = Literal["int8", "nf4"]
+Quantize: TypeAlias = Literal["int8", "nf4"]
 RUN_RECIPE = "recipe.toml"  # in the folder of a run, above the checkpoints of its stages
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 
@@ -59,7 +59,7 @@ class Paralinguistic:
     """Which encoder layer is read, counted from the convolutions as 0; the last one unless given."""
     mix: bool = False
     """Read a learned mix of the encoder's layers instead of the last one (beyond the paper)."""
-    standardise: bool = False
+    standardize: bool = field(default=False, metadata={"was": "standardise"})
     """Every channel of the frames has mean 0 and deviation 1 over the training recordings (beyond the paper)."""
     deviations: bool = False
     """Pooling keeps deviations beside means (beyond the paper)."""
@@ -95,7 +95,7 @@ class ModelRecipe:
 
     encoder: str
     llm: str
-    quantise: Quantise | None = None
+    quantize: Quantize | None = field(default=None, metadata={"was": "quantise"})
     """Load the LLM's layers in fewer bits: "int8", or "nf4" (4 bits) for a small card."""
     adapters: str | None = None
     """Begin from these trained adapters, by hub id or folder, instead of fresh ones; their shapes must stand below."""
@@ -148,15 +148,15 @@ class Stage:
     lr: float
     """The largest learning rate, reached after the warm-up, from which it falls linearly to zero."""
     batch: int
-    """Examples per optimiser step, over all processes."""
+    """Examples per optimizer step, over all processes."""
     objective: Literal["reply", "align"] = "reply"
     """What is learnt: the reply, through the LLM, or where the LLM's words are (`align.py`, without the LLM)."""
     warmup: int = 0
-    """Optimiser steps."""
+    """Optimizer steps."""
     epochs: int | None = None
     """Times through the talks of the kind with the largest share; the larger kind where shares are equal."""
     steps: int | None = None
-    """Optimiser steps."""
+    """Optimizer steps."""
     also: tuple[str, ...] = ()
     """Manifests that this stage alone learns from, beside those under [data]."""
     linguistic: Kind | None = None
@@ -188,7 +188,7 @@ class Stage:
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
 
     def steps_over(self, talks: Mapping[TaskKind, int]) -> int:
-        """Its optimiser steps, with so many talks of each kind in an epoch."""
+        """Its optimizer steps, with so many talks of each kind in an epoch."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -203,7 +203,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser:
+class Optimizer:
     """AdamW (paper §IV-C)."""
 
     weight_decay: float = 0.05
@@ -244,15 +244,15 @@ class Data:
 class Loop:
     """How the steps are carried out; nothing here changes what is learnt beyond rounding."""
 
-    positions: int = 8192
-    """Padded positions in one forward pass: a batch is gone through in parts of like lengths."""
+    max_tokens: int = field(default=8192, metadata={"was": "positions"})
+    """Padded tokens in one forward pass: a batch is gone through in parts of like lengths."""
     workers: int = 0
     """Processes that draw batches ahead."""
-    checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata={"was": "checkpointing"})
     """The LLM's layers compute their activations twice instead of keeping them: less memory, a third more work."""
     compile: bool = False
     """Compile the LLM's layers: the first step is slow."""
-    shard: bool = False
+    fsdp: bool = field(default=False, metadata={"was": "shard"})
     """Spread the LLM's layers over all processes (FSDP) instead of a whole LLM in each."""
     save_every: int = 200
     """Steps from which a stopped run goes on."""
@@ -261,7 +261,7 @@ class Loop:
     validation_batches: int = 8
 
     def __post_init__(self) -> None:
-        _at_least(1, positions=self.positions, save_every=self.save_every, validate_every=self.validate_every)
+        _at_least(1, max_tokens=self.max_tokens, save_every=self.save_every, validate_every=self.validate_every)
         _at_least(1, validation_batches=self.validation_batches)
         _at_least(0, workers=self.workers)
 
@@ -272,7 +272,7 @@ class Recipe:
 
     model: ModelRecipe
     stages: tuple[Stage, ...] = field(metadata={"key": "stage"})
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = field(default=Optimizer(), metadata={"was": "optimiser"})
     data: Data = Data()
     loop: Loop = Loop()
     seed: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -15,6 +16,8 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dualslm.errors import DualSLMError
+
+log = logging.getLogger("dualslm")
 
 NAMES: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 Table = TypeVar("Table")
@@ -59,6 +62,7 @@ def _table(kind: type[Table], raw: object, where: str) -> Table:
     if not isinstance(raw, dict):
         raise _wrong(where, "a table", raw)
     known = {_key(entry): entry for entry in fields(kind)}
+    raw = _under_new_names(raw, known, where)
     _refuse_unknown(raw, known, where)
     for key, entry in known.items():
         if key not in raw and entry.default is MISSING:
@@ -69,6 +73,23 @@ def _table(kind: type[Table], raw: object, where: str) -> Table:
         return kind(**values)
     except DualSLMError as error:
         raise DualSLMError(where + error.wrong, got=error.got, do=error.do) from None
+
+
+def _under_new_names(raw: dict[str, Any], known: Mapping[str, dataclasses.Field[Any]], where: str) -> dict[str, Any]:
+    """A table whose keys have the names of today; an old name is read for one more version, and said.
+
+    Raises:
+        DualSLMError: a key stands there under both names.
+    """
+    renamed = {entry.metadata["was"]: key for key, entry in known.items() if "was" in entry.metadata}
+    for old, key in renamed.items():
+        if old in raw and key in raw:
+            raise DualSLMError(f"{where}{key} stands there twice", got=f"{old} and {key}", do=f"keep {key}")
+        if old in raw:
+            log.warning(
+                "%s%s is now %s%s; the old name is read in this version for the last time", where, old, where, key
+            )
+    return {renamed.get(key, key): value for key, value in raw.items()}
 
 
 def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str) -> None:

@@ -137,7 +137,7 @@ def test_the_time_of_a_kernel_counts_once(bench: Any) -> None:
         )
     ]
     found = module.shares(events, gpu=True)
-    assert found == {"matrix products": 0.6, "everything else": 0.2, "attention": 0.1, "optimiser": 0.1}
+    assert found == {"matrix products": 0.6, "everything else": 0.2, "attention": 0.1, "optimizer": 0.1}
 
 
 def test_shapes_of_full_size_are_those_that_are_planned(bench: Any) -> None:

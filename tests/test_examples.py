@@ -18,7 +18,7 @@ from support.servekit import SAD, client, heard, threaded, user
 from dualslm import tiny
 from dualslm.inference.local import InProcess
 from dualslm.serve.app import app
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
@@ -26,8 +26,8 @@ from dualslm.tiny.world import LISTEN
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     model = tiny.load()
-    front = Front(model, InProcess(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
-    with threaded(app(front)) as address:
+    service = Service(model, InProcess(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    with threaded(app(service)) as address:
         yield address
 
 

@@ -59,7 +59,7 @@ def test_every_recipe_is_known_to_these_tests(root: Path) -> None:
 @pytest.mark.parametrize("name", ["paper-qwen", "paper-qwen-24gb", "paper-llama"])
 def test_the_paper(root: Path, name: str) -> None:
     read = recipe.load(root / "recipes" / f"{name}.toml")
-    assert read.optimiser.weight_decay == 0.05
+    assert read.optimizer.weight_decay == 0.05
     assert [stage.lr for stage in read.stages] == [5e-5, 5e-6, 5e-6]
     assert [stage.warmup for stage in read.stages] == [1000, 1000, 0]
     assert {(stage.batch, stage.epochs, stage.steps) for stage in read.stages} == {(48, 3, None)}
@@ -141,7 +141,7 @@ def test_overrides(override: str, get: object) -> None:
         ),
         ("stage.1.linguistic.view.ling=['text']", ["stage.1.linguistic.view.ling", "learns from speech"]),
         ("model.paralinguistic.dropout=1", ["model.paralinguistic.dropout"]),
-        ("optimiser.clip=0", ["optimiser.clip"]),
+        ("optimizer.clip=0", ["optimizer.clip"]),
     ],
 )
 def test_mistakes_name_the_full_key(override: str, words: list[str]) -> None:

@@ -127,7 +127,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     "scale.md": {
         "processes": ("scale", tables.processes),
         "scaling": ("scale", tables.scaling),
-        "quantised": ("quantised", tables.quantised),
+        "quantized": ("quantized", tables.quantized),
     },
 }
 

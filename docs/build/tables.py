@@ -12,7 +12,7 @@ from typing import Any
 
 
 def step_cells(one: dict[str, Any], own: dict[str, Any], samples: int) -> list[str]:
-    """One optimiser step: s, times ours, TFLOP, times ours, what of that is reached, GB."""
+    """One optimizer step: s, times ours, TFLOP, times ours, what of that is reached, GB."""
     name = one["step"] + in_parts(one.get("at_once"), samples)
     if "fault" in one:
         return [name, one["fault"], *[""] * 5]
@@ -89,7 +89,7 @@ def scaling(result: dict[str, Any]) -> str:
     return "\n".join([*said, ""])
 
 
-def quantised(result: dict[str, Any]) -> str:
+def quantized(result: dict[str, Any]) -> str:
     """Loss through the LLM in fewer bits; on a GPU its seconds and memory as well."""
     on_gpu = {"seconds": "s", "peak_mb": "most in memory, MB"} if "seconds" in result["rows"][0] else {}
     headings = on_gpu.values()

@@ -28,7 +28,7 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="only so many talks of each file")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest token")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="a longer reply is cut off")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for example model.quantise=nf4")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for example model.quantize=nf4")
     add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     parser.set_defaults(verb=_targets)
 
@@ -110,15 +110,15 @@ def _shard(text: str) -> tuple[int, int]:
 def _writer(args: argparse.Namespace, model: ModelRecipe) -> Writer:
     """The recipe's LLM in this process, or behind a server."""
     from dualslm.model.dualslm import place
-    from dualslm.model.generation import Decoding
+    from dualslm.model.generation import GenerationSettings
     from dualslm.model.llm import FrozenLM
     from dualslm.training.teacher import InProcess, Server
 
-    how = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    how = GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
     if args.server is not None:
         return Server(args.server, args.model or model.llm, how)
     where, dtype = place(args.device, None)
-    return InProcess(FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantise=model.quantise), how)
+    return InProcess(FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantize=model.quantize), how)
 
 
 def _told(out: Path, found: Mapping[str, Any]) -> str:

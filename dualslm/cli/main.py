@@ -331,9 +331,9 @@ def _made(text: str, style: str) -> Utterance:
 def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:
     """Gives the reply to a talk; unless it is wanted as JSON, prints it as it comes."""
     model = _model(args)
-    from dualslm.model.generation import Decoding
+    from dualslm.model.generation import GenerationSettings
 
-    how = Decoding(max_new_tokens=args.max_new_tokens)
+    how = GenerationSettings(max_new_tokens=args.max_new_tokens)
 
     def answer(talk: Conversation) -> str:
         if args.json:

@@ -76,7 +76,7 @@ def _serve(args: argparse.Namespace) -> int:
         turns=args.max_turns,
         running=args.running,
         waiting=args.waiting,
-        patience=args.patience,
+        timeout=args.timeout,
     )
     settings = Settings(
         name=args.name,
@@ -116,14 +116,14 @@ def _chat(args: argparse.Namespace) -> int:
     from dualslm.chat.terminal import Chat
     from dualslm.conversation import View
     from dualslm.inference.session import Session
-    from dualslm.model.generation import Decoding
+    from dualslm.model.generation import GenerationSettings
 
     session = Session(
         model,
         talk,
         view=view or View(),
         past=past,
-        how=Decoding(max_new_tokens=args.max_new_tokens),
+        how=GenerationSettings(max_new_tokens=args.max_new_tokens),
         context=context_of(args),
         questions=questions_of(args),
     )

@@ -28,7 +28,7 @@ from dualslm.recipe import TASK_KINDS, TaskKind
 WAITS = f"respond: {NO_ANSWER}"
 
 
-class Told(NamedTuple):
+class Example(NamedTuple):
     """A talk of a manifest.
 
     Attributes:
@@ -72,7 +72,7 @@ def permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
     return order[order < count].astype(np.uint32)
 
 
-class Talks:
+class Examples:
     """The talks of some manifests, by kind.
 
     Args:
@@ -117,7 +117,7 @@ class Talks:
         """How many talks of a kind an epoch has."""
         return sum(len(some) for some in self.places[kind])
 
-    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Told:
+    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Example:
         """A talk of an epoch."""
         number, place = self._place(kind, index, epoch)
         path, task, offset = self.paths[number], int(place["task"]), int(place["offset"])
@@ -125,7 +125,7 @@ class Talks:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
-        return Told(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
+        return Example(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
 
     def _place(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
         for some in self.places[kind]:
@@ -154,7 +154,7 @@ class Talks:
                 )
 
 
-def recordings(talks: Talks) -> list[str]:
+def recordings(talks: Examples) -> list[str]:
     """The paths of all recordings, each once, in order."""
     found = zip(talks.paths, talks.heard, strict=True)
     return list(dict.fromkeys(name for path, heard in found for name in _paths(path.parent, heard)))
@@ -165,7 +165,7 @@ def _paths(folder: Path, heard: bytes) -> Iterator[str]:
     return (os.path.join(before, name) for name in names(heard))
 
 
-def transcripts(talks: Talks) -> Iterator[str]:
+def transcripts(talks: Examples) -> Iterator[str]:
     """The words of all recordings that have any."""
     return (speech.transcript for speech in talks.speeches() if speech.transcript)
 

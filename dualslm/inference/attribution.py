@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from dualslm.audio import FRAMES_PER_SECOND
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.inference.audio_cache import Ears, Marked
-from dualslm.inference.describe import Asked, Heard, P, Questions
+from dualslm.inference.audio_cache import AudioCache, PromptEmbeds
+from dualslm.inference.describe import Description, P, Question, Questions
 from dualslm.model.generation import text_of
 from dualslm.model.llm import pad_left
 from dualslm.prompt import Prompt, Text, render
@@ -52,7 +52,7 @@ class Influence:
     pieces: Sequence[tuple[float, float, float]]
 
 
-def degrees(ears: Ears, speech: Speech, questions: Questions, heard: Heard) -> dict[str, Degrees]:
+def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard: Description) -> dict[str, Degrees]:
     """How likely the LLM finds each choice of each question about a voice, given P alone.
 
     Args:
@@ -61,14 +61,18 @@ def degrees(ears: Ears, speech: Speech, questions: Questions, heard: Heard) -> d
         questions: that were asked.
         heard: what was answered; a question whose answer names no choice is left out.
     """
-    tokenizer, prompts = ears.model.llm.tokenizer, []
+    tokenizer, prompts = audio_cache.model.llm.tokenizer, []
     known = {name: value for name, value in heard.attributes.items() if value is not None}
     for name, value in known.items():
         one = questions.attributes[name]
         asked = Conversation(one.system).user(speech, *filter(None, [one.question]))
         answers = [_instead(one, heard.answers[name], value, other) for other in one.values]
         prompts += [render(asked.copy().assistant(answer), tokenizer, P, supervise="last") for answer in answers]
-    scores = torch.stack([row.sum() for row in _scores(ears, prompts, ears.rows(prompts))]) if prompts else Tensor()
+    scores = (
+        torch.stack([row.sum() for row in _scores(audio_cache, prompts, audio_cache.rows(prompts))])
+        if prompts
+        else Tensor()
+    )
     counts = [len(questions.attributes[name].values) for name in known]
     shares = [some.softmax(0).tolist() for some in scores.split(counts)]
     return {
@@ -77,7 +81,7 @@ def degrees(ears: Ears, speech: Speech, questions: Questions, heard: Heard) -> d
     }
 
 
-def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influence:
+def influence(audio_cache: AudioCache, talk: Conversation, reply: str, view: View) -> Influence:
     """What the reply to a talk rests on.
 
     Args:
@@ -91,15 +95,15 @@ def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influen
     """
     whole = talk.copy().assistant(reply)
     views = [view, View("none", view.ling), View(view.para, "none")]
-    tokenizer = ears.model.llm.tokenizer
+    tokenizer = audio_cache.model.llm.tokenizer
     prompts = [render(whole, tokenizer, one, history=view, supervise="last", cut_off=True) for one in views]
-    rows = ears.rows(prompts)
+    rows = audio_cache.rows(prompts)
     spans = _spans(rows[0])
     prompts += [prompts[0]] * len(spans)
     rows += [_without(rows[0], span) for span in spans]
-    full_K, no_para_K, no_ling_K, *without = _scores(ears, prompts, rows)
+    full_K, no_para_K, no_ling_K, *without = _scores(audio_cache, prompts, rows)
     ids = [token for one in prompts[0].segments if isinstance(one, Text) and one.loss for token in one.ids]
-    seconds = ears.model.ling.stack / FRAMES_PER_SECOND
+    seconds = audio_cache.model.ling.stack / FRAMES_PER_SECOND
     first = spans[0].start if spans else 0
     lost = [float((full_K - one_K).sum()) for one_K in without]
     pieces = [
@@ -110,7 +114,7 @@ def influence(ears: Ears, talk: Conversation, reply: str, view: View) -> Influen
     return Influence(tokens, (full_K - no_para_K).tolist(), (full_K - no_ling_K).tolist(), pieces)
 
 
-def _instead(asked: Asked, answer: str, value: str, other: str) -> str:
+def _instead(asked: Question, answer: str, value: str, other: str) -> str:
     """The answer with another choice in the place of its own."""
 
     def put(match: re.Match[str]) -> str:
@@ -121,26 +125,26 @@ def _instead(asked: Asked, answer: str, value: str, other: str) -> str:
     return re.sub(r"[A-Za-z]+", put, answer)
 
 
-def _spans(row: Marked) -> list[range]:
+def _spans(row: PromptEmbeds) -> list[range]:
     """The positions of the last recording's L, in pieces."""
-    ling = [place for place, mark in enumerate(row.marks) if isinstance(mark, tuple) and mark[0] == "ling"]
+    ling = [place for place, mark in enumerate(row.keys) if isinstance(mark, tuple) and mark[0] == "ling"]
     if not ling:
         return []
-    start = max(place for place in ling if row.marks[place][2] == 0)  # type: ignore[index]
+    start = max(place for place in ling if row.keys[place][2] == 0)  # type: ignore[index]
     length = ling[-1] + 1 - start
     step = max(SHORTEST, -(-length // PIECES))
     return [range(start + at, start + min(at + step, length)) for at in range(0, length, step)]
 
 
-def _without(row: Marked, span: range) -> Marked:
-    keep = [place for place in range(len(row.marks)) if place not in span]
-    return Marked(row.embeds_TD[keep], [row.marks[place] for place in keep])
+def _without(row: PromptEmbeds, span: range) -> PromptEmbeds:
+    keep = [place for place in range(len(row.keys)) if place not in span]
+    return PromptEmbeds(row.embeds_TD[keep], [row.keys[place] for place in keep])
 
 
 @torch.no_grad()
-def _scores(ears: Ears, prompts: Sequence[Prompt], rows: Sequence[Marked]) -> list[Tensor]:
+def _scores(audio_cache: AudioCache, prompts: Sequence[Prompt], rows: Sequence[PromptEmbeds]) -> list[Tensor]:
     """The log-likelihood of each learnt token of each row, in nats; what is learnt stands at the end of a row."""
-    llm = ears.model.llm
+    llm = audio_cache.model.llm
     ids = [[t for one in prompt.segments if isinstance(one, Text) and one.loss for t in one.ids] for prompt in prompts]
     embeds_RTD, mask_RT = pad_left([row.embeds_TD for row in rows])
     longest = embeds_RTD.shape[1]
@@ -148,6 +152,6 @@ def _scores(ears: Ears, prompts: Sequence[Prompt], rows: Sequence[Marked]) -> li
     tails_R = torch.tensor([len(some) for some in ids], device=llm.device)
     keep_RT = (place_T >= longest - 1 - tails_R[:, None]) & (place_T < longest - 1)
     logits_KV = llm(embeds_RTD, None if bool(mask_RT.all()) else mask_RT, keep_BT=keep_RT)
-    targets_K = torch.tensor([token for some in ids for token in some], device=llm.device)
-    scores_K = -F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+    labels_K = torch.tensor([token for some in ids for token in some], device=llm.device)
+    scores_K = -F.cross_entropy(logits_KV.float(), labels_K, reduction="none")
     return list(scores_K.cpu().split([len(some) for some in ids]))

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from dualslm.audio import Samples
     from dualslm.model.dualslm import DualSLM
 
-Mark: TypeAlias = int | tuple[Channel, str, int]
+Key: TypeAlias = int | tuple[Channel, str, int]
 """A token id, or an embedding: its channel, its recording and its place."""
 
 ROOM = 256 * 2**20  # bytes of embeddings that are kept: some 70 minutes of speech beside a 7 B LLM in bfloat16
 
 
 @dataclass(frozen=True)
-class Marked:
+class PromptEmbeds:
     """A prompt as the LLM reads it.
 
     Attributes:
@@ -44,18 +44,18 @@ class Marked:
     """
 
     embeds_TD: Tensor
-    marks: Sequence[Mark]
+    keys: Sequence[Key]
 
 
 @dataclass(frozen=True)
-class _Print:
+class ClipInfo:
     """What is known of a recording without encoding it."""
 
     digest: str
     frames: int
 
 
-class Ears:
+class AudioCache:
     """Hears recordings and remembers them. For one thread at a time.
 
     Args:
@@ -70,10 +70,10 @@ class Ears:
         self.model, self.room = model, room
         self.encoded = 0
         self._kept: OrderedDict[str, Mapping[Channel, Tensor]] = OrderedDict()
-        self._prints: WeakKeyDictionary[Speech, _Print] = WeakKeyDictionary()
+        self._infos: WeakKeyDictionary[Speech, ClipInfo] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def rows(self, prompts: Sequence[Prompt]) -> list[Marked]:
+    def rows(self, prompts: Sequence[Prompt]) -> list[PromptEmbeds]:
         """The embeddings of some prompts; recordings that are new are encoded together.
 
         Raises:
@@ -81,7 +81,7 @@ class Ears:
         """
         slots = [(prompt, one) for prompt in prompts for one in prompt.segments if isinstance(one, Slot)]
         heard = self._hear([prompt.clips[slot.clip] for prompt, slot in slots])
-        rows = [Marked(*self._row(prompt, heard)) for prompt in prompts]
+        rows = [PromptEmbeds(*self._row(prompt, heard)) for prompt in prompts]
         self._forget()
         return rows
 
@@ -96,17 +96,17 @@ class Ears:
 
     def digest(self, speech: Speech) -> str:
         """What a recording is known by."""
-        return self._print(speech).digest
+        return self._info(speech).digest
 
     def _slot_length(self, channel: Channel, speech: Speech) -> int:
-        return self.model.para.tokens if channel == "para" else self.model.ling.lengths(self._print(speech).frames)
+        return self.model.para.tokens if channel == "para" else self.model.ling.lengths(self._info(speech).frames)
 
-    def _print(self, speech: Speech) -> _Print:
-        known = self._prints.get(speech)
+    def _info(self, speech: Speech) -> ClipInfo:
+        known = self._infos.get(speech)
         if known is None:
             samples = _samples(speech)
-            known = _Print(blake2b(samples.tobytes(), digest_size=16).hexdigest(), frame_count(len(samples)))
-            self._prints[speech] = known
+            known = ClipInfo(blake2b(samples.tobytes(), digest_size=16).hexdigest(), frame_count(len(samples)))
+            self._infos[speech] = known
         return known
 
     def _hear(self, speeches: Sequence[Speech]) -> dict[str, Mapping[Channel, Tensor]]:
@@ -125,13 +125,13 @@ class Ears:
             self._kept.move_to_end(digest)
         return {digest: self._kept[digest] for digest in asked}
 
-    def _row(self, prompt: Prompt, heard: Mapping[str, Mapping[Channel, Tensor]]) -> tuple[Tensor, list[Mark]]:
-        pieces, marks = zip(*self._pieces(prompt, heard), strict=True)
-        return torch.cat(pieces), [mark for some in marks for mark in some]
+    def _row(self, prompt: Prompt, heard: Mapping[str, Mapping[Channel, Tensor]]) -> tuple[Tensor, list[Key]]:
+        pieces, keys = zip(*self._pieces(prompt, heard), strict=True)
+        return torch.cat(pieces), [mark for some in keys for mark in some]
 
     def _pieces(
         self, prompt: Prompt, heard: Mapping[str, Mapping[Channel, Tensor]]
-    ) -> Iterator[tuple[Tensor, list[Mark]]]:
+    ) -> Iterator[tuple[Tensor, list[Key]]]:
         llm = self.model.llm
         for segment in prompt.segments:
             if isinstance(segment, Slot):

@@ -1,6 +1,6 @@
 """Where the LLM runs, behind one interface: in this process (`batching`), or stock vLLM over HTTP (`vllm`) (ours).
 
-A prompt is embeddings and marks (`ears.Marked`); a reply is pieces of text. Whoever serves a talk needs no more than
+A prompt is embeddings and marks (`audio_cache.PromptEmbeds`); a reply is pieces of text. Whoever serves a talk needs no more than
 that of an LLM.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
-    from dualslm.inference.audio_cache import Marked
-    from dualslm.model.generation import Decoding
+    from dualslm.inference.audio_cache import PromptEmbeds
+    from dualslm.model.generation import GenerationSettings
 
 Reason: TypeAlias = Literal["stop", "length"]
 
@@ -47,7 +47,7 @@ class Backend(Protocol):
     def context(self) -> int | None:
         """Positions that prompt and reply may take together; None where it does not say."""
 
-    def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+    def stream(self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
         """The reply in pieces, the last of which has a reason. Closed early, the LLM stops working on it.
 
         Args:
@@ -66,7 +66,7 @@ class Backend(Protocol):
         """Ends all work."""
 
 
-class Until:
+class StopStrings:
     """Text up to the first of some stop texts; what may be the beginning of one is held back."""
 
     def __init__(self, stop: Sequence[str]) -> None:

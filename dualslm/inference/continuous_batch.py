@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dualslm.inference.audio_cache import Marked
-from dualslm.model.cuda_graphs import Stay
-from dualslm.model.generation import Decoding, Draw
+from dualslm.inference.audio_cache import PromptEmbeds
+from dualslm.model.cuda_graphs import StaticDecode
+from dualslm.model.generation import GenerationSettings, Sampler
 from dualslm.model.llm import FrozenLM, Prefilled
 
 KeysValues: TypeAlias = list[tuple[Tensor, Tensor]]
@@ -35,7 +35,7 @@ WORTH = 8  # positions; a shorter common beginning is read again
 
 
 @dataclass(eq=False)
-class Seat:
+class ActiveRequest:
     """One talk in the batch.
 
     Attributes:
@@ -45,11 +45,11 @@ class Seat:
         left: tokens that may still be drawn.
     """
 
-    marks: list[Hashable]
+    keys: list[Hashable]
     positions: int
     reused: int
     left: int
-    draw: Draw
+    draw: Sampler
     logits_V: Tensor
 
 
@@ -66,29 +66,29 @@ class Pasts:
         self._kept: OrderedDict[int, tuple[list[Hashable], KeysValues]] = OrderedDict()
         self._next = 0
 
-    def shared(self, marks: Sequence[Hashable]) -> tuple[int, KeysValues]:
+    def shared(self, keys: Sequence[Hashable]) -> tuple[int, KeysValues]:
         """The longest beginning of a prompt that is known, and its keys and values; the last position never is."""
         best, place = 0, -1
         for key, (known, _) in self._kept.items():
-            both = enumerate(zip(known, marks, strict=False))
-            same = next((at for at, (ours, theirs) in both if ours != theirs), min(len(known), len(marks)))
+            both = enumerate(zip(known, keys, strict=False))
+            same = next((at for at, (ours, theirs) in both if ours != theirs), min(len(known), len(keys)))
             best, place = max((best, place), (same, key))
-        best = min(best, len(marks) - 1)
+        best = min(best, len(keys) - 1)
         if best < WORTH:
             return 0, []
         self._kept.move_to_end(place)
         return best, [(keys[..., :best, :], values[..., :best, :]) for keys, values in self._kept[place][1]]
 
-    def keep(self, marks: Sequence[Hashable], read: KeysValues) -> None:
+    def keep(self, keys: Sequence[Hashable], read: KeysValues) -> None:
         """Keeps one talk, in place of what it began with, unless it is known with what followed."""
         for key, (known, _) in list(self._kept.items()):
-            if known[: len(marks)] == [*marks]:
+            if known[: len(keys)] == [*keys]:
                 self._kept.move_to_end(key)
                 return
-            if known == [*marks[: len(known)]]:
+            if known == [*keys[: len(known)]]:
                 self._drop(key)
-        self._kept[self._next] = ([*marks], read)
-        self._next, self.positions = self._next + 1, self.positions + len(marks)
+        self._kept[self._next] = ([*keys], read)
+        self._next, self.positions = self._next + 1, self.positions + len(keys)
         while len(self._kept) > 1 and self._size() > self.room:
             self._drop(next(iter(self._kept)))
 
@@ -102,7 +102,7 @@ class Pasts:
 
 
 @dataclass
-class Batch:
+class ContinuousBatch:
     """The talks that are being answered. For one thread at a time.
 
     Attributes:
@@ -115,42 +115,42 @@ class Batch:
     llm: FrozenLM
     size: int
     pasts: Pasts = field(default_factory=Pasts)
-    seats: list[Seat] = field(default_factory=list)
+    requests: list[ActiveRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.size = self.size if self.llm.keeps_every_position else 1
         self._cache = DynamicCache(config=self.llm.model.config)
         self._mask_BT = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)
-        self._stay: Stay | None = None  # of a talk that is alone
+        self._stay: StaticDecode | None = None  # of a talk that is alone
 
     @torch.no_grad()
-    def join(self, prompt: Marked, how: Decoding) -> Seat:
+    def join(self, prompt: PromptEmbeds, how: GenerationSettings) -> ActiveRequest:
         """Reads a prompt and gives it a seat."""
-        assert len(self.seats) < self.size, "the batch is full"
+        assert len(self.requests) < self.size, "the batch is full"
         self._settle()
-        marks: list[Hashable] = list(prompt.marks)
-        keep, known = self.pasts.shared(marks) if self.llm.keeps_every_position else (0, [])
+        keys: list[Hashable] = list(prompt.keys)
+        keep, known = self.pasts.shared(keys) if self.llm.keeps_every_position else (0, [])
         read = self.llm.prefill([prompt.embeds_TD[keep:]], _prefilled(self.llm, keep, known))
-        draw = Draw(how, self.llm.device)
-        seat = Seat(marks, len(marks), keep, how.max_new_tokens, draw, read.logits_BV[0])
-        if self.seats:
+        draw = Sampler(how, self.llm.device)
+        request = ActiveRequest(keys, len(keys), keep, how.max_new_tokens, draw, read.logits_BV[0])
+        if self.requests:
             self._add(read)
         else:
             self._cache, self._mask_BT = read.cache, read.mask_BT
-        self.seats.append(seat)
-        return seat
+        self.requests.append(request)
+        return request
 
     @torch.no_grad()
-    def step(self) -> list[tuple[Seat, int | None]]:
+    def step(self) -> list[tuple[ActiveRequest, int | None]]:
         """Draws the next token of every talk; None, and for talks of full length the last token, end the talk."""
-        told: list[tuple[Seat, int | None]] = []
+        told: list[tuple[ActiveRequest, int | None]] = []
         going, ids = [], []
-        for seat, token in zip(self.seats, self._drawn(), strict=True):
-            seat.left -= 1
+        for request, token in zip(self.requests, self._drawn(), strict=True):
+            request.left -= 1
             ended = token in self.llm.stops
-            told.append((seat, None if ended else token))
-            if not ended and seat.left:
-                going.append(seat)
+            told.append((request, None if ended else token))
+            if not ended and request.left:
+                going.append(request)
                 ids.append(token)
         self._keep_only(going)
         if going:
@@ -159,22 +159,22 @@ class Batch:
 
     def _drawn(self) -> list[int]:
         """The next token of each: all likeliest ones at once, for each look at a number waits for the device."""
-        if not self.seats:
+        if not self.requests:
             return []
-        likeliest: list[int] = torch.stack([seat.logits_V for seat in self.seats]).argmax(-1).tolist()
+        likeliest: list[int] = torch.stack([request.logits_V for request in self.requests]).argmax(-1).tolist()
         return [
-            token if seat.draw.greedy else int(seat.draw(seat.logits_V[None])[0])
-            for seat, token in zip(self.seats, likeliest, strict=True)
+            token if request.draw.greedy else int(request.draw(request.logits_V[None])[0])
+            for request, token in zip(self.requests, likeliest, strict=True)
         ]
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, request: ActiveRequest) -> None:
         """Takes a talk out before its reply has ended; nothing happens where it has left already."""
-        if seat in self.seats:
-            self._keep_only([one for one in self.seats if one is not seat])
+        if request in self.requests:
+            self._keep_only([one for one in self.requests if one is not request])
 
     def clear(self) -> None:
         """Forgets the talks that are being answered."""
-        self.seats = []
+        self.requests = []
         self._cache = DynamicCache(config=self.llm.model.config)
         self._stay = None
 
@@ -182,13 +182,13 @@ class Batch:
         ids_B = torch.tensor(ids, device=self.llm.device)
         alone = len(ids) == 1 and self.llm.captured is not None
         logits_BV = self._captured(ids_B) if alone else self._together(ids_B)
-        for seat, token, logits_V in zip(self.seats, ids, logits_BV, strict=True):
-            seat.marks.append(token)
-            seat.logits_V = logits_V
+        for request, token, logits_V in zip(self.requests, ids, logits_BV, strict=True):
+            request.keys.append(token)
+            request.logits_V = logits_V
 
     def _together(self, ids_B: Tensor) -> Tensor:
         self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._mask_BT[:, :1])], dim=1)
-        padded = any(len(seat.marks) + 1 < self._mask_BT.shape[1] for seat in self.seats)
+        padded = any(len(request.keys) + 1 < self._mask_BT.shape[1] for request in self.requests)
         mask = self._mask_BT if padded else None
         logits_BV: Tensor = self.llm(self.llm.embed(ids_B[:, None]), mask, cache=self._cache)[:, -1]
         return logits_BV
@@ -197,7 +197,7 @@ class Batch:
         """A talk alone: its keys and values are in a room of their own until others come or it ends."""
         assert self.llm.captured is not None
         if self._stay is None:
-            self._stay = Stay(self.llm.captured, self._cache, self._mask_BT, self.seats[0].left)
+            self._stay = StaticDecode(self.llm.captured, self._cache, self._mask_BT, self.requests[0].left)
         return self._stay.step(ids_B).clone()  # the next step writes over what a graph gave
 
     def _settle(self) -> None:
@@ -217,21 +217,21 @@ class Batch:
         masks = [_padded(mask_BT[..., None], most)[..., 0] for mask_BT in (self._mask_BT, read.mask_BT)]
         self._mask_BT = torch.cat(masks)
 
-    def _keep_only(self, going: Sequence[Seat]) -> None:
+    def _keep_only(self, going: Sequence[ActiveRequest]) -> None:
         """Removes the other rows, whose keys and values are kept for later, and padding that nobody needs."""
-        if len(going) == len(self.seats):
+        if len(going) == len(self.requests):
             return
         self._settle()
-        for row, seat in enumerate(self.seats):
-            if seat not in going and self.llm.keeps_every_position:
-                length = len(seat.marks)
+        for row, request in enumerate(self.requests):
+            if request not in going and self.llm.keeps_every_position:
+                length = len(request.keys)
                 read = [
                     (keys[row : row + 1, :, -length:].clone(), values[row : row + 1, :, -length:].clone())
                     for keys, values in _layers(self._cache)
                 ]
-                self.pasts.keep(seat.marks, read)
-        rows = [row for row, seat in enumerate(self.seats) if seat in going]
-        self.seats = list(going)
+                self.pasts.keep(request.keys, read)
+        rows = [row for row, request in enumerate(self.requests) if request in going]
+        self.requests = list(going)
         if not going:
             self.clear()
             return

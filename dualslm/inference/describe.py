@@ -16,19 +16,19 @@ from dualslm.conversation import Conversation, Speech, View
 from dualslm.data.tasks import TASKS
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import caption
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 
 if TYPE_CHECKING:
-    from dualslm.inference.audio_cache import Ears
+    from dualslm.inference.audio_cache import AudioCache
 
 P, L = View("speech", "none"), View("none", "speech")
-LONGEST = Decoding(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
-SENTENCE = Decoding(max_new_tokens=40)  # tokens of an answer about the voice
+LONGEST = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
+SENTENCE = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """One question about a voice.
 
     Attributes:
@@ -61,12 +61,12 @@ class Questions:
     """
 
     words: str
-    attributes: Mapping[str, Asked]
+    attributes: Mapping[str, Question]
     caption: Callable[[Mapping[str, str]], str | None]
 
 
 @dataclass(frozen=True)
-class Heard:
+class Description:
     """What was heard of a recording.
 
     Attributes:
@@ -82,29 +82,29 @@ class Heard:
     answers: Mapping[str, str]
 
 
-def ask(ears: Ears, speech: Speech, questions: Questions) -> Heard:
+def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> Description:
     """Asks the frozen LLM for the words and for each attribute of a recording.
 
     Raises:
         DualSLMError: a recording that cannot be used.
     """
-    llm, asked = ears.model.llm, questions.attributes
+    llm, asked = audio_cache.model.llm, questions.attributes
     about = [Conversation(one.system).user(speech, *filter(None, [one.question])) for one in asked.values()]
     prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L)]
     prompts += [render(talk, llm.tokenizer, P) for talk in about]
-    rows = [row.embeds_TD for row in ears.rows(prompts)]
+    rows = [row.embeds_TD for row in audio_cache.rows(prompts)]
     (words,) = llm.answer(rows[:1], LONGEST)
     answers = llm.answer(rows[1:], SENTENCE)
     found = {name: one.value(text) for (name, one), text in zip(asked.items(), answers, strict=True)}
     known = {name: value for name, value in found.items() if value is not None}
-    return Heard(words.strip(), found, questions.caption(known), dict(zip(asked, answers, strict=True)))
+    return Description(words.strip(), found, questions.caption(known), dict(zip(asked, answers, strict=True)))
 
 
 def _asked() -> Questions:
     about = {}
     for name, one in ATTRIBUTES.items():
         choices = ", ".join(one.values[:-1]) + " or " + one.values[-1]
-        about[name] = Asked(one.prompts[0].format(choices=choices), one.values, spellings=one.spellings)
+        about[name] = Question(one.prompts[0].format(choices=choices), one.values, spellings=one.spellings)
     return Questions(TASKS["asr"].prompts[0], about, caption)
 
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.inference.audio_cache import Marked
-from dualslm.inference.backend import Piece, Reason, UnavailableError, Until
-from dualslm.inference.continuous_batch import ROOM, Batch, Pasts, Seat
-from dualslm.model.generation import Decoding, Pieces
+from dualslm.inference.audio_cache import PromptEmbeds
+from dualslm.inference.backend import Piece, Reason, StopStrings, UnavailableError
+from dualslm.inference.continuous_batch import ROOM, ActiveRequest, ContinuousBatch, Pasts
+from dualslm.model.generation import GenerationSettings, TextStreamer
 from dualslm.model.llm import FrozenLM
 
 AT_ONCE = 4  # talks that join between two steps: more would keep those in the batch waiting
@@ -25,13 +25,13 @@ AT_ONCE = 4  # talks that join between two steps: more would keep those in the b
 class _Job:
     """A request on its way through the thread."""
 
-    prompt: Marked
-    how: Decoding
-    pieces: Pieces
-    until: Until
+    prompt: PromptEmbeds
+    how: GenerationSettings
+    pieces: TextStreamer
+    until: StopStrings
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
-    seat: Seat | None = None
+    request: ActiveRequest | None = None
     left: bool = False
     tokens: int = 0
 
@@ -42,17 +42,17 @@ class _Job:
 
     def drawn(self, token: int | None) -> bool:
         """Tells of the next token, None for the reply's own end; whether the reply goes on."""
-        assert self.seat is not None
+        assert self.request is not None
         self.tokens += token is not None
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
-        reason: Reason | None = None if self.seat.left else "length"
+        reason: Reason | None = None if self.request.left else "length"
         reason = "stop" if token is None or self.until.met else reason
         if reason is not None:
             text += self.until.add(self.pieces.rest()) if not self.until.met else ""
             text += self.until.rest()
             reason = "stop" if self.until.met else reason
         if text or reason:
-            self.tell(Piece(text, self.tokens, self.seat.reused, reason))
+            self.tell(Piece(text, self.tokens, self.request.reused, reason))
         return reason is None
 
 
@@ -66,9 +66,9 @@ class InProcess:
     """
 
     def __init__(self, llm: FrozenLM, size: int = 32, room: int = ROOM) -> None:
-        self.llm, self.batch = llm, Batch(llm, size, Pasts(room))
+        self.llm, self.batch = llm, ContinuousBatch(llm, size, Pasts(room))
         self._waiting: deque[_Job] = deque()
-        self._jobs: dict[Seat, _Job] = {}
+        self._jobs: dict[ActiveRequest, _Job] = {}
         self._changed, self._closed = Condition(), False
         self._thread = Thread(target=self._run, name="llm", daemon=True)
         self._thread.start()
@@ -78,9 +78,11 @@ class InProcess:
         """What the LLM was made for."""
         return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
 
-    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+    async def stream(
+        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`."""
-        job = _Job(prompt, how, Pieces(self.llm.tokenizer), Until(stop), asyncio.get_running_loop())
+        job = _Job(prompt, how, TextStreamer(self.llm.tokenizer), StopStrings(stop), asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise UnavailableError("the server stops", got="a new request", do="ask again in a moment")
@@ -100,7 +102,7 @@ class InProcess:
     def state(self) -> Mapping[str, float]:
         """See `Backend.state`."""
         return {
-            "batch_talks": len(self.batch.seats),
+            "batch_talks": len(self.batch.requests),
             "batch_waiting": len(self._waiting),
             "kept_positions": self.batch.pasts.positions,
         }
@@ -119,7 +121,7 @@ class InProcess:
             try:
                 self._leave()
                 for _ in range(AT_ONCE):
-                    if self._waiting and len(self.batch.seats) < self.batch.size:
+                    if self._waiting and len(self.batch.requests) < self.batch.size:
                         self._join(self._waiting.popleft())
                 self._step()
             except Exception as error:  # out of memory, for one: these talks end, later ones may fit
@@ -132,26 +134,26 @@ class InProcess:
             return bool(self._waiting or self._jobs)
 
     def _leave(self) -> None:
-        for seat, job in list(self._jobs.items()):
+        for request, job in list(self._jobs.items()):
             if job.left:
-                self.batch.leave(seat)
-                del self._jobs[seat]
+                self.batch.leave(request)
+                del self._jobs[request]
 
     def _join(self, job: _Job) -> None:
         if job.left:
             return
         try:
-            job.seat = self.batch.join(job.prompt, job.how)
+            job.request = self.batch.join(job.prompt, job.how)
         except Exception as error:
             job.tell(_gave_up(error))
         else:
-            self._jobs[job.seat] = job
+            self._jobs[job.request] = job
 
     def _step(self) -> None:
-        for seat, token in self.batch.step() if self._jobs else []:
-            if not self._jobs[seat].drawn(token):
-                self.batch.leave(seat)
-                del self._jobs[seat]
+        for request, token in self.batch.step() if self._jobs else []:
+            if not self._jobs[request].drawn(token):
+                self.batch.leave(request)
+                del self._jobs[request]
 
     def _end_all(self, error: Exception) -> None:
         for job in self._jobs.values():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dualslm.model.generation import GREEDY, Decoding
+from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.model.llm import FrozenLM, Prefilled
 
 
@@ -34,39 +34,39 @@ class Memory:
 
     def __init__(self, llm: FrozenLM) -> None:
         self.llm = llm
-        self.marks: list[Hashable] = []
+        self.keys: list[Hashable] = []
         self._cache: DynamicCache | None = None
 
-    def shares(self, marks: Sequence[Hashable]) -> int:
+    def shares(self, keys: Sequence[Hashable]) -> int:
         """How many first positions of a prompt have been read already."""
         if not self.llm.keeps_every_position:
             return 0
         known = self._known()
-        both = zip(self.marks[:known], marks, strict=False)
-        return next((place for place, (ours, theirs) in enumerate(both) if ours != theirs), min(known, len(marks)))
+        both = zip(self.keys[:known], keys, strict=False)
+        return next((place for place, (ours, theirs) in enumerate(both) if ours != theirs), min(known, len(keys)))
 
-    def read(self, embeds_TD: Tensor, marks: Sequence[Hashable]) -> Prefilled:
+    def read(self, embeds_TD: Tensor, keys: Sequence[Hashable]) -> Prefilled:
         """Reads a prompt, as far as it is new; its last position always is, for the sake of its logits."""
-        assert len(embeds_TD) == len(marks), (len(embeds_TD), len(marks))
-        keep = min(self.shares(marks), len(marks) - 1)
+        assert len(embeds_TD) == len(keys), (len(embeds_TD), len(keys))
+        keep = min(self.shares(keys), len(keys) - 1)
         before = self._cut(keep)
-        self.marks, self._cache = list(marks), before.cache if before else None
+        self.keys, self._cache = list(keys), before.cache if before else None
         read = self.llm.prefill([embeds_TD[keep:]], before)
         self._cache = read.cache
         return read
 
-    def decode(self, read: Prefilled, how: Decoding = GREEDY) -> Iterator[int]:
+    def decode(self, read: Prefilled, how: GenerationSettings = GREEDY) -> Iterator[int]:
         """Yields the tokens of a reply and remembers them; may be left at any time."""
         for (token,) in self.llm.decode(read, how):
             if token is not None:
-                self.marks.append(token)
+                self.keys.append(token)
                 yield token
 
     def _known(self) -> int:
         """Positions whose keys all layers hold: a token is drawn before it is read, and reading can be broken off."""
         if self._cache is None or not all(layer.is_initialized for layer in self._cache.layers):
             return 0
-        return min(len(self.marks), *(int(layer.get_seq_length()) for layer in self._cache.layers))
+        return min(len(self.keys), *(int(layer.get_seq_length()) for layer in self._cache.layers))
 
     def _cut(self, keep: int) -> Prefilled | None:
         """The cache of the first positions alone."""

@@ -1,6 +1,6 @@
 """A running talk: spoken or typed turns in, a reply in pieces out; used by chat and by serve (ours).
 
-Only what is new is encoded and read: a recording's embeddings are kept (`Ears`), and so are the keys and values of
+Only what is new is encoded and read: a recording's embeddings are kept (`AudioCache`), and so are the keys and values of
 what the LLM has read (`Memory`). The history is data, not state: `answer` takes any `Conversation`, so that a server
 without state reuses as much as a terminal does, and the reply is the one that `DualSLM.reply` gives.
 
@@ -19,11 +19,11 @@ import torch
 
 from dualslm.conversation import Conversation, Part, Speech, Turn, View
 from dualslm.errors import DualSLMError
-from dualslm.inference.audio_cache import Ears
-from dualslm.inference.describe import ASKED, Heard, Questions, ask
+from dualslm.inference.audio_cache import AudioCache
+from dualslm.inference.describe import ASKED, Description, Questions, describe
 from dualslm.inference.prefix_cache import Memory
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import GREEDY, Decoding, Pieces
+from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, render
 
@@ -104,19 +104,19 @@ class Session:
         *,
         view: View = NORMAL,
         past: View | None = None,
-        how: Decoding = GREEDY,
+        how: GenerationSettings = GREEDY,
         context: int | None = None,
         questions: Questions = ASKED,
-        ears: Ears | None = None,
+        audio_cache: AudioCache | None = None,
     ) -> None:
         self.model, self.talk = model, talk if talk is not None else Conversation()
         self.view, self.past, self.how, self.questions = view, past, how, questions
         self.context = context_of(model.llm, context)
-        self.ears = ears if ears is not None else Ears(model)
+        self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
         self.memory = Memory(model.llm)
         self.record: list[Exchange] = []
         self.times: Times | None = None
-        self._heard: dict[str, Heard] = {}
+        self._heard: dict[str, Description] = {}
 
     # ------------------------------------------------------------------ a talk
 
@@ -165,20 +165,20 @@ class Session:
         del turns[place:]
         return taken
 
-    def heard(self, speech: Speech) -> Heard:
+    def heard(self, speech: Speech) -> Description:
         """What was heard of a recording: the words through L alone, the attributes through P alone; asked once.
 
         Raises:
             DualSLMError: a recording that cannot be used.
         """
-        digest = self.ears.digest(speech)
+        digest = self.audio_cache.digest(speech)
         if digest not in self._heard:
-            self._heard[digest] = ask(self.ears, replace(speech, tone=None), self.questions)
+            self._heard[digest] = describe(self.audio_cache, replace(speech, tone=None), self.questions)
         return self._heard[digest]
 
     # ------------------------------------------------------------------ any talk
 
-    def answer(self, talk: Conversation, *, how: Decoding | None = None) -> Generator[str]:
+    def answer(self, talk: Conversation, *, how: GenerationSettings | None = None) -> Generator[str]:
         """Yields the reply to a talk in pieces and leaves the talk as it is; joined they are the whole reply.
 
         What this session has read before is reused as far as the talk begins alike.
@@ -189,13 +189,13 @@ class Session:
         """
         began, how = time.perf_counter(), how or self.how
         prompt, left_out = self._fitted(talk, how)
-        (row,) = self.ears.rows([prompt])
+        (row,) = self.audio_cache.rows([prompt])
         encoded = self._now()
-        positions, reused = len(row.marks), min(self.memory.shares(row.marks), len(row.marks) - 1)
-        read = self.memory.read(row.embeds_TD, row.marks)
+        positions, reused = len(row.keys), min(self.memory.shares(row.keys), len(row.keys) - 1)
+        read = self.memory.read(row.embeds_TD, row.keys)
         prefilled = self._now()
         room = how.max_new_tokens if self.context is None else self.context - positions
-        pieces, first, tokens = Pieces(self.model.llm.tokenizer), prefilled, 0
+        pieces, first, tokens = TextStreamer(self.model.llm.tokenizer), prefilled, 0
         for token in self.memory.decode(read, replace(how, max_new_tokens=min(how.max_new_tokens, room))):
             now, tokens = time.perf_counter(), tokens + 1
             first = now if tokens == 1 else first
@@ -206,8 +206,8 @@ class Session:
         if rest := pieces.rest():
             yield rest
 
-    def _fitted(self, talk: Conversation, how: Decoding) -> tuple[Prompt, int]:
-        return fitted(talk, self._prompt, self.ears.length, self.context, how.max_new_tokens)
+    def _fitted(self, talk: Conversation, how: GenerationSettings) -> tuple[Prompt, int]:
+        return fitted(talk, self._prompt, self.audio_cache.length, self.context, how.max_new_tokens)
 
     def _prompt(self, talk: Conversation) -> Prompt:
         past = self.past or self.view

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from dualslm.errors import DualSLMError
-from dualslm.inference.audio_cache import Marked
+from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import Piece, Reason, UnavailableError
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 
 CONNECT = 10.0  # s
 SILENCE = 300.0  # s without a byte
@@ -55,7 +55,9 @@ class VLLM:
         """The server's --max-model-len."""
         return self._context
 
-    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+    async def stream(
+        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`; leaving it closes the connection, on which vLLM stops."""
         body = self._body(prompt, how, stop)
         tokens, reason, told = 0, None, False
@@ -85,14 +87,14 @@ class VLLM:
         """See `Backend.close`."""
         await self.web.aclose()
 
-    def _body(self, prompt: Marked, how: Decoding, stop: Sequence[str]) -> dict[str, Any]:
+    def _body(self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "max_tokens": how.max_new_tokens, "temperature": how.temperature}
         body |= {"top_p": how.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if how.seed is not None:
             body["seed"] = how.seed
-        if all(isinstance(mark, int) for mark in prompt.marks):
-            return body | {"prompt": [*prompt.marks]}
+        if all(isinstance(mark, int) for mark in prompt.keys):
+            return body | {"prompt": [*prompt.keys]}
         return body | {"prompt_embeds": packed(prompt.embeds_TD)}
 
     async def _refused(self, answer: httpx2.Response) -> None:

@@ -64,7 +64,7 @@ class ParalinguisticAdapter(nn.Module):
         layer: which of the encoder's layers is read, counted from the convolutions as 0; the last one, as in the
             paper, unless given.
         mix: n reads a learned mix of n layers instead.
-        standardise: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
+        standardize: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
         deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
         scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
 
@@ -87,7 +87,7 @@ class ParalinguisticAdapter(nn.Module):
         feedforward: int | None = None,
         layer: int | None = None,
         mix: int = 0,
-        standardise: bool = False,
+        standardize: bool = False,
         deviations: bool = False,
         scale: float = 1.0,
     ) -> None:
@@ -100,8 +100,8 @@ class ParalinguisticAdapter(nn.Module):
             )
         self.tokens, self.layer, self.deviations = tokens, layer, deviations
         self.mix = nn.Parameter(torch.zeros(mix)) if mix else None
-        self.standardise = standardise
-        if standardise:
+        self.standardize = standardize
+        if standardize:
             self.register_buffer("centre_NS", torch.zeros(mix or 1, d_speech))
             self.register_buffer("spread_NS", torch.ones(mix or 1, d_speech))
         self.layers = nn.ModuleList(
@@ -159,7 +159,7 @@ class ParalinguisticAdapter(nn.Module):
     def _read(self, layers_NBTS: Tensor) -> Tensor:
         """One layer, or the learned mix: layers differ in scale, so each is normalised first."""
         x_NBTS = self._chosen(layers_NBTS).float()
-        if self.standardise:
+        if self.standardize:
             x_NBTS = (x_NBTS - self.centre_NS[:, None, None]) / self.spread_NS[:, None, None]
         elif self.mix is not None or self.layer is not None:
             x_NBTS = F.layer_norm(x_NBTS, x_NBTS.shape[-1:])

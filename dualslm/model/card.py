@@ -33,7 +33,7 @@ def modelcard(card: Card, repo: str = "this repository") -> str:
         "recipe": _recipe(card.recipe),
         "licence": f"The adapters: {card.license or 'their licence is ' + NOT_STATED}.",
     }
-    for name in ("llm", "encoder", "llm_revision", "encoder_revision", "llm_print", "encoder_print"):
+    for name in ("llm", "encoder", "llm_revision", "encoder_revision", "llm_fingerprint", "encoder_fingerprint"):
         words[name] = getattr(card, name) or NOT_STATED
     return _front(card) + Template(TEMPLATE.read_text(encoding="utf-8")).substitute(words)
 

@@ -29,6 +29,7 @@ from dualslm.recipe import RUN_RECIPE
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
+RENAMED = {"encoder_print": "encoder_fingerprint", "llm_print": "llm_fingerprint"}  # read for one more version
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Card:
         llm: hub id or folder of the frozen LLM.
         encoder_revision: the hub revision of the encoder.
         llm_revision: the hub revision of the LLM.
-        encoder_print: `fingerprint` of the encoder's weights.
-        llm_print: `fingerprint` of the LLM's weights.
+        encoder_fingerprint: `fingerprint` of the encoder's weights.
+        llm_fingerprint: `fingerprint` of the LLM's weights.
         paralinguistic: arguments of `ParalinguisticAdapter`.
         linguistic: arguments of `LinguisticAdapter`.
         recipe: the recipe it was trained by.
@@ -54,8 +55,8 @@ class Card:
     llm: str
     encoder_revision: str | None = None
     llm_revision: str | None = None
-    encoder_print: str = ""
-    llm_print: str = ""
+    encoder_fingerprint: str = ""
+    llm_fingerprint: str = ""
     paralinguistic: Mapping[str, Any] = field(default_factory=dict)
     linguistic: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +116,9 @@ def read_card(folder: Path) -> Card:
     """
     try:
         values = json.loads((folder / CARD).read_text())
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
+        if "standardise" in values.get("paralinguistic", {}):
+            values["paralinguistic"]["standardize"] = values["paralinguistic"].pop("standardise")
         kind, known = values.pop("model_type", None), {entry.name for entry in fields(Card)}
         if kind != "dualslm" or values.get("format") != FORMAT or not values.keys() <= known:
             found = f"model_type {kind!r}, format {values.get('format')}, {sorted(values.keys() - known)[:3]}"
@@ -154,7 +158,7 @@ def fingerprint(module: nn.Module) -> str:
     """A quick identity of frozen weights: their names and shapes, and the ends of each, rounded to bfloat16.
 
     Rounding makes it the same whichever dtype they were loaded in. 256 values at either end of each tensor
-    tell models apart in milliseconds, where hashing 15 GB would take half a minute. A quantised LLM has none ("").
+    tell models apart in milliseconds, where hashing 15 GB would take half a minute. A quantized LLM has none ("").
     """
     if (identity := getattr(module, "identity", None)) is not None:
         return str(identity)
@@ -167,7 +171,7 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_print(module: nn.Module, expected: str, *, part: str, name: str) -> None:
+def check_fingerprint(module: nn.Module, expected: str, *, part: str, name: str) -> None:
     """Refuses frozen parts other than the adapters were trained with.
 
     Raises:

@@ -27,7 +27,7 @@ Step: TypeAlias = Callable[[Tensor], Tensor]
 """The tokens (B,) that were drawn → logits (B, V) for the next ones."""
 
 
-class Captured:
+class GraphDecoder:
     """Captured steps of one LLM. A room is one talk's at a time, and the next one's when it is left.
 
     Args:
@@ -49,7 +49,7 @@ class Captured:
             mask_BT: 1 where a prompt has a token, 0 where it is padded on the left.
             most: tokens that are decoded at most.
         """
-        stay = Stay(self, cache, mask_BT, most)
+        stay = StaticDecode(self, cache, mask_BT, most)
         try:
             yield stay.step
         finally:
@@ -65,16 +65,16 @@ class Captured:
         self.free = [*self.free, ((batch, size), room)][-KEPT:]
 
 
-class Stay:
+class StaticDecode:
     """Some talks in a room, and in a larger one when that is full; until they leave it, the cache stays as it was.
 
-    Args: see `Captured.steps`.
+    Args: see `GraphDecoder.steps`.
 
     Attributes:
         mask_BT: 1 where the cache has a token of a prompt.
     """
 
-    def __init__(self, captured: Captured, cache: DynamicCache, mask_BT: Tensor, most: int) -> None:
+    def __init__(self, captured: GraphDecoder, cache: DynamicCache, mask_BT: Tensor, most: int) -> None:
         self.captured, self.cache, self.mask_BT, self.ahead = captured, cache, mask_BT, min(most, AHEAD)
         self.place_B1 = mask_BT.sum(1, keepdim=True)
         self.room: StaticCache | None = None

@@ -28,14 +28,14 @@ from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
 from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
 from dualslm.model.checkpoint import Card
-from dualslm.model.embedding_only import table_only
+from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
-from dualslm.model.generation import GREEDY, Decoding, Pieces
+from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.inputs import Hear, rows
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import WORTH, Loss, next_token_loss
 from dualslm.prompt import Prompt, Slot, render
-from dualslm.recipe import Quantise
+from dualslm.recipe import Quantize
 
 Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
 
@@ -138,7 +138,9 @@ class DualSLM(nn.Module):
 
     # ------------------------------------------------------------------ answering
 
-    def reply(self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY) -> str:
+    def reply(
+        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: GenerationSettings = GREEDY
+    ) -> str:
         """What the LLM answers to a recording or a talk.
 
         Args:
@@ -150,26 +152,33 @@ class DualSLM(nn.Module):
         return self.replies([said], view=view, system=system, how=how)[0]
 
     def replies(
-        self, said: Sequence[Said], *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY
+        self,
+        said: Sequence[Said],
+        *,
+        view: View | str = NORMAL,
+        system: str | None = None,
+        how: GenerationSettings = GREEDY,
     ) -> list[str]:
         """`reply` for many at once; the company in the batch does not change a reply."""
         talks = [self.as_talk(one, system) for one in said]
         prompts = [render(talk, self.llm.tokenizer, view) for talk in talks]
         return self.answer(prompts, how=how)
 
-    def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
+    def answer(
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: GenerationSettings = GREEDY
+    ) -> list[str]:
         """Replies to rendered prompts, for example with cached frames."""
         with torch.no_grad():
             return self.llm.answer(self.embed(prompts, hear), how)
 
     def stream(
-        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: Decoding = GREEDY
+        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: GenerationSettings = GREEDY
     ) -> Iterator[str]:
         """The reply in pieces as they come; joined they equal `reply`. No piece splits a character."""
         prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        pieces = Pieces(self.llm.tokenizer)
+        pieces = TextStreamer(self.llm.tokenizer)
         for (token,) in self.llm.decode(read, how):
             if token is not None and (piece := pieces.add(token)):
                 yield piece
@@ -192,7 +201,7 @@ class DualSLM(nn.Module):
         *,
         paralinguistic: Mapping[str, Any] | None = None,
         linguistic: Mapping[str, Any] | None = None,
-        quantise: Quantise | None = None,
+        quantize: Quantize | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
     ) -> DualSLM:
@@ -203,14 +212,14 @@ class DualSLM(nn.Module):
             llm: hub id or folder of a causal LM.
             paralinguistic: arguments of `ParalinguisticAdapter`.
             linguistic: arguments of `LinguisticAdapter`.
-            quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
+            quantize: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
         """
         where, trunk = place(device, dtype)
         return cls(
             SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
-            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantise=quantise),
+            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantize=quantize),
             paralinguistic=paralinguistic,
             linguistic=linguistic,
         )
@@ -223,7 +232,7 @@ class DualSLM(nn.Module):
         revision: str | None = None,
         encoder: str | None = None,
         llm: str | None = None,
-        quantise: Quantise | None = None,
+        quantize: Quantize | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
         capture: bool = False,
@@ -236,7 +245,7 @@ class DualSLM(nn.Module):
             revision: of the adapters on the hub.
             encoder: another place of the same encoder, for example a local copy.
             llm: another place of the same LLM.
-            quantise: load the LLM's layers in fewer bits, "int8" or "nf4".
+            quantize: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
             capture: decode with captured steps: quicker tokens on a GPU, after a slow start; for servers.
@@ -254,13 +263,13 @@ class DualSLM(nn.Module):
             dtype=trunk,
             device=where,
         )
-        checkpoint.check_print(ears, card.encoder_print, part="encoder", name=ears.name)
+        checkpoint.check_fingerprint(ears, card.encoder_fingerprint, part="encoder", name=ears.name)
         named, pinned = llm or card.llm, None if llm else card.llm_revision
         if answers:
-            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantise=quantise)
+            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantize=quantize)
         else:
-            mind = table_only(named, revision=pinned, dtype=trunk, device=where)
-        checkpoint.check_print(mind, card.llm_print, part="LLM", name=mind.name)
+            mind = embedding_only(named, revision=pinned, dtype=trunk, device=where)
+        checkpoint.check_fingerprint(mind, card.llm_fingerprint, part="LLM", name=mind.name)
         model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
@@ -281,8 +290,8 @@ class DualSLM(nn.Module):
         """
         folder = checkpoint.find(name, revision=revision)
         card = checkpoint.read_card(folder)
-        checkpoint.check_print(self.encoder, card.encoder_print, part="encoder", name=self.encoder.name)
-        checkpoint.check_print(self.llm, card.llm_print, part="LLM", name=self.llm.name)
+        checkpoint.check_fingerprint(self.encoder, card.encoder_fingerprint, part="encoder", name=self.encoder.name)
+        checkpoint.check_fingerprint(self.llm, card.llm_fingerprint, part="LLM", name=self.llm.name)
         theirs = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
         if other := [line for part, own in self.settings.items() for line in _differences(part, theirs[part], own)]:
             do = "write their values in the recipe, or begin from fresh ones"
@@ -306,8 +315,8 @@ class DualSLM(nn.Module):
             llm=self.llm.name,
             encoder_revision=self.encoder.revision,
             llm_revision=self.llm.revision,
-            encoder_print=checkpoint.fingerprint(self.encoder),
-            llm_print=checkpoint.fingerprint(self.llm),
+            encoder_fingerprint=checkpoint.fingerprint(self.encoder),
+            llm_fingerprint=checkpoint.fingerprint(self.llm),
             recipe=self.recipe,
             metrics=self.metrics,
             paralinguistic=self.settings["paralinguistic"],

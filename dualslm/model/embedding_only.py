@@ -17,7 +17,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.llm import FrozenLM
 
 
-def table_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
+def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
     """An LLM of which only the tokenizer and the input embeddings are here; it can embed, and nothing more.
 
     The table alone is read from the safetensors file.

@@ -1,6 +1,6 @@
-"""How the frozen LLM's layers are carried out: quantised, checkpointed, compiled, or sharded over processes.
+"""How the frozen LLM's layers are carried out: quantized, checkpointed, compiled, or sharded over processes.
 
-Each is one line of a recipe, and none changes what is learnt beyond rounding (tested); only quantising changes
+Each is one line of a recipe, and none changes what is learnt beyond rounding (tested); only quantizing changes
 the LLM itself. All act on the decoder layers alone: embedding table, norms and output head stay as they are.
 """
 
@@ -18,20 +18,20 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dualslm.errors import DualSLMError
-from dualslm.recipe import Quantise
+from dualslm.recipe import Quantize
 
 
-def quantised(kind: Quantise, device: str, dtype: torch.dtype) -> dict[str, Any]:
+def quantization_of(kind: Quantize, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """What `from_pretrained` needs to load an LLM's layers in fewer bits: "int8" (LLM.int8) or "nf4" (QLoRA's).
 
-    Gradients pass through the quantised layers to the adapters.
+    Gradients pass through the quantized layers to the adapters.
 
     Raises:
         DualSLMError: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise DualSLMError(
-            "cannot quantise the LLM", got="no bitsandbytes", do="pip install 'dualslm[quantised]', or leave it whole"
+            "cannot quantize the LLM", got="no bitsandbytes", do="pip install 'dualslm[quantized]', or leave it whole"
         )
     if kind == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
@@ -40,7 +40,7 @@ def quantised(kind: Quantise, device: str, dtype: torch.dtype) -> dict[str, Any]
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def unpacked(model: nn.Module) -> None:
+def keep_unpacked(model: nn.Module) -> None:
     """Leaves 4-bit weights as they are stored, on CPUs too.
 
     Where a CPU has AVX512-BF16, bitsandbytes (0.50) packs them anew at the first call without a gradient, such as ours
@@ -67,10 +67,10 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def checkpointed(model: nn.Module) -> None:
+def activation_checkpointing(model: nn.Module) -> None:
     """Lets each layer forget its activations and compute them again for the gradient: less memory, more work.
 
-    A layer is called again with the cache it was given, so the cache must not grow: see `Kept`.
+    A layer is called again with the cache it was given, so the cache must not grow: see `ReadOnlyLayer`.
     """
     for layer in decoder_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -102,7 +102,7 @@ def sharded(model: nn.Module) -> None:
     fully_shard(model, ignored_params=set(model.parameters()) - inner)
 
 
-class Kept(DynamicLayer):  # type: ignore[misc]
+class ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of what was read before, which a layer sees and leaves as they are."""
 
     def __init__(self, read: DynamicLayer) -> None:
@@ -117,5 +117,5 @@ class Kept(DynamicLayer):  # type: ignore[misc]
 
 def kept(cache: DynamicCache) -> DynamicCache:
     """The cache as something that is only looked at."""
-    cache.layers = [Kept(layer) for layer in cache.layers]
+    cache.layers = [ReadOnlyLayer(layer) for layer in cache.layers]
     return cache

@@ -21,11 +21,11 @@ from transformers import (
 from dualslm.errors import DualSLMError
 
 COLD = 1e-4  # a temperature below it is as 0: logits that are divided by less overflow
-LOOKED_AT = 16  # tokens, to twice as many, of which `Pieces` makes text at each step
+LOOKED_AT = 16  # tokens, to twice as many, of which `TextStreamer` makes text at each step
 
 
 @dataclass(frozen=True)
-class Decoding:
+class GenerationSettings:
     """How a reply is drawn.
 
     Attributes:
@@ -54,13 +54,13 @@ class Decoding:
         return {key: value for key, value in asdict(self).items() if key != "seed"}
 
 
-GREEDY = Decoding()
+GREEDY = GenerationSettings()
 
 
-class Draw:
+class Sampler:
     """Draws the next token by the decoding settings."""
 
-    def __init__(self, how: Decoding, device: torch.device) -> None:
+    def __init__(self, how: GenerationSettings, device: torch.device) -> None:
         self.greedy = how.temperature < COLD
         self.generator = torch.Generator(device)
         self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
@@ -79,7 +79,7 @@ class Draw:
         return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
 
 
-class Pieces:
+class TextStreamer:
     """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
 
     A tokenizer of single bytes (Llama 2's) writes a run of them as one; where a byte that belongs to no character ends

@@ -24,26 +24,26 @@ Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
 Adapt: TypeAlias = Callable[[Channel, Frames], list[Tensor]]
 Filled: TypeAlias = Mapping[tuple[Channel, int], Tensor]
 
-NO_TARGET = -1  # a position whose token carries no loss
+IGNORE_INDEX = -1  # a position whose token carries no loss
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptEmbeds:
     """One prompt as the LLM reads it.
 
     Attributes:
         embeds_TD: in the LLM's dtype.
-        targets_T: the ids to be learnt at their positions, `NO_TARGET` elsewhere.
+        targets_T: the ids to be learnt at their positions, `IGNORE_INDEX` elsewhere.
         prefix: what its first positions hold, one number each, as far as no gradient and no loss depends on them:
             equal numbers stand for equal embeddings within a batch.
     """
 
     embeds_TD: Tensor
-    targets_T: Tensor
+    labels_T: Tensor
     prefix: tuple[int, ...]
 
 
-def rows(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> list[Row]:
+def rows(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> list[PromptEmbeds]:
     """Fills the slots of some prompts.
 
     Args:
@@ -59,7 +59,7 @@ def rows(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> 
     for prompt in prompts:
         embeds, targets = zip(*_pieces(prompt, filled, texts), strict=True)
         prefix = tuple(_prefix(prompt, filled, names))
-        found.append(Row(torch.cat(embeds), torch.cat(targets).to(llm.device), prefix))
+        found.append(PromptEmbeds(torch.cat(embeds), torch.cat(targets).to(llm.device), prefix))
     return found
 
 
@@ -67,10 +67,10 @@ def _embed_texts(llm: FrozenLM, texts: Sequence[Text]) -> Iterator[tuple[Tensor,
     """All text of a batch in one look-up: embeddings and targets of each, in order."""
     ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long)
     learnt_T = torch.tensor([text.loss for text in texts for _ in text.ids], dtype=torch.bool)
-    targets_T = ids_T.masked_fill(~learnt_T, NO_TARGET)
+    labels_T = ids_T.masked_fill(~learnt_T, IGNORE_INDEX)
     lengths = [len(text.ids) for text in texts]
     embeds_TD = llm.embed(ids_T.to(llm.device))
-    return zip(embeds_TD.split(lengths), targets_T.split(lengths), strict=True)
+    return zip(embeds_TD.split(lengths), labels_T.split(lengths), strict=True)
 
 
 def _fill(prompts: Sequence[Prompt], adapt: Adapt, hear: Hear, device: torch.device) -> Filled:
@@ -99,7 +99,7 @@ def _pieces(prompt: Prompt, filled: Filled, texts: Iterator[tuple[Tensor, Tensor
             yield next(texts)
         else:
             value_TD = filled[segment.channel, id(prompt.clips[segment.clip])]
-            no_target_T = torch.full((len(value_TD),), NO_TARGET)
+            no_target_T = torch.full((len(value_TD),), IGNORE_INDEX)
             yield value_TD.detach() if segment.frozen else value_TD, no_target_T
 
 

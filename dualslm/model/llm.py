@@ -30,11 +30,11 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from dualslm.errors import DualSLMError
-from dualslm.model.cuda_graphs import Captured, Step
-from dualslm.model.execution import quantised, unpacked
-from dualslm.model.generation import GREEDY, Decoding, Draw, text_of
+from dualslm.model.cuda_graphs import GraphDecoder, Step
+from dualslm.model.execution import keep_unpacked, quantization_of
+from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_of
 from dualslm.prompt import Prompt, Text, stop_ids
-from dualslm.recipe import Quantise
+from dualslm.recipe import Quantize
 
 WARM_UP = 3  # captured steps before the first reply: one compiles, one is recorded, one is played
 
@@ -62,7 +62,7 @@ class FrozenLM(nn.Module):
         tokenizer: its tokenizer, whose chat template is used.
         name: the hub id or folder it came from.
         revision: the hub revision it came from.
-        identity: its fingerprint where its weights can no longer tell: quantised ("", unknown) or sharded.
+        identity: its fingerprint where its weights can no longer tell: quantized ("", unknown) or sharded.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FrozenLM(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.revision, self.identity = name, revision, identity
         self.stops = stop_ids(tokenizer) | _configured_stops(model)
-        self.captured: Captured | None = None
+        self.captured: GraphDecoder | None = None
 
     @property
     def width(self) -> int:
@@ -187,9 +187,9 @@ class FrozenLM(nn.Module):
         return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
-    def decode(self, read: Prefilled, how: Decoding = GREEDY) -> Generator[list[int | None]]:
+    def decode(self, read: Prefilled, how: GenerationSettings = GREEDY) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = Draw(how, read.logits_BV.device)
+        draw = Sampler(how, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = [False] * len(logits_BV)
         with self._steps(read, how.max_new_tokens) as step:
@@ -229,7 +229,7 @@ class FrozenLM(nn.Module):
             raise DualSLMError(
                 "this LLM's steps cannot be captured", got="a cache that drops keys", do="leave capture out"
             )
-        self.captured = Captured(self.model)
+        self.captured = GraphDecoder(self.model)
         self._warm_up()
 
     @torch.no_grad()
@@ -240,11 +240,11 @@ class FrozenLM(nn.Module):
             for _ in range(WARM_UP):
                 step(id_B)
 
-    def answer(self, prompts: Sequence[Tensor], how: Decoding = GREEDY) -> list[str]:
+    def answer(self, prompts: Sequence[Tensor], how: GenerationSettings = GREEDY) -> list[str]:
         """Whole replies to prompts of embeddings, each (T, D)."""
         return [text for text, _ in self.replies(prompts, how)]
 
-    def replies(self, prompts: Sequence[Tensor], how: Decoding = GREEDY) -> list[tuple[str, bool]]:
+    def replies(self, prompts: Sequence[Tensor], how: GenerationSettings = GREEDY) -> list[tuple[str, bool]]:
         """Whole replies to prompts of embeddings, each (T, D), and whether each came to its own end."""
         replies: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
@@ -269,14 +269,14 @@ class FrozenLM(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        quantise: Quantise | None = None,
+        quantize: Quantize | None = None,
     ) -> FrozenLM:
         """Loads any causal LM with its tokenizer, from the hub or a folder, its layers in fewer bits if asked.
 
         Raises:
             DualSLMError: nothing there, not a causal LM, or weights that do not match it key for key.
         """
-        bits = quantised(quantise, device, dtype) if quantise else {}
+        bits = quantization_of(quantize, device, dtype) if quantize else {}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 name, revision=revision, dtype=dtype, output_loading_info=True, use_safetensors=True, **bits
@@ -296,8 +296,8 @@ class FrozenLM(nn.Module):
                 got="; ".join(sorted(faults)[:3]) or str(info["mismatched_keys"])[:100],
                 do="use a complete checkpoint of a causal LM",
             )
-        if quantise:
-            unpacked(model)
+        if quantize:
+            keep_unpacked(model)
             return cls(model, tokenizer, name=name, revision=revision, identity="")
         return cls(model.to(device), tokenizer, name=name, revision=revision)
 

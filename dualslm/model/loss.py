@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
 from dualslm.model.execution import kept
-from dualslm.model.inputs import NO_TARGET, Row
+from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM, pad_left
 
 NEVER = 1.0  # a prefix spares less than all work
@@ -43,7 +43,7 @@ class Loss:
         return self.nll_B.sum() / self.tokens_B.sum()
 
 
-def next_token_loss(llm: FrozenLM, rows: Sequence[Row], *, worth: float = WORTH) -> Loss:
+def next_token_loss(llm: FrozenLM, rows: Sequence[PromptEmbeds], *, worth: float = WORTH) -> Loss:
     """The loss of the rows' targets, with logits only where a target is.
 
     Args:
@@ -54,16 +54,16 @@ def next_token_loss(llm: FrozenLM, rows: Sequence[Row], *, worth: float = WORTH)
     Raises:
         DualSLMError: no row has a target.
     """
-    targets_BT, padding_BT = pad_left([row.targets_T for row in rows])
-    targets_BT = targets_BT.masked_fill(padding_BT == 0, NO_TARGET)
-    if not bool((targets_BT != NO_TARGET).any()):
+    labels_BT, padding_BT = pad_left([row.labels_T for row in rows])
+    labels_BT = labels_BT.masked_fill(padding_BT == 0, IGNORE_INDEX)
+    if not bool((labels_BT != IGNORE_INDEX).any()):
         raise DualSLMError("nothing to learn in this batch", got="no target token", do='render with supervise="last"')
     readings, owners = share([row.prefix for row in rows])
     spares = any(readings) and spared(rows, readings) >= worth and llm.keeps_every_position
-    return _after_prefix(llm, rows, readings, owners) if spares else _plain(llm, rows, targets_BT)
+    return _after_prefix(llm, rows, readings, owners) if spares else _plain(llm, rows, labels_BT)
 
 
-def spared(rows: Sequence[Row], readings: Sequence[tuple[int, ...]]) -> float:
+def spared(rows: Sequence[PromptEmbeds], readings: Sequence[tuple[int, ...]]) -> float:
     """The share of a plain step's work that the prefix spares: forward and backward cost about the same."""
     everything = 2 * sum(len(row.embeds_TD) for row in rows)
     return (2 * sum(len(row.prefix) for row in rows) - sum(map(len, readings))) / everything
@@ -80,16 +80,16 @@ def share(prefixes: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], l
     return readings, [places[prefix] for prefix in prefixes]
 
 
-def _plain(llm: FrozenLM, rows: Sequence[Row], targets_BT: Tensor) -> Loss:
+def _plain(llm: FrozenLM, rows: Sequence[PromptEmbeds], labels_BT: Tensor) -> Loss:
     embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in rows])
-    wanted_BT = targets_BT[:, 1:] != NO_TARGET
+    wanted_BT = labels_BT[:, 1:] != IGNORE_INDEX
     keep_BT = F.pad(wanted_BT, (0, 1))
     logits_KV = llm(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=keep_BT)
-    return _loss(logits_KV, targets_BT[:, 1:], wanted_BT)
+    return _loss(logits_KV, labels_BT[:, 1:], wanted_BT)
 
 
 def _after_prefix(
-    llm: FrozenLM, rows: Sequence[Row], readings: Sequence[tuple[int, ...]], owners: Sequence[int]
+    llm: FrozenLM, rows: Sequence[PromptEmbeds], readings: Sequence[tuple[int, ...]], owners: Sequence[int]
 ) -> Loss:
     """Reads every prefix once without gradient, then what follows it in each row."""
     longest = [
@@ -101,12 +101,12 @@ def _after_prefix(
     read.cache.batch_select_indices(owner_B)
     before_BT = _known(read.mask_BT[owner_B], [len(row.prefix) for row in rows])
     embeds_BTD, after_BT = pad_left([row.embeds_TD[len(row.prefix) :] for row in rows])
-    targets_BT, _ = pad_left([row.targets_T[len(row.prefix) :] for row in rows])
-    targets_BT = targets_BT.masked_fill(after_BT == 0, NO_TARGET)
-    wanted_BT = targets_BT[:, 1:] != NO_TARGET
+    labels_BT, _ = pad_left([row.labels_T[len(row.prefix) :] for row in rows])
+    labels_BT = labels_BT.masked_fill(after_BT == 0, IGNORE_INDEX)
+    wanted_BT = labels_BT[:, 1:] != IGNORE_INDEX
     mask_BT = torch.cat([before_BT, after_BT], 1)
     logits_KV = llm(embeds_BTD, mask_BT, keep_BT=F.pad(wanted_BT, (0, 1)), cache=kept(read.cache))
-    return _loss(logits_KV, targets_BT[:, 1:], wanted_BT)
+    return _loss(logits_KV, labels_BT[:, 1:], wanted_BT)
 
 
 def _known(mask_BT: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -23,11 +23,11 @@ from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
 from dualslm.serve.errors import answer_errors, told
 from dualslm.serve.explain_routes import add_inside
-from dualslm.serve.limits import Limits, Meters, Queue, RefusedError, allowed
+from dualslm.serve.limits import Limits, Metrics, Queue, RefusedError, allowed
 from dualslm.serve.middleware import Guard
 from dualslm.serve.openai_schema import ChatRequest, Envelope, ask_of, speech_of, usage
 from dualslm.serve.page import mount
-from dualslm.serve.service import Ask, Front, Read
+from dualslm.serve.service import Ask, Read, Service
 
 T = TypeVar("T")
 LIMITS = Limits()
@@ -35,7 +35,7 @@ Format = Literal["json", "text", "verbose_json"]
 
 
 def app(
-    front: Front,
+    service: Service,
     *,
     name: str = "dualslm",
     limits: Limits = LIMITS,
@@ -53,17 +53,17 @@ def app(
         page: add the web page at /.
         clips: a folder of example recordings for the page.
     """
-    server = Server(front, name, limits)
+    server = Server(service, name, limits)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await front.close()
+        await service.close()
 
     made = FastAPI(title="dualslm", version=__version__, lifespan=life, description="An LLM that hears.")
-    made.state.front = front
+    made.state.service = service
     answer_errors(made)
-    made.add_middleware(Guard, most=limits.body, patience=limits.patience, meters=server.meters)
+    made.add_middleware(Guard, most=limits.body, timeout=limits.timeout, metrics=server.metrics)
 
     async def keyed(request: Request) -> None:
         if not allowed(key, request.headers.get("authorization")):
@@ -79,9 +79,9 @@ def app(
 class Server:
     """What the routes share."""
 
-    def __init__(self, front: Front, name: str, limits: Limits) -> None:
-        self.front, self.name, self.limits, self.queue = front, name, limits, Queue(limits)
-        self.meters = Meters(front, self.queue)
+    def __init__(self, service: Service, name: str, limits: Limits) -> None:
+        self.service, self.name, self.limits, self.queue = service, name, limits, Queue(limits)
+        self.metrics = Metrics(service, self.queue)
         self.began = int(time.time())
 
     def known(self, model: str) -> None:
@@ -94,13 +94,13 @@ class Server:
         job = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({job, gone}, timeout=self.limits.patience, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({job, gone}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
             if job.done():
                 return job.result()
             if gone.done():
-                self.meters.cut.inc()
+                self.metrics.cut.inc()
                 raise RefusedError(499, "The client has left.", "client_left")
-            raise RefusedError(504, f"No answer within {self.limits.patience:g} s.", "timeout")
+            raise RefusedError(504, f"No answer within {self.limits.timeout:g} s.", "timeout")
         finally:
             for task in (job, gone):
                 task.cancel()
@@ -119,9 +119,9 @@ class Server:
 
     def count(self, read: Read, reused: int, drawn: int, began: float) -> None:
         """Notes what a reply took."""
-        for kind, number in (("read", len(read.row.marks)), ("reused", reused), ("drawn", drawn)):
-            self.meters.tokens.labels(kind).inc(number)
-        self.meters.whole.observe(time.perf_counter() - began)
+        for kind, number in (("read", len(read.row.keys)), ("reused", reused), ("drawn", drawn)):
+            self.metrics.tokens.labels(kind).inc(number)
+        self.metrics.whole.observe(time.perf_counter() - began)
 
 
 def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
@@ -133,7 +133,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     @made.get("/metrics", tags=["state"], dependencies=keyed, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus figures."""
-        return Response(generate_latest(server.meters.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @made.get("/v1/models", tags=["state"], dependencies=keyed)
     async def models() -> dict[str, Any]:
@@ -152,9 +152,9 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(body.model)
         began = time.perf_counter()
         async with server.placed(request) as held:
-            asked = asyncio.to_thread(ask_of, body, server.limits, server.front.system)
+            asked = asyncio.to_thread(ask_of, body, server.limits, server.service.system)
             ask = await server.within(request, asked)
-            read = await server.within(request, server.front.read(ask))
+            read = await server.within(request, server.service.read(ask))
             if body.stream:
                 spent = {"encode": time.perf_counter() - began}
                 lines = _streamed(server, body, ask, read, began, spent, held.pop_all())
@@ -174,7 +174,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(model)
         async with server.placed(request):
             speech = await server.speech(file)
-            words = await server.within(request, server.front.words(speech))
+            words = await server.within(request, server.service.words(speech))
         if response_format == "text":
             return PlainTextResponse(words + "\n")
         if response_format == "json":
@@ -192,7 +192,7 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(model)
         async with server.placed(request):
             speech = await server.speech(file)
-            return {"attributes": await server.within(request, server.front.attributes(speech))}
+            return {"attributes": await server.within(request, server.service.attributes(speech))}
 
 
 def _model(server: Server) -> dict[str, Any]:
@@ -201,15 +201,15 @@ def _model(server: Server) -> dict[str, Any]:
 
 async def _whole(server: Server, ask: Ask, read: Read, began: float) -> dict[str, Any]:
     text, last = "", None
-    async with aclosing(server.front.answer(read, ask)) as pieces:
+    async with aclosing(server.service.answer(read, ask)) as pieces:
         async for piece in pieces:
             if last is None:
-                server.meters.first.observe(time.perf_counter() - began)
+                server.metrics.first.observe(time.perf_counter() - began)
             text, last = text + piece.text, piece
     assert last is not None, "a backend ends a reply with its reason"
     assert last.reason is not None, "the last piece has it"
     server.count(read, last.reused, last.tokens, began)
-    used = usage(len(read.row.marks), read.heard, last.reused, last.tokens)
+    used = usage(len(read.row.keys), read.heard, last.reused, last.tokens)
     return Envelope(server.name).whole(text, last.reason, used, read.left_out)
 
 
@@ -224,21 +224,21 @@ async def _streamed(
 ) -> AsyncGenerator[str]:
     """Server-sent events; the place in the queue is held until the last of them, or until the client leaves."""
     envelope, last, ended = Envelope(server.name), None, False
-    async with held, aclosing(server.front.answer(read, ask)) as pieces:
+    async with held, aclosing(server.service.answer(read, ask)) as pieces:
         try:
             yield _event(envelope.chunk({"role": "assistant", "content": ""}))
-            async with asyncio.timeout(server.limits.patience):
+            async with asyncio.timeout(server.limits.timeout):
                 async for piece in pieces:
                     if last is None:
                         spent["first_token"] = time.perf_counter() - began
-                        server.meters.first.observe(spent["first_token"])
+                        server.metrics.first.observe(spent["first_token"])
                     last = piece
                     if piece.text:
                         yield _event(envelope.chunk({"content": piece.text}))
             assert last is not None, "a backend ends a reply with its reason"
             yield _event(envelope.chunk({}, last.reason))
             if body.stream_options is not None and body.stream_options.include_usage:
-                used = usage(len(read.row.marks), read.heard, last.reused, last.tokens)
+                used = usage(len(read.row.keys), read.heard, last.reused, last.tokens)
                 spent["whole"] = time.perf_counter() - began
                 yield _event(envelope.last(used, read.left_out) | {"seconds": spent})
             ended = True
@@ -248,7 +248,7 @@ async def _streamed(
         finally:
             server.count(read, last.reused if last else 0, last.tokens if last else 0, began)
             if not ended:
-                server.meters.cut.inc()
+                server.metrics.cut.inc()
     yield "data: [DONE]\n\n"
 
 

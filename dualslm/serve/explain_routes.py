@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.attribution import Degrees, degrees, influence
-from dualslm.inference.describe import Heard, Questions
+from dualslm.inference.describe import Description, Questions
 from dualslm.serve.openai_schema import AudioData, ChatRequest, ask_of, speech_of_data
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class HeardRequest(BaseModel):
 
 def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
     """Adds `/v1/about`, `/v1/heard` and `/v1/influence`."""
-    front = server.front
+    service = server.service
 
     @made.get("/v1/about", tags=["inside"], dependencies=keyed)
     async def about() -> dict[str, Any]:
         """The model's name, the system text of talks that have none, and whether likelihoods can be told."""
-        return {"model": server.name, "system": front.system, "likelihoods": front.llm_here}
+        return {"model": server.name, "system": service.system, "likelihoods": service.llm_here}
 
     @made.post("/v1/heard", tags=["inside"], dependencies=keyed)
     async def heard(body: HeardRequest, request: Request) -> dict[str, Any]:
@@ -47,33 +47,33 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         server.known(body.model)
         async with server.placed(request):
             speech = await asyncio.to_thread(speech_of_data, body.input_audio, server.limits)
-            found = await server.within(request, front.heard(speech))
+            found = await server.within(request, service.heard(speech))
             sure: Mapping[str, Degrees] = {}
-            if front.llm_here:
-                work = front.in_ears(degrees, front.ears, speech, front.questions, found)
+            if service.llm_here:
+                work = service.in_ears(degrees, service.audio_cache, speech, service.questions, found)
                 sure = await server.within(request, work)
-        return told(found, sure, front.questions)
+        return told(found, sure, service.questions)
 
     @made.post("/v1/influence", tags=["inside"], dependencies=keyed)
     async def rests(body: ChatRequest, request: Request) -> dict[str, Any]:
         """What the last message, a reply, rests on: nats that its tokens lose without P, without L, without pieces."""
         server.known(body.model)
-        if not front.llm_here:
+        if not service.llm_here:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
         async with server.placed(request):
-            ask = await server.within(request, asyncio.to_thread(ask_of, body, server.limits, front.system))
+            ask = await server.within(request, asyncio.to_thread(ask_of, body, server.limits, service.system))
             if len(ask.talk.turns) < 2 or ask.talk.turns[-1].role != "assistant":
                 raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")
             reply = "".join(part for part in ask.talk.turns.pop().parts if isinstance(part, str))
-            read = await server.within(request, front.read(ask))
-            if len(read.row.marks) > LONGEST or not reply.strip():
-                got = f"{len(read.row.marks)} positions before a reply of {len(reply)} characters"
+            read = await server.within(request, service.read(ask))
+            if len(read.row.keys) > LONGEST or not reply.strip():
+                got = f"{len(read.row.keys)} positions before a reply of {len(reply)} characters"
                 raise DualSLMError("this reply cannot be weighed", got=got, do=f"weigh talks of up to {LONGEST}")
-            work = front.in_ears(influence, front.ears, ask.talk, reply, ask.view)
+            work = service.in_ears(influence, service.audio_cache, ask.talk, reply, ask.view)
             return asdict(await server.within(request, work))
 
 
-def told(heard: Heard, sure: Mapping[str, Degrees], questions: Questions) -> dict[str, Any]:
+def told(heard: Description, sure: Mapping[str, Degrees], questions: Questions) -> dict[str, Any]:
     """What was heard, with captions of the same voice in each emotion, to be used as a tone."""
     attributes = {name: {"value": value, "degrees": sure.get(name)} for name, value in heard.attributes.items()}
     known = {name: value for name, value in heard.attributes.items() if value is not None}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -40,7 +40,7 @@ class Limits:
     turns: int = 128
     running: int = 32
     waiting: int = 128
-    patience: float = 300.0
+    timeout: float = 300.0
 
 
 class RefusedError(Exception):
@@ -97,11 +97,11 @@ class Queue:
             self._free.release()
 
 
-class Meters:
+class Metrics:
     """Prometheus figures of one server, in a registry of their own."""
 
-    def __init__(self, front: Front, queue: Queue) -> None:
-        self.registry, self.front, self.queue = CollectorRegistry(), front, queue
+    def __init__(self, service: Service, queue: Queue) -> None:
+        self.registry, self.service, self.queue = CollectorRegistry(), service, queue
         make = {"registry": self.registry, "namespace": "dualslm"}
         self.requests = Counter("requests", "Requests by route and status", ["route", "status"], **make)  # type: ignore[arg-type]
         self.tokens = Counter("tokens", "Positions read, positions reused, tokens drawn", ["kind"], **make)  # type: ignore[arg-type]
@@ -115,9 +115,9 @@ class Meters:
         now: Mapping[str, float] = {
             "requests_running": self.queue.inside,
             "requests_waiting": self.queue.outside,
-            "recordings_encoded": self.front.ears.encoded,
-            "encoder_batches": self.front.batches,
-            **self.front.backend.state(),
+            "recordings_encoded": self.service.audio_cache.encoded,
+            "encoder_batches": self.service.batches,
+            **self.service.backend.state(),
         }
         for name, value in now.items():
             yield GaugeMetricFamily(f"dualslm_{name}", name.replace("_", " "), value)

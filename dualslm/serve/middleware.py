@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from dualslm.serve.limits import Meters
+    from dualslm.serve.limits import Metrics
 
 
 class Guard:
@@ -22,8 +22,8 @@ class Guard:
         meters: where answers are counted.
     """
 
-    def __init__(self, app: ASGIApp, most: int, patience: float, meters: Meters) -> None:
-        self.app, self.most, self.patience, self.meters = app, most, patience, meters
+    def __init__(self, app: ASGIApp, most: int, timeout: float, metrics: Metrics) -> None:
+        self.app, self.most, self.timeout, self.metrics = app, most, timeout, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request through, or answers 413."""
@@ -35,7 +35,7 @@ class Guard:
             await self._refuse(scope, send, *self._long)
             return
         began, got = False, 0
-        ends: float | None = asyncio.get_running_loop().time() + self.patience
+        ends: float | None = asyncio.get_running_loop().time() + self.timeout
 
         async def counted() -> Message:
             nonlocal got, ends
@@ -43,9 +43,7 @@ class Guard:
                 async with asyncio.timeout_at(ends):
                     message = await receive()
             except TimeoutError:
-                raise _BodyError(
-                    408, f"The request did not come within {self.patience:g} s.", "body_too_slow"
-                ) from None
+                raise _BodyError(408, f"The request did not come within {self.timeout:g} s.", "body_too_slow") from None
             got += len(message.get("body", b""))
             if got > self.most:
                 raise _BodyError(*self._long)
@@ -81,7 +79,7 @@ class Guard:
 
     def _count(self, scope: Scope, status: int) -> None:
         route = scope.get("route")
-        self.meters.requests.labels(getattr(route, "path", "none"), str(status)).inc()
+        self.metrics.requests.labels(getattr(route, "path", "none"), str(status)).inc()
 
 
 class _BodyError(BaseException):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dualslm.audio import SAMPLE_RATE, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.serve.limits import Limits, RefusedError
 from dualslm.serve.service import Ask
 
@@ -143,7 +143,9 @@ def ask_of(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
     if len(stop) > 4:
         raise RefusedError(400, f"{len(stop)} stop texts; at most 4 are taken.", "invalid_value")
     most = request.max_completion_tokens or request.max_tokens or LONGEST
-    how = Decoding(most, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed)
+    how = GenerationSettings(
+        most, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed
+    )
     return Ask(_talk(request.messages, limits, system), View.parse(request.view), how, stop)
 
 

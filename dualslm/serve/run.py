@@ -19,7 +19,7 @@ from dualslm.inference.local import InProcess
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
 from dualslm.serve.limits import Limits
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 
 KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
 HERE = ("127.0.0.1", "::1")
@@ -91,15 +91,15 @@ def run(
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn passes it on once it has stopped; the exit status is then 0
-    front = Front(model, _backend(model, settings), questions=questions, context=context, system=system)
-    asyncio.run(_serve(front, settings, listening))
+    service = Service(model, _backend(model, settings), questions=questions, context=context, system=system)
+    asyncio.run(_serve(service, settings, listening))
 
 
-async def _serve(front: Front, settings: Settings, listening: socket.socket) -> None:
+async def _serve(service: Service, settings: Settings, listening: socket.socket) -> None:
     made = app(
-        front, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
+        service, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
     )
-    grace = int(settings.limits.patience)
+    grace = int(settings.limits.timeout)
     config = uvicorn.Config(
         made,
         log_level="warning",

@@ -1,7 +1,7 @@
 """Hears and answers for many talks at once; stateless, so that any number may stand side by side (ours).
 
 Prompts that wait while others are heard are heard together: that is the micro-batch of the encoder and the adapters,
-and nobody waits for it to fill. Embeddings of recordings are kept (`Ears`), so a history that is sent again costs no
+and nobody waits for it to fill. Embeddings of recordings are kept (`AudioCache`), so a history that is sent again costs no
 encoding. The page and the HTTP routes talk to this and to nothing below it.
 """
 
@@ -16,12 +16,12 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.inference.audio_cache import Ears, Marked
+from dualslm.inference.audio_cache import AudioCache, PromptEmbeds
 from dualslm.inference.backend import Backend, Piece
-from dualslm.inference.describe import LONGEST, SENTENCE, Heard, L, P, Questions
+from dualslm.inference.describe import LONGEST, SENTENCE, Description, L, P, Questions
 from dualslm.inference.session import fitted
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import Prompt, render
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Ask:
 
     talk: Conversation
     view: View = NORMAL
-    how: Decoding = field(default_factory=Decoding)
+    how: GenerationSettings = field(default_factory=GenerationSettings)
     stop: Sequence[str] = ()
 
 
@@ -58,13 +58,13 @@ class Read:
         most: tokens that the reply may have.
     """
 
-    row: Marked
+    row: PromptEmbeds
     heard: int
     left_out: int
     most: int
 
 
-class Front:
+class Service:
     """Hears, and lets a backend answer.
 
     Args:
@@ -87,7 +87,7 @@ class Front:
         self.model, self.backend, self.questions, self.system = model, backend, questions, system
         limits = [limit for limit in (context, backend.context) if limit is not None]
         self.context = min(limits, default=None)
-        self.ears = Ears(model)
+        self.audio_cache = AudioCache(model)
         self.batches = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ears")
         self._waiting: list[tuple[Ask, asyncio.Future[Read]]] = []
@@ -113,7 +113,9 @@ class Front:
 
     def answer(self, read: Read, ask: Ask) -> AsyncGenerator[Piece]:
         """The reply to a talk that was read."""
-        how = Decoding(min(ask.how.max_new_tokens, read.most), ask.how.temperature, ask.how.top_p, ask.how.seed)
+        how = GenerationSettings(
+            min(ask.how.max_new_tokens, read.most), ask.how.temperature, ask.how.top_p, ask.how.seed
+        )
         return self.backend.stream(read.row, how, ask.stop)
 
     async def reply(self, ask: Ask) -> str:
@@ -129,12 +131,12 @@ class Front:
         """The attributes of a voice, each from P alone; None where the answer names no value, or several."""
         return self._values(await self._answers(speech))
 
-    async def heard(self, speech: Speech) -> Heard:
+    async def heard(self, speech: Speech) -> Description:
         """Words and attributes of a recording."""
         words, answers = await asyncio.gather(self.words(speech), self._answers(speech))
         found = self._values(answers)
         known = {name: value for name, value in found.items() if value is not None}
-        return Heard(words, found, self.questions.caption(known), answers)
+        return Description(words, found, self.questions.caption(known), answers)
 
     async def _answers(self, speech: Speech) -> dict[str, str]:
         asked = self.questions.attributes
@@ -186,7 +188,7 @@ class Front:
             except Exception as error:
                 found.append(error)
         try:
-            rows = iter(self.ears.rows([one[0] for one in found if isinstance(one, tuple)]))
+            rows = iter(self.audio_cache.rows([one[0] for one in found if isinstance(one, tuple)]))
         except Exception as error:
             return [one if isinstance(one, Exception) else error for one in found if not isinstance(one, Read)]
         self.batches += 1
@@ -197,12 +199,12 @@ class Front:
         return fitted(
             ask.talk,
             lambda talk: render(talk, tokenizer, ask.view),
-            self.ears.length,
+            self.audio_cache.length,
             self.context,
             ask.how.max_new_tokens,
         )
 
-    def _read(self, row: Marked, left_out: int) -> Read:
-        heard = sum(not isinstance(mark, int) for mark in row.marks)
-        most = 2**31 - 1 if self.context is None else self.context - len(row.marks)
+    def _read(self, row: PromptEmbeds, left_out: int) -> Read:
+        heard = sum(not isinstance(mark, int) for mark in row.keys)
+        most = 2**31 - 1 if self.context is None else self.context - len(row.keys)
         return Read(row, heard, left_out, most)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dualslm.inference.describe import Asked, Questions
+from dualslm.inference.describe import Question, Questions
 from dualslm.tiny import world
 from dualslm.tiny.style import ATTRIBUTES
 
@@ -18,7 +18,7 @@ def _caption(known: Mapping[str, str]) -> str | None:
 def _asked() -> Questions:
     rng = random.Random(0)
     about = {
-        name: Asked(world.ASK_PROMPTS[0], values, world.question(name, rng)) for name, values in ATTRIBUTES.items()
+        name: Question(world.ASK_PROMPTS[0], values, world.question(name, rng)) for name, values in ATTRIBUTES.items()
     }
     return Questions(world.TRANSCRIBE, about, _caption)
 

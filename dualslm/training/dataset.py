@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dualslm.conversation import Conversation, Source, Speech, View
-from dualslm.data.manifest import Talks, Told, permuted
+from dualslm.data.manifest import Example, Examples, permuted
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import Frames
 from dualslm.prompt import Prompt, Text, render
@@ -32,7 +32,7 @@ FRAMES_A_TOKEN = 5
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSample:
     """One training example.
 
     Attributes:
@@ -57,7 +57,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of one optimiser step.
+    """One process's part of one optimizer step.
 
     Attributes:
         lessons: in order of length.
@@ -65,7 +65,7 @@ class Batch:
         frames: of their recordings, each (N, T, D), by path.
     """
 
-    lessons: list[Lesson]
+    samples: list[TrainingSample]
     lengths: list[int]
     frames: Mapping[str, Tensor]
 
@@ -74,7 +74,7 @@ class Batch:
         return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
 
 
-class Lessons(Dataset[Batch]):
+class StageDataset(Dataset[Batch]):
     """The batches of a stage; item s is this process's part of step s.
 
     Args:
@@ -90,7 +90,7 @@ class Lessons(Dataset[Batch]):
     def __init__(
         self,
         stage: Stage,
-        talks: Talks,
+        talks: Examples,
         cache: FrameCache,
         tokenizer: Any,
         seed: int,
@@ -111,21 +111,21 @@ class Lessons(Dataset[Batch]):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the stage."""
+        """Optimizer steps of the stage."""
         return self.stage.steps_over({kind: self.talks.count(kind) for kind in self.stage.kinds})
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        lessons = [self.lesson(step * self.stage.batch + place) for place in range(self.stage.batch)]
-        own = sorted(lessons, key=self.length)[self.rank :: self.world]
-        paths = {str(clip.audio) for lesson in own for clip in lesson.prompt.clips}
+        samples = [self.sample(step * self.stage.batch + place) for place in range(self.stage.batch)]
+        own = sorted(samples, key=self.length)[self.rank :: self.world]
+        paths = {str(clip.audio) for sample in own for clip in sample.prompt.clips}
         return Batch(
-            own, [self.length(lesson) for lesson in own], {path: self.cache.get(path) for path in sorted(paths)}
+            own, [self.length(sample) for sample in own], {path: self.cache.get(path) for path in sorted(paths)}
         )
 
-    def lesson(self, place: int) -> Lesson:
+    def sample(self, place: int) -> TrainingSample:
         """The lesson at a place of the stage."""
         rng = random.Random(f"{self.seed}/{self.stage.name}/{place}")
         block, within = divmod(place, BLOCK)
@@ -143,21 +143,21 @@ class Lessons(Dataset[Batch]):
             supervise="all" if name == "paralinguistic" else "last",
             cut_off=told.cut_off,
         )
-        return Lesson(name, view, prompt, told.id, skipped)
+        return TrainingSample(name, view, prompt, told.id, skipped)
 
-    def length(self, lesson: Lesson) -> int:
+    def length(self, sample: TrainingSample) -> int:
         """About how many positions its prompt takes."""
         total = 0
-        for segment in lesson.prompt.segments:
+        for segment in sample.prompt.segments:
             if isinstance(segment, Text):
                 total += len(segment.ids)
             elif segment.channel == "para":
                 total += P_TOKENS
             else:
-                total += self.cache.frames(str(lesson.prompt.clips[segment.clip].audio)) // FRAMES_A_TOKEN
+                total += self.cache.frames(str(sample.prompt.clips[segment.clip].audio)) // FRAMES_A_TOKEN
         return total
 
-    def _usable(self, kind: TaskKind, turn: int) -> tuple[Told, tuple[tuple[str, str], ...]]:
+    def _usable(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
         """The talk whose turn it is, or the next one whose recordings can be read."""
         skipped: list[tuple[str, str]] = []
         count = self.talks.count(kind)

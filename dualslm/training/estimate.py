@@ -18,7 +18,7 @@ from rich.table import Table
 from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import finished, waiting
 from dualslm.errors import DualSLMError
-from dualslm.recipe import TASK_KINDS, Quantise, Recipe, Stage, TaskKind
+from dualslm.recipe import TASK_KINDS, Quantize, Recipe, Stage, TaskKind
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
 CHARACTERS_A_TOKEN = 4.0
@@ -29,7 +29,7 @@ REACHED = 0.4  # share of a card's dense bfloat16 rate that a step is assumed to
 CARDS: Mapping[str, float] = MappingProxyType(  # dense bfloat16 TFLOP/s by the makers' data sheets
     {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0, "4090": 165.0, "3090": 71.0}
 )
-BYTES: Mapping[Quantise | None, float] = MappingProxyType({None: 2.0, "int8": 1.0, "nf4": 0.57})  # of a weight
+BYTES: Mapping[Quantize | None, float] = MappingProxyType({None: 2.0, "int8": 1.0, "nf4": 0.57})  # of a weight
 LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
 
 
@@ -126,10 +126,10 @@ def estimate(recipe: Recipe) -> Estimate:
     steps = {stage.name: stage.steps_over(talks) for stage in recipe.stages}
     flops = {}
     for stage in recipe.stages:
-        lessons = _drawn(stage, steps[stage.name])
+        samples = _drawn(stage, steps[stage.name])
         flops[stage.name] = sum(
             count * lesson_cost(recipe, encoder, llm, spoken, align=stage.objective == "align").total
-            for kind, count in lessons.items()
+            for kind, count in samples.items()
             for spoken in [replace(lengths[kind], shared=stage.kinds[kind].together)]
         )
     windows = seconds * FRAMES_A_SECOND / encoder.window
@@ -176,17 +176,17 @@ def _drawn(stage: Stage, steps: int) -> dict[TaskKind, float]:
 
 
 def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mapping[TaskKind, Lengths]) -> float:
-    """Frozen weights, adapters with their optimiser in float32, and what a part of a batch keeps; one process."""
+    """Frozen weights, adapters with their optimizer in float32, and what a part of a batch keeps; one process."""
     para, ling = recipe.model.paralinguistic, recipe.model.linguistic
     ffn = para.feedforward or 4 * encoder.width
     adapters = para.layers * (4 * encoder.width**2 + 2 * encoder.width * ffn) + encoder.width * llm.width
     adapters += ling.stack * encoder.width * ling.hidden + ling.hidden * llm.width
     a_token = 2.0 * (4 * llm.width + 3 * llm.ffn + 3 * llm.heads * llm.head_width)
-    a_token = a_token + 2 * llm.layers * llm.width if recipe.loop.checkpointing else a_token * llm.layers
-    trunk = 2 * (encoder.weights + llm.weights - llm.body) + BYTES[recipe.model.quantise] * llm.body
+    a_token = a_token + 2 * llm.layers * llm.width if recipe.loop.activation_checkpointing else a_token * llm.layers
+    trunk = 2 * (encoder.weights + llm.weights - llm.body) + BYTES[recipe.model.quantize] * llm.body
     targets = max(one.reply for one in lengths.values()) * max(stage.batch for stage in recipe.stages)
     logits = targets * llm.vocabulary * 10.0
-    return trunk + 16 * adapters + a_token * recipe.loop.positions + logits
+    return trunk + 16 * adapters + a_token * recipe.loop.max_tokens + logits
 
 
 def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Iterator[Table]:

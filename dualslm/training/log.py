@@ -25,14 +25,14 @@ from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.loss import Loss
 from dualslm.recipe import Recipe, Stage
-from dualslm.training.dataset import Lesson, Lessons
+from dualslm.training.dataset import StageDataset, TrainingSample
 
 LOG_EVERY = 10  # steps
 TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass
-class Tally:
+class StageStats:
     """Counts of one stage, of this process since the last line, and of all processes since the start.
 
     Attributes:
@@ -45,24 +45,24 @@ class Tally:
 
     stage: str
     before: int = 0
-    lessons: int = 0
+    samples: int = 0
     skipped: int = 0
     realised: Counter[str] = field(default_factory=Counter)
     window: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
     faults: list[dict[str, Any]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, lessons: Sequence[Lesson], loss: Loss) -> None:
+    def add(self, samples: Sequence[TrainingSample], loss: Loss) -> None:
         """Counts some lessons and their losses."""
-        values = zip(lessons, loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)
-        for lesson, nll, tokens in values:
-            cell = self.window[f"{lesson.kind} {lesson.view}"]
+        values = zip(samples, loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)
+        for sample, nll, tokens in values:
+            cell = self.window[f"{sample.kind} {sample.view}"]
             for place, value in enumerate((nll, tokens, 1)):
                 cell[place] += value
-            self.faults += [{"talk": talk, "reason": reason} for talk, reason in lesson.skipped]
+            self.faults += [{"talk": talk, "reason": reason} for talk, reason in sample.skipped]
 
 
-class Journal:
+class RunLog:
     """Writes what happens into the run folder and on the terminal.
 
     Args:
@@ -78,7 +78,7 @@ class Journal:
             *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not active
         )
 
-    def start(self, stage: Stage, steps: int, done: int) -> Tally:
+    def start(self, stage: Stage, steps: int, done: int) -> StageStats:
         """Begins a stage, or goes on in it: lines beyond the step it goes on from are taken back."""
         if self.active:
             for path in (self.metrics, self.skipped):
@@ -87,47 +87,47 @@ class Journal:
             self.task = self.bar.add_task(stage.name, total=steps, completed=done)
         wait_for_everyone()  # all read what is left
         last = {row["stage"]: row["step"] for row in _rows(self.metrics) if row["stage"] != stage.name}
-        tally = Tally(stage.name, before=sum(last.values()))
+        stats = StageStats(stage.name, before=sum(last.values()))
         for row in _rows(self.metrics):
             if row["stage"] == stage.name and "realised" in row:
-                tally.realised.update(row["realised"])
-                tally.lessons += sum(row["realised"].values())
-                tally.skipped += row["skipped"]
-        return tally
+                stats.realised.update(row["realised"])
+                stats.samples += sum(row["realised"].values())
+                stats.skipped += row["skipped"]
+        return stats
 
-    def step(self, tally: Tally, step: int, lr: float, accelerator: Accelerator, *, due: bool) -> None:
+    def step(self, stats: StageStats, step: int, lr: float, accelerator: Accelerator, *, due: bool) -> None:
         """After each step; every tenth one is written down, and one that is `due`: saved, or the last."""
         if self.active:
             self.bar.update(self.task, completed=step)
         if step % LOG_EVERY and not due:
             return
-        row = self._gathered(tally, step, lr)
+        row = self._gathered(stats, step, lr)
         if self.active:
             _append(self.metrics, [row])
-            accelerator.log(_flat(row), step=tally.before + step)
+            accelerator.log(_flat(row), step=stats.before + step)
             loss = "  ".join(f"{kind} {value:.3f}" for kind, value in row["loss"].items())
-            self.bar.update(self.task, description=f"{tally.stage}  {loss}")
+            self.bar.update(self.task, description=f"{stats.stage}  {loss}")
 
-    def _gathered(self, tally: Tally, step: int, lr: float) -> dict[str, Any]:
+    def _gathered(self, stats: StageStats, step: int, lr: float) -> dict[str, Any]:
         """One line of metrics from the counts of all processes."""
-        windows = gather_object([{key: list(cell) for key, cell in tally.window.items()}])
-        faults = gather_object(list(tally.faults))
+        windows = gather_object([{key: list(cell) for key, cell in stats.window.items()}])
+        faults = gather_object(list(stats.faults))
         cells: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
         for window in windows:
             for key, cell in window.items():
                 cells[key] = [a + b for a, b in zip(cells[key], cell, strict=True)]
-        seconds = time.monotonic() - tally.since
+        seconds = time.monotonic() - stats.since
         realised = {key: int(cell[2]) for key, cell in sorted(cells.items())}
-        tally.realised.update(realised)
-        tally.lessons += sum(realised.values())
-        tally.skipped += len(faults)
+        stats.realised.update(realised)
+        stats.samples += sum(realised.values())
+        stats.skipped += len(faults)
         if self.active:
-            _append(self.skipped, [{"stage": tally.stage, "step": step, **fault} for fault in faults])
-        tally.window.clear()
-        tally.faults.clear()
-        tally.since = time.monotonic()
+            _append(self.skipped, [{"stage": stats.stage, "step": step, **fault} for fault in faults])
+        stats.window.clear()
+        stats.faults.clear()
+        stats.since = time.monotonic()
         return {
-            "stage": tally.stage,
+            "stage": stats.stage,
             "step": step,
             "lr": lr,
             "loss": _by(cells, lambda key: key.split()[0]),
@@ -139,18 +139,18 @@ class Journal:
             "memory_gb": memory_gb(),
         }
 
-    def validated(self, tally: Tally, step: int, loss: float) -> None:
+    def validated(self, stats: StageStats, step: int, loss: float) -> None:
         """Writes down a validation loss."""
         if self.active:
-            _append(self.metrics, [{"stage": tally.stage, "step": step, "validation_loss": loss}])
+            _append(self.metrics, [{"stage": stats.stage, "step": step, "validation_loss": loss}])
 
-    def finish(self, tally: Tally) -> None:
+    def finish(self, stats: StageStats) -> None:
         """Closes a stage: the bar, the mixture as it came out, the curves."""
         if not self.active:
             return
         self.bar.stop()
         self.bar.remove_task(self.task)
-        Console(stderr=True).print(mixture(tally))
+        Console(stderr=True).print(mixture(stats))
         draw_curves(list(_rows(self.metrics)), self.curves)
 
 
@@ -172,7 +172,7 @@ def memory_gb() -> float:
 # ---------------------------------------------------------------------- tables and curves
 
 
-def overview(recipe: Recipe, model: DualSLM, stages: Sequence[Lessons]) -> list[Table]:
+def overview(recipe: Recipe, model: DualSLM, stages: Sequence[StageDataset]) -> list[Table]:
     """What is trained, what is frozen, and what each stage draws."""
     return [_parts_table(model), _stages_table(recipe, stages)]
 
@@ -186,17 +186,17 @@ def _parts_table(model: DualSLM) -> Table:
     return table
 
 
-def _stages_table(recipe: Recipe, stages: Sequence[Lessons]) -> Table:
+def _stages_table(recipe: Recipe, stages: Sequence[StageDataset]) -> Table:
     columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "epochs", "learns", "P, L from")
     caption = "any: text, speech or nothing, equally often (equivalence replacement)"
-    left_out = {why: count for lessons in stages for why, count in lessons.talks.left_out.items()}
+    left_out = {why: count for samples in stages for why, count in samples.talks.left_out.items()}
     caption += "".join(f"\nleft out: {count} talks, {why}" for why, count in left_out.items())
     table = Table(*columns, title="what it learns from", title_justify="left", caption=caption, box=box.SIMPLE)
-    for stage, lessons in zip(recipe.stages, stages, strict=True):
-        head = f"[bold]{stage.name}[/]\n{lessons.steps} x {stage.batch}\nlr {stage.lr:g}"
+    for stage, samples in zip(recipe.stages, stages, strict=True):
+        head = f"[bold]{stage.name}[/]\n{samples.steps} x {stage.batch}\nlr {stage.lr:g}"
         for name, kind in stage.kinds.items():
-            drawn = round(lessons.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
-            talks = lessons.talks.count(name)
+            drawn = round(samples.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
+            talks = samples.talks.count(name)
             sources = f"{_sources(kind.view.para)}, {_sources(kind.view.ling)}"
             table.add_row(head, name, f"{drawn}", f"{talks}", f"{drawn / talks:.2g}", " ".join(kind.learns), sources)
             head = ""
@@ -207,11 +207,11 @@ def _sources(drawn: Sequence[str]) -> str:
     return "any" if set(drawn) == set(SOURCES) else " ".join(drawn)
 
 
-def mixture(tally: Tally) -> Table:
+def mixture(stats: StageStats) -> Table:
     """The kinds and views as they came out."""
-    table = Table("kind", "P from, L from", "lessons", "%", title=f"stage {tally.stage}, as it came out")
-    total = sum(tally.realised.values()) or 1
-    for key, count in sorted(tally.realised.items()):
+    table = Table("kind", "P from, L from", "lessons", "%", title=f"stage {stats.stage}, as it came out")
+    total = sum(stats.realised.values()) or 1
+    for key, count in sorted(stats.realised.items()):
         table.add_row(*key.split(), str(count), f"{100 * count / total:.1f}")
     return table
 
@@ -233,8 +233,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for kind in sorted({kind for row in own for kind in row.get("loss", {})}):
             points = [(row["step"], row["loss"][kind]) for row in own if kind in row.get("loss", {})]
             axis.plot(*zip(*points, strict=True), label=kind, linewidth=1)
-        if checks := [(row["step"], row["validation_loss"]) for row in own if "validation_loss" in row]:
-            axis.plot(*zip(*checks, strict=True), "k.", label="validation")
+        if validation := [(row["step"], row["validation_loss"]) for row in own if "validation_loss" in row]:
+            axis.plot(*zip(*validation, strict=True), "k.", label="validation")
         axis.set(title=stage, xlabel="step", yscale="log")
         axis.legend(fontsize=7)
     axes[0][0].set_ylabel("loss per target token, nats")

@@ -75,10 +75,10 @@ def jobs_of(recipe: Recipe, out: str | None = None) -> list[Job]:
     """
     also = [path for stage in recipe.stages for path in stage.also]
     train = [Path(path) for path in dict.fromkeys([*recipe.data.train, *also]) if not path.endswith(TARGETS)]
-    checks = [Path(path) for path in recipe.data.validation if not path.endswith(TARGETS)]
-    asking = [path for path in dict.fromkeys([*train, *(checks if out is None else [])]) if _wants(path)]
+    validation = [Path(path) for path in recipe.data.validation if not path.endswith(TARGETS)]
+    asking = [path for path in dict.fromkeys([*train, *(validation if out is None else [])]) if _wants(path)]
     if not asking:
-        names = ", ".join(map(str, [*train, *checks])) or "no manifest"
+        names = ", ".join(map(str, [*train, *validation])) or "no manifest"
         raise DualSLMError("no line asks for an answer", got=names, do='give lines with "tasks": ["respond"]')
     if out is not None:
         return [Job(tuple(asking), Path(out))]
@@ -217,7 +217,7 @@ def _check(job: Job, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
     if not other:
         return
     told = "; ".join(f"{key} {wanted[key]}, not {found.get(key)}" for key in other[:3])
-    if {"llm", "revision", "print"} & set(other):
+    if {"llm", "revision", "fingerprint", "print"} & set(other):
         wrong = f"{job.out} has targets of another LLM, and one file holds those of one"
     else:
         wrong = f"{job.out} was begun with other settings"

@@ -17,7 +17,7 @@ import torch
 from dualslm.conversation import Conversation, Part
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import fingerprint
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.openai_client import Client, key_of
 from dualslm.prompt import JOIN, render, styled
@@ -62,12 +62,12 @@ class InProcess:
     """The LLM in this process, a batch at a time."""
 
     llm: FrozenLM
-    how: Decoding
+    how: GenerationSettings
 
     @property
     def about(self) -> dict[str, Any]:
         """Provenance."""
-        own = {"llm": self.llm.name, "revision": self.llm.revision, "print": fingerprint(self.llm)}
+        own = {"llm": self.llm.name, "revision": self.llm.revision, "fingerprint": fingerprint(self.llm)}
         return {**own, "by": "in process", "decoding": self.how.stated}
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class Server:
 
     url: str
     model: str
-    how: Decoding
+    how: GenerationSettings
     key: str | None = None
 
     def __post_init__(self) -> None:

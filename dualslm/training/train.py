@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from dualslm.data.manifest import Talks, recordings
+from dualslm.data.manifest import Examples, recordings
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.model import execution
 from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM, place
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.recipe import RUN_RECIPE, Recipe, to_toml
+from dualslm.recipe import RUN_RECIPE, Recipe, parse, to_toml
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.log import overview, trackers
@@ -57,7 +57,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     accelerator.init_trackers("logs")
     trainer.at = _position(out / STATE)
     if accelerator.is_main_process:
-        stages = [trainer.lessons(stage, trainer.talks[stage.name], recipe.seed) for stage in recipe.stages]
+        stages = [trainer.samples(stage, trainer.talks[stage.name], recipe.seed) for stage in recipe.stages]
         for table in overview(recipe, trainer.model, stages):
             Console(stderr=True).print(table)
     trainer.run()
@@ -67,32 +67,32 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
 
 def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
-    talks, checks = read(recipe)
+    talks, validation = read(recipe)
     torch.manual_seed(recipe.seed)
     model = DualSLM.from_parts(
         recipe.model.encoder,
         recipe.model.llm,
         paralinguistic=asdict(recipe.model.paralinguistic),
         linguistic=asdict(recipe.model.linguistic),
-        quantise=recipe.model.quantise,
+        quantize=recipe.model.quantize,
         device=str(accelerator.device),
     )
     if recipe.model.adapters is not None:
         model.load_adapters(recipe.model.adapters)
-    _check_writer(model, [*talks.values(), checks])
+    _check_writer(model, [*talks.values(), validation])
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
-        counts = feature_cache.build(model.encoder, _heard(talks, checks), folder, every_layer=model.every_layer)
+        counts = feature_cache.build(model.encoder, _heard(talks, validation), folder, every_layer=model.every_layer)
         _tell_unusable(counts)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
-    if model.para.standardise and recipe.model.adapters is None:  # trained ones keep their own scale
+    if model.para.standardize and recipe.model.adapters is None:  # trained ones keep their own scale
         learnt = (path for path in _heard(talks, None) if path in cache.rows)
         model.para.calibrate(map(cache.get, _some(learnt)))
     if accelerator.device.type == "cuda":  # after the frames were made, which are the same wherever they are made
         torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
-    return Trainer(recipe, model, out, talks, checks, cache, accelerator)
+    return Trainer(recipe, model, out, talks, validation, cache, accelerator)
 
 
 def _tell_unusable(counts: Counter[str]) -> None:
@@ -107,7 +107,7 @@ def _some(paths: Iterable[str], most: int = 500) -> list[str]:
     return every[:: -(-len(every) // most)]
 
 
-def read(recipe: Recipe) -> tuple[dict[str, Talks], Talks | None]:
+def read(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:
     """The talks of each stage, and those that validate.
 
     Raises:
@@ -115,13 +115,13 @@ def read(recipe: Recipe) -> tuple[dict[str, Talks], Talks | None]:
     """
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
-    once = lru_cache(None)(partial(Talks, seed=recipe.seed, weights=recipe.data.weights))
+    once = lru_cache(None)(partial(Examples, seed=recipe.seed, weights=recipe.data.weights))
     talks = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    return talks, Talks(recipe.data.validation, recipe.seed) if recipe.data.validation else None
+    return talks, Examples(recipe.data.validation, recipe.seed) if recipe.data.validation else None
 
 
-def _heard(talks: Mapping[str, Talks], checks: Talks | None) -> list[str]:
-    every = [*talks.values(), checks]
+def _heard(talks: Mapping[str, Examples], validation: Examples | None) -> list[str]:
+    every = [*talks.values(), validation]
     return [path for some in dict.fromkeys(every) if some is not None for path in recordings(some)]
 
 
@@ -146,22 +146,22 @@ def encode(
     return feature_cache.build(encoder, heard, folder, every_layer=every_layer, shard=shard, check=check)
 
 
-def _check_writer(model: DualSLM, talks: Sequence[Talks | None]) -> None:
+def _check_writer(model: DualSLM, talks: Sequence[Examples | None]) -> None:
     """Refuses targets that another LLM wrote, where their provenance tells its weights."""
     own = fingerprint(model.llm)
     for writer in (some.writer for some in talks if some is not None and some.writer):
-        if own and writer.get("print") not in (None, "", own):
+        if own and writer.get("fingerprint", writer.get("print")) not in (None, "", own):
             got = f"targets of {writer.get('llm')}, not of {model.llm.name}"
             raise DualSLMError("another LLM wrote these targets", got=got, do="write them anew: dualslm targets")
 
 
 def _carry_out(model: DualSLM, recipe: Recipe) -> None:
     """Shards, checkpoints and compiles the LLM's layers as the recipe says."""
-    if recipe.loop.shard:
+    if recipe.loop.fsdp:
         model.llm.identity = fingerprint(model.llm)
         execution.sharded(model.llm.model)
-    if recipe.loop.checkpointing:
-        execution.checkpointed(model.llm.model)
+    if recipe.loop.activation_checkpointing:
+        execution.activation_checkpointing(model.llm.model)
     if recipe.loop.compile:
         execution.compiled(model.llm.model)
 
@@ -171,7 +171,7 @@ def _refuse(recipe: Recipe, out: Path, resume: bool) -> None:
     file = out / RUN_RECIPE
     if file.exists() and not resume:
         raise DualSLMError(f"{out} holds a run already", got=RUN_RECIPE, do="give --resume, or another folder")
-    if file.exists() and file.read_text() != to_toml(recipe):
+    if file.exists() and parse(file.read_text(), name=str(file)) != recipe:
         raise DualSLMError(f"{out} holds a run of another recipe", got=str(file), do="resume with the recipe as it was")
 
 

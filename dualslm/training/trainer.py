@@ -21,18 +21,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from dualslm.data.manifest import Talks, transcripts
+from dualslm.data.manifest import Examples, transcripts
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.llm import weights_hash
 from dualslm.model.loss import NEVER, WORTH, Loss
-from dualslm.recipe import Optimiser, Recipe, Stage
+from dualslm.recipe import Optimizer, Recipe, Stage
 from dualslm.training.align import alignment_loss, label_values, spoken_tokens, tone_loss
-from dualslm.training.dataset import Batch, Lesson, Lessons
+from dualslm.training.dataset import Batch, StageDataset, TrainingSample
 from dualslm.training.feature_cache import FrameCache
-from dualslm.training.log import Journal, Tally
+from dualslm.training.log import RunLog, StageStats
 
 STATE = "state.pt"
 
@@ -43,7 +43,7 @@ class Position:
 
     Attributes:
         stage: index of the stage.
-        step: optimiser steps done in it.
+        step: optimizer steps done in it.
         best: the lowest validation loss of the stage so far.
     """
 
@@ -69,14 +69,14 @@ class Trainer:
     recipe: Recipe
     model: DualSLM
     out: Path
-    talks: Mapping[str, Talks]
-    checks: Talks | None
+    talks: Mapping[str, Examples]
+    validation: Examples | None
     cache: FrameCache
     accelerator: Accelerator
     at: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.out, active=self.accelerator.is_main_process)
+        self.log = RunLog(self.out, active=self.accelerator.is_main_process)
         self.adapters = self.model.adapters
         self.weights = list(self.adapters.parameters())
 
@@ -101,31 +101,31 @@ class Trainer:
         assert weights_hash(self.model.llm) == before, "a frozen weight moved"
 
     def _stage(self, stage: Stage) -> None:
-        lessons = self.lessons(stage, self.talks[stage.name], self.recipe.seed)
-        adamw, schedule = optimiser_of(self.model, stage, self.recipe.optimiser, lessons.steps)
+        samples = self.samples(stage, self.talks[stage.name], self.recipe.seed)
+        adamw, schedule = optimizer_of(self.model, stage, self.recipe.optimizer, samples.steps)
         self._load_state(adamw, schedule)
-        tally = self.journal.start(stage, lessons.steps, self.at.step)
+        stats = self.log.start(stage, samples.steps, self.at.step)
         self.model.train()
-        for step, batch in self._batches(lessons):
-            self._step(stage, step, batch, adamw, tally)
+        for step, batch in self._batches(samples):
+            self._step(stage, step, batch, adamw, stats)
             schedule.step()
             self.at.step = step + 1
-            last = self.at.step == lessons.steps
+            last = self.at.step == samples.steps
             saved = last or self.at.step % self.recipe.loop.save_every == 0
-            self.journal.step(tally, self.at.step, float(schedule.get_last_lr()[-1]), self.accelerator, due=saved)
-            self._refuse_unreadable(tally)
+            self.log.step(stats, self.at.step, float(schedule.get_last_lr()[-1]), self.accelerator, due=saved)
+            self._refuse_unreadable(stats)
             if last or self.at.step % self.recipe.loop.validate_every == 0:
-                self._validate(stage, tally)
+                self._validate(stage, stats)
             if saved:
                 self._save_state(adamw, schedule)
-        self.journal.finish(tally)
+        self.log.finish(stats)
         self._load_best(stage)
 
-    def _batches(self, lessons: Lessons) -> Iterator[tuple[int, Batch]]:
-        left = range(self.at.step, lessons.steps)
+    def _batches(self, samples: StageDataset) -> Iterator[tuple[int, Batch]]:
+        left = range(self.at.step, samples.steps)
         workers = self.recipe.loop.workers
         loader = DataLoader(
-            Subset(lessons, left),
+            Subset(samples, left),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
@@ -133,8 +133,8 @@ class Trainer:
         )
         yield from zip(left, loader, strict=True)
 
-    def _step(self, stage: Stage, step: int, batch: Batch, adamw: torch.optim.Optimizer, tally: Tally) -> None:
-        """One optimiser step: the summed loss of all processes, by the number of all their target tokens."""
+    def _step(self, stage: Stage, step: int, batch: Batch, adamw: torch.optim.Optimizer, stats: StageStats) -> None:
+        """One optimizer step: the summed loss of all processes, by the number of all their target tokens."""
         torch.manual_seed(_seed(self.recipe.seed, stage.name, step, self.accelerator.process_index))
         self.adapters.zero_grad(set_to_none=False)  # of both: what the stage before left in one must not count here
         for weight in self.weights:  # an adapter that no lesson teaches has a gradient of zero, not none
@@ -143,27 +143,27 @@ class Trainer:
             loss = self._loss(stage, part, batch)
             (loss.nll_B.sum() * counts).backward()
             if counts:
-                tally.add(part, loss)
-        targets = sum(lesson.targets for lesson in batch.lessons)
+                stats.add(part, loss)
+        targets = sum(sample.targets for sample in batch.samples)
         self._share_gradients(targets)
-        torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimiser.clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimizer.clip)
         adamw.step()
 
-    def _loss(self, stage: Stage, part: Sequence[Lesson], batch: Batch) -> Loss:
-        prompts = [lesson.prompt for lesson in part]
+    def _loss(self, stage: Stage, part: Sequence[TrainingSample], batch: Batch) -> Loss:
+        prompts = [sample.prompt for sample in part]
         if stage.objective == "align":
             if stage.learns == {"para"}:
                 return tone_loss(self.model, prompts, self.values, batch.hear)
             return alignment_loss(self.model, prompts, self.spoken, batch.hear)
-        worth = NEVER if self.recipe.loop.shard else WORTH
+        worth = NEVER if self.recipe.loop.fsdp else WORTH
         loss: Loss = self.model(prompts, batch.hear, worth=worth)
         return loss
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[list[Lesson], bool]]:
+    def _parts(self, batch: Batch) -> Iterator[tuple[list[TrainingSample], bool]]:
         """The parts of a batch and whether each counts: all processes of a sharded LLM call it equally often."""
-        own = list(parts(batch, self.recipe.loop.positions))
+        own = list(parts(batch, self.recipe.loop.max_tokens))
         yield from ((part, True) for part in own)
-        if self.recipe.loop.shard:
+        if self.recipe.loop.fsdp:
             if not own:
                 raise DualSLMError("a process has no readable recording in a batch", got="none", do="enlarge the batch")
             most = self.accelerator.gather(torch.tensor([len(own)], device=self.accelerator.device)).max()
@@ -180,9 +180,9 @@ class Trainer:
         for weight in self.weights:
             _grad(weight).div_(count)
 
-    def lessons(self, stage: Stage, talks: Talks, seed: int) -> Lessons:
+    def samples(self, stage: Stage, talks: Examples, seed: int) -> StageDataset:
         """This process's part of a stage's batches."""
-        return Lessons(
+        return StageDataset(
             stage,
             talks,
             self.cache,
@@ -192,21 +192,21 @@ class Trainer:
             world=self.accelerator.num_processes,
         )
 
-    def _refuse_unreadable(self, tally: Tally) -> None:
-        share = tally.skipped / max(1, tally.skipped + tally.lessons)
-        if tally.skipped >= 20 and share > self.recipe.data.unreadable:
+    def _refuse_unreadable(self, stats: StageStats) -> None:
+        share = stats.skipped / max(1, stats.skipped + stats.samples)
+        if stats.skipped >= 20 and share > self.recipe.data.unreadable:
             raise DualSLMError(
                 "too many recordings cannot be read",
-                got=f"{share:.0%} of the lessons so far, listed in {self.journal.skipped}",
+                got=f"{share:.0%} of the lessons so far, listed in {self.log.skipped}",
                 do="mend the data, or raise data.unreadable",
             )
 
     # ------------------------------------------------------------------ validation and state
 
     @torch.no_grad()
-    def _validate(self, stage: Stage, tally: Tally) -> None:
+    def _validate(self, stage: Stage, stats: StageStats) -> None:
         """Keeps the adapters as the stage's checkpoint where they are the best so far."""
-        loss = None if self.checks is None else self._validation_loss(stage, self.checks)
+        loss = None if self.validation is None else self._validation_loss(stage, self.validation)
         if loss is None or loss < self.at.best:
             self.at.best = self.at.best if loss is None else loss
             if self.accelerator.is_main_process:
@@ -215,15 +215,15 @@ class Trainer:
                 self.model.metrics |= {} if loss is None else {"validation_loss": loss}
                 self.model.save_pretrained(self.out / stage.name)
         if loss is not None:
-            self.journal.validated(tally, self.at.step, loss)
+            self.log.validated(stats, self.at.step, loss)
         self.accelerator.wait_for_everyone()
 
-    def _validation_loss(self, stage: Stage, checks: Talks) -> float:
-        lessons = self.lessons(stage, checks, self.recipe.seed + 1)
+    def _validation_loss(self, stage: Stage, validation: Examples) -> float:
+        samples = self.samples(stage, validation, self.recipe.seed + 1)
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
-        for number in range(min(self.recipe.loop.validation_batches, lessons.steps)):
-            batch = lessons[number]
+        for number in range(min(self.recipe.loop.validation_batches, samples.steps)):
+            batch = samples[number]
             for part, counts in self._parts(batch):
                 loss = self._loss(stage, part, batch)
                 both = [float(loss.nll_B.sum()), float(loss.tokens_B.sum())]
@@ -257,14 +257,14 @@ class Trainer:
         self.adapters.load_state_dict(read_weights(self.out / stage.name, str(self.accelerator.device)))
 
 
-def parts(batch: Batch, positions: int) -> Iterator[list[Lesson]]:
+def parts(batch: Batch, positions: int) -> Iterator[list[TrainingSample]]:
     """A batch in parts of like lengths, each at most so many padded positions (or one lesson)."""
-    part: list[Lesson] = []
-    for lesson, length in zip(batch.lessons, batch.lengths, strict=True):
+    part: list[TrainingSample] = []
+    for sample, length in zip(batch.samples, batch.lengths, strict=True):
         if part and (len(part) + 1) * length > positions:
             yield part
             part = []
-        part.append(lesson)
+        part.append(sample)
     if part:
         yield part
 
@@ -278,8 +278,8 @@ def _seed(*parts: object) -> int:
     return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
-def optimiser_of(
-    model: DualSLM, stage: Stage, settings: Optimiser, steps: int
+def optimizer_of(
+    model: DualSLM, stage: Stage, settings: Optimizer, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up, then linear decay to zero (paper §IV-C); an adapter that nothing teaches is left alone."""
     rates = {"para": settings.paralinguistic_lr * stage.lr, "ling": stage.lr}

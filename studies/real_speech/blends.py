@@ -45,23 +45,23 @@ def teach(model: Qwen2ForCausalLM, llm: FrozenLM, draw: object, steps: int, seed
         model: that learns; its embedding table stays.
         llm: the same model and its tokenizer.
         draw: gives a talk and its view from random numbers (`mind.example`).
-        steps: of the optimiser.
+        steps: of the optimizer.
         seed: of every draw.
     """
     learns = [weight for name, weight in model.model.named_parameters() if "embed_tokens" not in name]
     for weight in learns:
         weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(learns, lr=LR, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(learns, lr=LR, betas=(0.9, 0.95), weight_decay=0.05)
     blender, recent = _Blender(llm, random.Random(f"blends/{seed}")), 0.0
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = LR * min((step + 1) / WARM_UP, 1.05 - step / steps)
         prompts = [_prompt(llm, random.Random(f"blends/{seed}/{step}/{row}"), draw) for row in range(BATCH)]
         loss = _loss(model, llm, prompts, blender)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learns, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         recent = 0.95 * recent + 0.05 * float(loss.detach()) if step else float(loss.detach())
         if (step + 1) % 20 == 0:
             print(f"blends {step + 1}/{steps}  loss {recent:.4f}", file=sys.stderr, flush=True)
@@ -118,10 +118,10 @@ def _loss(model: Qwen2ForCausalLM, llm: FrozenLM, prompts: Sequence[Prompt], ble
     """Next-token loss of the answers; rows are padded on the right."""
     filled = rows(prompts, llm, blender.adapt, blender.hear)
     embeds_BTD = pad_sequence([row.embeds_TD for row in filled], batch_first=True).detach()
-    targets_BT = pad_sequence([row.targets_T for row in filled], batch_first=True, padding_value=-1)
+    labels_BT = pad_sequence([row.labels_T for row in filled], batch_first=True, padding_value=-1)
     hidden_BTD = model.model(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
-    wanted_BT = targets_BT[:, 1:] >= 0
-    return F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted_BT]), targets_BT[:, 1:][wanted_BT])
+    wanted_BT = labels_BT[:, 1:] >= 0
+    return F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted_BT]), labels_BT[:, 1:][wanted_BT])
 
 
 def load(folder: Path) -> FrozenLM:

@@ -20,7 +20,7 @@ from dualslm.data.tasks import ATTRIBUTES, last_clip, one_task
 from dualslm.evaluation.metrics import Figure, share, word_error_rate, words
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 from studies.real_speech.wording import EMOTIONS
 
@@ -29,10 +29,10 @@ TOLD = {"P": P, "L": L, "P and L": BOTH}
 AT_ONCE = 60
 CHOICES: Mapping[str, Sequence[str]] = {"emotion": EMOTIONS, "gender": ATTRIBUTES["gender"].values}
 Hear = Callable[[Sequence[Speech]], Frames]
-Asked = list[tuple[Conversation, Mapping[str, Any]]]
+Question = list[tuple[Conversation, Mapping[str, Any]]]
 
 
-def questions(manifests: Sequence[Path], task: str, seed: int = 0) -> Asked:
+def questions(manifests: Sequence[Path], task: str, seed: int = 0) -> Question:
     """One talk for every recording of some manifests that a task can be asked of, without its answer, and the clip."""
     found = []
     for path in manifests:
@@ -44,12 +44,14 @@ def questions(manifests: Sequence[Path], task: str, seed: int = 0) -> Asked:
     return found
 
 
-def answers(model: DualSLM, asked: Asked, view: View, hear: Hear | None, longest: int = 24) -> list[str]:
+def answers(model: DualSLM, asked: Question, view: View, hear: Hear | None, longest: int = 24) -> list[str]:
     """What the LLM says."""
     prompts = [render(talk, model.llm.tokenizer, view) for talk, _ in asked]
     said: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):
-        said += model.answer(prompts[start : start + AT_ONCE], hear=hear, how=Decoding(max_new_tokens=longest))
+        said += model.answer(
+            prompts[start : start + AT_ONCE], hear=hear, how=GenerationSettings(max_new_tokens=longest)
+        )
     return said
 
 
@@ -61,7 +63,7 @@ def named(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def attribute(
-    model: DualSLM, asked: Asked, name: str, view: View, hear: Hear | None = None
+    model: DualSLM, asked: Question, name: str, view: View, hear: Hear | None = None
 ) -> tuple[Figure, list[Any]]:
     """How often the right value is named, and what was named for what."""
     heard = [named(answer, CHOICES[name]) for answer in answers(model, asked, view, hear)]
@@ -130,7 +132,7 @@ def swap(model: DualSLM, manifests: Sequence[Path], hear: Hear | None = None) ->
 
 
 def _partner(
-    tone: tuple[Conversation, Mapping[str, Any]], calm: Asked
+    tone: tuple[Conversation, Mapping[str, Any]], calm: Question
 ) -> tuple[Conversation, Mapping[str, Any]] | None:
     """A calm clip of the same actor with the other sentence and, where there is one, a place of its own."""
     actor = Path(tone[1]["audio"]).stem[-2:]
@@ -162,7 +164,7 @@ def spoken(
     return {f"words, {name}": _words(model, asked, TOLD[name], hear, longest) for name in told}
 
 
-def _words(model: DualSLM, asked: Asked, view: View, hear: Hear | None, longest: int = 24) -> dict[str, Any]:
+def _words(model: DualSLM, asked: Question, view: View, hear: Hear | None, longest: int = 24) -> dict[str, Any]:
     said = answers(model, asked, view, hear, longest)
     right = [clip["transcript"] for _, clip in asked]
     whole = share([words(a) == words(b) for a, b in zip(said, right, strict=True)])

@@ -57,7 +57,7 @@ def _findings(found: Found) -> str:
 FIRST = "copies transcribed too"  # the mixture before the one that was chosen
 FINDINGS: Mapping[str, str] = {
     "last layer": "Layer 3 of 4, against the last",
-    "channels as they are": "Channels standardised, against normalised frame by frame alone",
+    "channels as they are": "Channels standardized, against normalised frame by frame alone",
     "P not aligned first": "P aligned with the words of its labels first, against the LLM's loss alone",
     "m = 1": "m = 4, against 1",
     "m = 16": "m = 4, against 16",

@@ -58,7 +58,7 @@ WHOLE = (Arm("without ERR", err=False), SINGLE)
 TONE = (
     Arm("as chosen", tone=True),
     Arm("last layer", {"layer": 4}, tone=True),
-    Arm("channels as they are", {"standardise": False}, tone=True),
+    Arm("channels as they are", {"standardize": False}, tone=True),
     Arm("P not aligned first", tone=True, aligned=False),
     Arm("m = 1", {"tokens": 1}, tone=True),
     Arm("m = 16", {"tokens": 16}, tone=True),

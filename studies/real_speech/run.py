@@ -17,7 +17,7 @@ import transformers
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.targets import Job
@@ -122,7 +122,7 @@ class Study:
         for actor in actors:
             job = Job((self.work / "ravdess" / f"{actor}.jsonl",), self.work / "ravdess" / f"{actor}.targets.jsonl")
             if not job.out.exists():
-                write_targets(job, InProcess(self.bare.llm, Decoding(max_new_tokens=24)), seed=0, batch=60)
+                write_targets(job, InProcess(self.bare.llm, GenerationSettings(max_new_tokens=24)), seed=0, batch=60)
         recipe = plans.recipe_of(arm, self.work, actors, seed, speed)
         folder = train(recipe, self.work / "arms" / name, resume=True, device="cpu")
         return DualSLM.from_pretrained(folder, device="cpu")

@@ -16,7 +16,7 @@ import torch
 from dualslm.conversation import Conversation, View
 from dualslm.evaluation.metrics import word_errors, words
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Recordings, Take
@@ -105,7 +105,7 @@ def _nats(model: DualSLM, tested: Recordings, view: View) -> list[list[float]]:
 
 def _answers(model: DualSLM, tested: Recordings, talks: Sequence[Conversation], view: View, longest: int) -> list[str]:
     prompts = [render(talk, model.llm.tokenizer, view) for talk in talks]
-    return model.answer(prompts, hear=tested.hear, how=Decoding(max_new_tokens=longest))
+    return model.answer(prompts, hear=tested.hear, how=GenerationSettings(max_new_tokens=longest))
 
 
 def _unanswered(talk: Conversation) -> Conversation:

@@ -34,7 +34,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dualslm.conversation import Source
-from dualslm.data.manifest import Talks, recordings
+from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import rows
 from dualslm.files import replacing
 from dualslm.model.checkpoint import WEIGHTS as ADAPTERS
@@ -199,16 +199,16 @@ class Study:
         return DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), dtype=torch.float32, device="cpu")
 
     @cached_property
-    def talks(self) -> dict[str, Talks]:
+    def talks(self) -> dict[str, Examples]:
         """What each stage learns from; `fixed-history` has a stage 3 of its own."""
         folder = self.out / "talks"
         conversations.write(self.parts, folder, SIZES, 1)
         fixed = folder / "train-fixed.jsonl"
         if not fixed.exists():
             _keep_fixed(folder / "train.jsonl", fixed)
-        train = Talks([folder / "train.jsonl"])
-        aligned = Talks([folder / "train.jsonl", folder / "train-soups.jsonl"])
-        return {**dict.fromkeys(STAGES, train), "align": aligned, "fixed-history": Talks([fixed])}
+        train = Examples([folder / "train.jsonl"])
+        aligned = Examples([folder / "train.jsonl", folder / "train-soups.jsonl"])
+        return {**dict.fromkeys(STAGES, train), "align": aligned, "fixed-history": Examples([fixed])}
 
     @cached_property
     def cache(self) -> FrameCache:

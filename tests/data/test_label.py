@@ -15,7 +15,7 @@ pytest.importorskip("parselmouth", reason="needs pip install 'dualslm[label]'")
 from dualslm.cli import main as cli
 from dualslm.data import voice
 from dualslm.data.label import ANY, Labelling, thresholds
-from dualslm.data.manifest import Talks
+from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 
 RATE = 16_000
@@ -96,7 +96,7 @@ def test_terciles_label_a_third_each(manifest: Path, tmp_path: Path, capsys: pyt
     assert report == json.loads(out.with_suffix(".report.json").read_text())
     assert (report["recordings"], report["measured"], sum(report["unreadable"].values())) == (10, 9, 1)
     assert report["labels"]["pitch kept"] == 1
-    assert Talks([out]).count("paralinguistic") == 10 + 3 * 9
+    assert Examples([out]).count("paralinguistic") == 10 + 3 * 9
 
 
 def test_workers_give_the_same_bytes(manifest: Path, tmp_path: Path) -> None:

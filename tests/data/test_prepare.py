@@ -21,7 +21,7 @@ from dualslm.data.corpora.base import Heard
 from dualslm.data.corpora.clips import FLUSH_EVERY
 from dualslm.data.corpora.prepare import JOURNAL, finished, prepare
 from dualslm.data.corpora.schema import check
-from dualslm.data.manifest import Talks
+from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 
 PARTS = {"train-clean-100": ["1", "2", "5", "6"], "dev-clean": ["3"], "test-clean": ["4"]}
@@ -76,7 +76,7 @@ def test_large_manifests_have_their_index(raw: Path, tmp_path: Path, monkeypatch
         f".{split}.jsonl.index.npz" for split in ("train", "validation", "test-clean")
     }
     monkeypatch.setattr(manifest_index, "rows", None)  # no line is looked at again
-    assert Talks([tmp_path / "out" / "train.jsonl"]).count("linguistic") == 171
+    assert Examples([tmp_path / "out" / "train.jsonl"]).count("linguistic") == 171
 
 
 def test_commands_of_the_docs_are_understood(root: Path) -> None:

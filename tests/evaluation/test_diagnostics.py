@@ -25,9 +25,9 @@ from dualslm.cli import main as cli
 from dualslm.conversation import Channel
 from dualslm.evaluation.diagnostics import (
     INSTRUMENTS,
-    Desk,
+    Examiner,
     Material,
-    Reading,
+    Result,
     context,
     leaks,
     measure,
@@ -38,7 +38,7 @@ from dualslm.evaluation.diagnostics import (
 from dualslm.evaluation.diagnostics.items import Item, of_rows
 from dualslm.evaluation.diagnostics.probes import fitted, probes
 from dualslm.model.encoder import Frames
-from dualslm.model.generation import GREEDY, Decoding
+from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.model.inputs import Hear
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, world
@@ -112,14 +112,14 @@ def item(talk: Conversation, speech: Speech) -> Item:
     return Item(talk, speech, said(speech).lower())
 
 
-def desk(parts: DualSLM, material: Material, para: Tells, ling: Tells) -> Desk:
+def desk(parts: DualSLM, material: Material, para: Tells, ling: Tells) -> Examiner:
     model = Rigged(parts.encoder, parts.llm, **parts.settings).eval()
     model.clips = [one.speech for one in material.words]
     model.tells = {"para": para, "ling": ling}
-    return Desk(model, longest=32)
+    return Examiner(model, longest=32)
 
 
-def value(reading: Reading, label: str) -> float:
+def value(reading: Result, label: str) -> float:
     return next(line.value for line in reading.lines if line.label.startswith(label))
 
 
@@ -203,7 +203,7 @@ def test_divergence_is_that_of_its_definition() -> None:
 # ---------------------------------------------------------------------- context
 
 
-class Forgetful(Desk):
+class Forgetful(Examiner):
     """A model that hears the last turn only."""
 
     def nats(
@@ -225,7 +225,9 @@ def test_a_model_that_forgets_is_found(parts: DualSLM, material: Material) -> No
 class Transcriber(Rigged):
     """Writes down whatever it hears, whatever it is told."""
 
-    def answer(self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: Decoding = GREEDY) -> list[str]:
+    def answer(
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: GenerationSettings = GREEDY
+    ) -> list[str]:
         answers = super().answer(prompts, hear=hear, how=how)
         return [said(prompt.clips[-1]) if prompt.clips else one for prompt, one in zip(prompts, answers, strict=True)]
 

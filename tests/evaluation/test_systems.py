@@ -33,11 +33,11 @@ from dualslm.evaluation.systems.item import Item, card
 from dualslm.evaluation.systems.named import Means, checkpoint_of, opened
 from dualslm.evaluation.systems.ours import ORACLE, TRANSCRIPT, Cascade, Ours, TextLM
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import render
 
-HOW = Decoding(max_new_tokens=6)
+HOW = GenerationSettings(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.inference.attribution import PIECES, degrees, influence
-from dualslm.inference.describe import P, ask
+from dualslm.inference.describe import P, describe
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.prompt import render
@@ -37,7 +37,7 @@ def nll(model: DualSLM, talk: Conversation, view: View, *, cut_off: bool = False
 
 def test_degrees_are_the_shares_of_the_choices(session: Session) -> None:
     heard = session.heard(CLIP)
-    found = degrees(session.ears, CLIP, ASKED, heard)
+    found = degrees(session.audio_cache, CLIP, ASKED, heard)
     assert found.keys() == ASKED.attributes.keys()
     for name, shares in found.items():
         assert tuple(shares) == ASKED.attributes[name].values
@@ -47,7 +47,7 @@ def test_degrees_are_the_shares_of_the_choices(session: Session) -> None:
 
 def test_degrees_are_those_of_the_plain_loss(session: Session) -> None:
     heard = session.heard(CLIP)
-    asked, found = ASKED.attributes["energy"], degrees(session.ears, CLIP, ASKED, heard)["energy"]
+    asked, found = ASKED.attributes["energy"], degrees(session.audio_cache, CLIP, ASKED, heard)["energy"]
     talk = Conversation(asked.system).user(CLIP, asked.question)
     quiet, loud = (
         nll(session.model, talk.copy().assistant(f"The energy is {value}."), P) for value in ("quiet", "loud")
@@ -59,14 +59,14 @@ def test_a_question_without_a_clear_answer_has_no_degrees(session: Session) -> N
     heard = session.heard(CLIP)
     attributes = {**heard.attributes, "pitch": None}
     unclear = type(heard)(heard.words, attributes, heard.caption, heard.answers)
-    assert degrees(session.ears, CLIP, ASKED, unclear).keys() == ASKED.attributes.keys() - {"pitch"}
+    assert degrees(session.audio_cache, CLIP, ASKED, unclear).keys() == ASKED.attributes.keys() - {"pitch"}
     nothing = type(heard)(heard.words, dict.fromkeys(attributes), None, heard.answers)
-    assert degrees(session.ears, CLIP, ASKED, nothing) == {}
+    assert degrees(session.audio_cache, CLIP, ASKED, nothing) == {}
 
 
 def test_influence_is_the_loss_that_leaving_out_costs(session: Session) -> None:
     talk = Conversation(world.LISTEN).user("It was a long day.").assistant("I see.").user(CLIP)
-    found, whole = influence(session.ears, talk, REPLY, View()), talk.copy().assistant(REPLY)
+    found, whole = influence(session.audio_cache, talk, REPLY, View()), talk.copy().assistant(REPLY)
     views = [View(), View("none", "speech"), View("speech", "none")]
     full, no_para, no_ling = (nll(session.model, whole, view, cut_off=True) for view in views)
     assert sum(found.para) == pytest.approx(no_para - full, abs=1e-2)
@@ -78,20 +78,20 @@ def test_influence_is_the_loss_that_leaving_out_costs(session: Session) -> None:
 
 def test_pieces_are_those_of_the_last_recording_and_leave_nothing_out(session: Session) -> None:
     talk = Conversation(world.LISTEN).user(Speech(CLIPS / "tones_1_happy.wav")).assistant("I see.").user(CLIP)
-    pieces = influence(session.ears, talk, REPLY, View()).pieces
+    pieces = influence(session.audio_cache, talk, REPLY, View()).pieces
     assert 1 < len(pieces) <= PIECES
     assert pieces[0][0] == 0
     assert all(one[1] == pytest.approx(other[0]) for one, other in pairwise(pieces))
     assert pieces[-1][1] == pytest.approx(duration(CLIPS / "hear_1_angry.wav"), abs=0.1)
-    assert influence(session.ears, talk, REPLY, View("speech", "none")).pieces == []
+    assert influence(session.audio_cache, talk, REPLY, View("speech", "none")).pieces == []
 
 
 def test_a_second_thread_changes_nothing(session: Session) -> None:
     talk = Conversation(world.LISTEN).user(CLIP)
-    alone, heard = influence(session.ears, talk, REPLY, View()), ask(session.ears, CLIP, ASKED)
+    alone, heard = influence(session.audio_cache, talk, REPLY, View()), describe(session.audio_cache, CLIP, ASKED)
     with ThreadPoolExecutor(1) as pool:
         for _ in range(3):
             other = pool.submit(session.model.reply, talk)
-            assert influence(session.ears, talk, REPLY, View()).para == pytest.approx(alone.para, abs=1e-4)
+            assert influence(session.audio_cache, talk, REPLY, View()).para == pytest.approx(alone.para, abs=1e-4)
             assert other.result().startswith("You have every right")
-    assert degrees(session.ears, CLIP, ASKED, heard)["gender"]["male"] > 0.9
+    assert degrees(session.audio_cache, CLIP, ASKED, heard)["gender"]["male"] > 0.9

@@ -6,10 +6,10 @@ import pytest
 import torch
 from support.factory import save_llm
 
-from dualslm.inference.audio_cache import Marked
-from dualslm.inference.continuous_batch import Batch, Pasts, Seat
-from dualslm.model.embedding_only import table_only
-from dualslm.model.generation import Decoding
+from dualslm.inference.audio_cache import PromptEmbeds
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Pasts
+from dualslm.model.embedding_only import embedding_only
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 
 
@@ -22,32 +22,34 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-def prompts(llm: FrozenLM, lengths: list[int]) -> list[Marked]:
+def prompts(llm: FrozenLM, lengths: list[int]) -> list[PromptEmbeds]:
     """Prompts of any tokens, the first ten of which they share."""
     draw = torch.Generator().manual_seed(0)
     rows = []
     for length in lengths:
         ids = [*range(20, 30), *torch.randint(10, 300, (length,), generator=draw).tolist()]
-        rows.append(Marked(llm.embed(torch.tensor(ids)), ids))
+        rows.append(PromptEmbeds(llm.embed(torch.tensor(ids)), ids))
     return rows
 
 
-def alone(llm: FrozenLM, prompt: Marked, how: Decoding) -> list[int]:
+def alone(llm: FrozenLM, prompt: PromptEmbeds, how: GenerationSettings) -> list[int]:
     steps = llm.decode(llm.prefill([prompt.embeds_TD]), how)
     return [token for (token,) in steps if token is not None]
 
 
-def together(batch: Batch, asked: list[tuple[Marked, Decoding]], every: int) -> list[list[int]]:
+def together(
+    batch: ContinuousBatch, asked: list[tuple[PromptEmbeds, GenerationSettings]], every: int
+) -> list[list[int]]:
     """Replies to all; a new talk joins every few steps where there is a seat."""
-    waiting, seats, replies = list(enumerate(asked)), {}, [[] for _ in asked]  # type: ignore[var-annotated]
+    waiting, requests, replies = list(enumerate(asked)), {}, [[] for _ in asked]  # type: ignore[var-annotated]
     for step in range(10_000):
-        if waiting and len(batch.seats) < batch.size and step % every == 0:
+        if waiting and len(batch.requests) < batch.size and step % every == 0:
             place, (prompt, how) = waiting.pop(0)
-            seats[batch.join(prompt, how)] = place
-        for seat, token in batch.step():
+            requests[batch.join(prompt, how)] = place
+        for request, token in batch.step():
             if token is not None:
-                replies[seats[seat]].append(token)
-        if not waiting and not batch.seats:
+                replies[requests[request]].append(token)
+        if not waiting and not batch.requests:
             return replies
     raise AssertionError("it never ends")
 
@@ -55,10 +57,17 @@ def together(batch: Batch, asked: list[tuple[Marked, Decoding]], every: int) -> 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_talk_in_company_gets_the_reply_it_gets_alone(llm: FrozenLM, every: int) -> None:
     rows = prompts(llm, [3, 40, 12, 25, 1, 18])
-    hows = [Decoding(24), Decoding(5), Decoding(24), Decoding(24, temperature=1.0, seed=3), Decoding(1), Decoding(9)]
+    hows = [
+        GenerationSettings(24),
+        GenerationSettings(5),
+        GenerationSettings(24),
+        GenerationSettings(24, temperature=1.0, seed=3),
+        GenerationSettings(1),
+        GenerationSettings(9),
+    ]
     asked = list(zip(rows, hows, strict=True))
     want = [alone(llm, *one) for one in asked]
-    batch = Batch(llm, 4)
+    batch = ContinuousBatch(llm, 4)
     assert batch.size == (4 if llm.keeps_every_position else 1)
     assert together(batch, asked, every) == want
     assert (batch.pasts.positions > 0) == llm.keeps_every_position
@@ -67,21 +76,21 @@ def test_a_talk_in_company_gets_the_reply_it_gets_alone(llm: FrozenLM, every: in
 
 def test_logits_in_company_are_those_alone(llm: FrozenLM) -> None:
     rows = prompts(llm, [3, 40, 12])[: 3 if llm.keeps_every_position else 1]
-    batch = Batch(llm, 3)
-    seats = [batch.join(row, Decoding(20)) for row in rows]
+    batch = ContinuousBatch(llm, 3)
+    requests = [batch.join(row, GenerationSettings(20)) for row in rows]
     for _ in range(6):
         batch.step()
-        for seat, row in zip(seats, rows, strict=True):
-            ids = torch.tensor([mark for mark in seat.marks[len(row.marks) :] if isinstance(mark, int)])
+        for request, row in zip(requests, rows, strict=True):
+            ids = torch.tensor([mark for mark in request.keys[len(row.keys) :] if isinstance(mark, int)])
             again = llm.prefill([torch.cat([row.embeds_TD, llm.embed(ids)])]).logits_BV[0]
-            assert torch.allclose(seat.logits_V, again, atol=1e-4)
+            assert torch.allclose(request.logits_V, again, atol=1e-4)
 
 
 def test_steps_of_a_talk_alone_are_captured(llm: FrozenLM) -> None:
     if llm.captured is None:
         pytest.skip("nothing is to be captured")
     rows = prompts(llm, [30, 4])
-    batch, how = Batch(llm, 2), Decoding(12)
+    batch, how = ContinuousBatch(llm, 2), GenerationSettings(12)
     first = batch.join(rows[0], how)
     read = first.positions
     for _ in range(3):
@@ -89,9 +98,9 @@ def test_steps_of_a_talk_alone_are_captured(llm: FrozenLM) -> None:
         assert batch._mask_BT.shape[1] == read, "what is drawn stands in the room"
     batch.join(rows[1], how)
     assert batch._mask_BT.shape == (2, read + 3)
-    while len(batch.seats) > 1:
+    while len(batch.requests) > 1:
         batch.step()
-    (left,) = batch.seats
+    (left,) = batch.requests
     batch.step()
     assert batch._mask_BT.shape[1] < left.positions + 12
     free = len(llm.captured.free)
@@ -103,33 +112,33 @@ def test_who_leaves_disturbs_nobody(llm: FrozenLM) -> None:
     if not llm.keeps_every_position:
         pytest.skip("one talk at a time")
     rows = prompts(llm, [30, 4, 9])
-    batch, how = Batch(llm, 3), Decoding(16)
-    seats = [batch.join(row, how) for row in rows]
-    got: dict[Seat, list[int]] = {seat: [] for seat in seats}
+    batch, how = ContinuousBatch(llm, 3), GenerationSettings(16)
+    requests = [batch.join(row, how) for row in rows]
+    got: dict[ActiveRequest, list[int]] = {request: [] for request in requests}
     for step in range(16):
-        for seat, token in batch.step():
-            got[seat] += [] if token is None else [token]
+        for request, token in batch.step():
+            got[request] += [] if token is None else [token]
         if step == 4:
-            batch.leave(seats[0])
-            batch.leave(seats[0])
-    for seat, row in list(zip(seats, rows, strict=True))[1:]:
-        assert got[seat] == alone(llm, row, how)
-    assert batch.seats == []
+            batch.leave(requests[0])
+            batch.leave(requests[0])
+    for request, row in list(zip(requests, rows, strict=True))[1:]:
+        assert got[request] == alone(llm, row, how)
+    assert batch.requests == []
 
 
 def test_a_talk_goes_on_from_what_was_read(llm: FrozenLM) -> None:
     if not llm.keeps_every_position:
         pytest.skip("its cache forgets")
     (row,) = prompts(llm, [30])
-    batch = Batch(llm, 2)
-    (said,) = together(batch, [(row, Decoding(8))], 1)
-    ids = [*row.marks, *said, 77, 78]
-    seat = batch.join(Marked(llm.embed(torch.tensor(ids)), ids), Decoding(8))
-    assert seat.reused >= len(row.marks) + len(said) - 1
+    batch = ContinuousBatch(llm, 2)
+    (said,) = together(batch, [(row, GenerationSettings(8))], 1)
+    ids = [*row.keys, *said, 77, 78]
+    request = batch.join(PromptEmbeds(llm.embed(torch.tensor(ids)), ids), GenerationSettings(8))
+    assert request.reused >= len(row.keys) + len(said) - 1
 
 
 def test_the_table_alone_embeds_as_the_whole_llm(llm: FrozenLM) -> None:
-    table = table_only(llm.name, revision=None, dtype=torch.float32, device="cpu")
+    table = embedding_only(llm.name, revision=None, dtype=torch.float32, device="cpu")
     ids = torch.arange(0, 300, 7)
     assert torch.equal(table.embed(ids), llm.embed(ids))
     assert table.stops == llm.stops

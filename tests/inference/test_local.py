@@ -10,11 +10,11 @@ import pytest
 import torch
 from support.factory import save_llm
 
-from dualslm.inference.audio_cache import Marked
+from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import UnavailableError
-from dualslm.inference.continuous_batch import Batch, Seat
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
 from dualslm.inference.local import InProcess
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 
 
@@ -25,15 +25,19 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> FrozenLM:
     return made
 
 
-async def reply(backend: InProcess, length: int, how: Decoding) -> int:
+async def reply(backend: InProcess, length: int, how: GenerationSettings) -> int:
     ids = list(range(20, 20 + length))
-    pieces = [piece async for piece in backend.stream(Marked(backend.llm.embed(torch.tensor(ids)), ids), how)]
+    pieces = [piece async for piece in backend.stream(PromptEmbeds(backend.llm.embed(torch.tensor(ids)), ids), how)]
     return pieces[-1].tokens
 
 
 def test_a_request_for_the_coldest_draw_disturbs_nobody(llm: FrozenLM) -> None:
     async def both(backend: InProcess) -> list[int]:
-        asked = [Decoding(40), Decoding(5, temperature=1e-40, seed=0), Decoding(30, temperature=1.0)]
+        asked = [
+            GenerationSettings(40),
+            GenerationSettings(5, temperature=1e-40, seed=0),
+            GenerationSettings(30, temperature=1.0),
+        ]
         done = await asyncio.gather(*(reply(backend, 9 + place, how) for place, how in enumerate(asked)))
         await backend.close()
         return done
@@ -43,24 +47,28 @@ def test_a_request_for_the_coldest_draw_disturbs_nobody(llm: FrozenLM) -> None:
 
 def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = [RuntimeError("CUDA out of memory")]
-    keep_only = Batch._keep_only
+    keep_only = ContinuousBatch._keep_only
 
-    def failing(batch: Batch, going: Sequence[Seat]) -> None:
-        if faults and len(going) < len(batch.seats):
+    def failing(batch: ContinuousBatch, going: Sequence[ActiveRequest]) -> None:
+        if faults and len(going) < len(batch.requests):
             raise faults.pop()
         keep_only(batch, going)
 
     async def talks(backend: InProcess) -> int:
-        stays = backend.stream(Marked(llm.embed(torch.tensor([30, 31, 32])), [30, 31, 32]), Decoding(100_000))
+        stays = backend.stream(
+            PromptEmbeds(llm.embed(torch.tensor([30, 31, 32])), [30, 31, 32]), GenerationSettings(100_000)
+        )
         await anext(stays)
-        async with aclosing(backend.stream(Marked(llm.embed(torch.tensor([20, 21])), [20, 21]), Decoding(500))) as left:
+        async with aclosing(
+            backend.stream(PromptEmbeds(llm.embed(torch.tensor([20, 21])), [20, 21]), GenerationSettings(500))
+        ) as left:
             await anext(left)
         with pytest.raises(UnavailableError, match="out of memory"):
             async for _ in stays:
                 pass
-        after = await asyncio.wait_for(reply(backend, 9, Decoding(6)), 30)
+        after = await asyncio.wait_for(reply(backend, 9, GenerationSettings(6)), 30)
         await backend.close()
         return after
 
-    monkeypatch.setattr(Batch, "_keep_only", failing)
+    monkeypatch.setattr(ContinuousBatch, "_keep_only", failing)
     assert asyncio.run(talks(InProcess(llm, 4))) == 6

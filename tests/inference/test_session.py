@@ -18,17 +18,17 @@ from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedTokenizerF
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.inference import describe
-from dualslm.inference.audio_cache import Ears
+from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.describe import ASKED
 from dualslm.inference.prefix_cache import Memory
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import render
 
-SHORT = Decoding(max_new_tokens=8)
+SHORT = GenerationSettings(max_new_tokens=8)
 # plain, thinking tags that vanish, trimmed turns, system in the first turn, spaces around replies, no template
 REWRITING = ["chatml", "qwen3", "deepseek-r1", "llama3.1", "gemma", "mistral-v0.3", "llama2", "zephyr", "none"]
 Build = Callable[..., DualSLM]
@@ -111,9 +111,9 @@ def test_reading_what_is_new_equals_reading_all(build: Build, family: str) -> No
         most = max(most, session.times.reused)
         assert reply == fresh(session)
         talk = session.talk.copy().user("And so on.")
-        (row,) = session.ears.rows([render(talk, model.llm.tokenizer)])
+        (row,) = session.audio_cache.rows([render(talk, model.llm.tokenizer)])
         whole = model.llm.prefill([row.embeds_TD]).logits_BV
-        again = session.memory.read(row.embeds_TD, row.marks).logits_BV
+        again = session.memory.read(row.embeds_TD, row.keys).logits_BV
         torch.testing.assert_close(again, whole, atol=1e-4, rtol=0)
     assert most > 50, most
 
@@ -121,7 +121,7 @@ def test_reading_what_is_new_equals_reading_all(build: Build, family: str) -> No
 def test_replies_stay_in_the_cache(session: Session) -> None:
     """With a template that does not rewrite, everything but the new turn is there already."""
     for number, parts in enumerate(TURNS):
-        before = len(session.memory.marks)
+        before = len(session.memory.keys)
         session.reply(*parts)
         assert session.times is not None
         # at most the last token of the reply, and what it was joined to in the text, is read again
@@ -162,7 +162,7 @@ def test_a_conversation_without_state_reuses_what_it_shares(session: Session) ->
     assert "".join(session.answer(longer)) == session.model.reply(longer, how=SHORT)
     assert session.times is not None
     assert session.times.reused > session.times.positions / 2
-    assert session.ears.encoded == 2
+    assert session.audio_cache.encoded == 2
     other = Conversation("Be cross.").user(clip(1.0, 1))
     assert "".join(session.answer(other)) == session.model.reply(other, how=SHORT)
 
@@ -193,15 +193,15 @@ def test_each_recording_is_encoded_once(session: Session, tmp_path: Path) -> Non
     session.reply(Speech(path.read_bytes()))
     session.view = View("speech", "none")
     session.reply(Speech(str(path)))
-    assert session.ears.encoded == 1
+    assert session.audio_cache.encoded == 1
 
 
 def test_what_is_kept_of_recordings_is_bounded(model: DualSLM) -> None:
-    ears = Ears(model, room=20_000)
+    audio_cache = AudioCache(model, room=20_000)
     for seed in range(12):
-        ears.rows([render(Conversation().user(clip(1.0, seed)), model.llm.tokenizer)])
-    sizes = [value.nbytes for both in ears._kept.values() for value in both.values()]
-    assert ears.encoded == 12
+        audio_cache.rows([render(Conversation().user(clip(1.0, seed)), model.llm.tokenizer)])
+    sizes = [value.nbytes for both in audio_cache._kept.values() for value in both.values()]
+    assert audio_cache.encoded == 12
     assert 0 < sum(sizes) <= 20_000
 
 
@@ -233,10 +233,12 @@ def test_hardly_more_is_dropped_than_must_be(build: Build) -> None:
         fit = [
             start
             for start in range(0, len(talk.turns), 2)
-            if session.ears.length(render(Conversation(talk.system, talk.turns[start:]), session.model.llm.tokenizer))
+            if session.audio_cache.length(
+                render(Conversation(talk.system, talk.turns[start:]), session.model.llm.tokenizer)
+            )
             <= 512 - SHORT.max_new_tokens
         ]
-        assert session.ears.length(prompt) <= 512 - SHORT.max_new_tokens
+        assert session.audio_cache.length(prompt) <= 512 - SHORT.max_new_tokens
         assert fit[0] <= left_out <= fit[0] + (len(talk.turns) - fit[0]) / 4
         dropped.append(left_out)
         talk.assistant("Yes, of course.")
@@ -255,7 +257,7 @@ def test_a_turn_that_does_not_fit_is_told_and_taken_back(build: Build) -> None:
 
 
 def test_a_reply_ends_where_the_context_does(build: Build) -> None:
-    session = Session(build(small_tokenizer(), positions=96), how=Decoding(max_new_tokens=500))
+    session = Session(build(small_tokenizer(), positions=96), how=GenerationSettings(max_new_tokens=500))
     session.reply("Talk for ever.")
     assert session.times is not None
     assert session.times.positions + session.times.tokens <= 96
@@ -325,7 +327,7 @@ def test_what_was_heard_comes_from_its_own_channel(session: Session) -> None:
     assert session.heard(words.in_the_tone_of(voice)) is found
     assert session.heard(Speech(words.audio)) is found
     assert list(found.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
-    assert session.ears.encoded == 1
+    assert session.audio_cache.encoded == 1
     asked = Conversation(ASKED.words).user(words)
     alone = session.model.reply(asked, view=View("none", "speech"), how=SHORT)
     assert found.words == alone.strip()

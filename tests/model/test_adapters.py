@@ -100,7 +100,7 @@ def test_one_layer_is_read_where_a_recipe_names_it() -> None:
 def test_calibrated_channels_have_mean_0_and_deviation_1(mix: int) -> None:
     scale_S = torch.logspace(-2, 2, 16)
     clips = [5.0 + scale_S * torch.randn(3, frames, 16) for frames in (40, 90)]
-    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, mix=mix, standardise=True)
+    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, mix=mix, standardize=True)
     para.calibrate(clips)
     read_TS = torch.cat([para._read(clip[:, None])[0] for clip in clips])
     weights_N = torch.full((3,), 1 / 3) if mix else torch.ones(1)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dualslm.errors import DualSLMError
 from dualslm.model import cuda_graphs
-from dualslm.model.cuda_graphs import Captured
+from dualslm.model.cuda_graphs import GraphDecoder
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM, Prefilled
 from dualslm.tiny import ADAPTERS, CLIPS, load
 from dualslm.tiny.world import LISTEN
 
-HOW = Decoding(max_new_tokens=12)
+HOW = GenerationSettings(max_new_tokens=12)
 
 
 def prompts(model: FrozenLM, *lengths: int) -> list[Tensor]:
@@ -71,7 +71,7 @@ def test_a_reply_that_is_cut_short_and_two_at_once_keep_apart(model: FrozenLM) -
 def test_a_long_reply_moves_from_room_to_room(model: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SMALLEST_ROOM": 16, "AHEAD": 4, "KEPT": 2}.items():
         monkeypatch.setattr(cuda_graphs, name, value)
-    how = Decoding(max_new_tokens=80)
+    how = GenerationSettings(max_new_tokens=80)
     model.captured = None
     plain = list(model.decode(model.prefill(prompts(model, 9, 5)), how))
     model.capture()
@@ -100,7 +100,7 @@ def test_the_step_is_one_graph(tmp_path: Path) -> None:
         graphs.append(graph)
         return graph.forward
 
-    made.captured = Captured(made.model, torch.compile(made.model.__call__, backend=backend, fullgraph=True))
+    made.captured = GraphDecoder(made.model, torch.compile(made.model.__call__, backend=backend, fullgraph=True))
     same, _ = decoded(made, 9)
     again, _ = decoded(made, 12)
     assert same == plain

@@ -12,11 +12,11 @@ from support.factory import FAMILIES, save_encoder, save_llm
 from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import weights_hash
 from dualslm.prompt import Text, render
 
-SHORT = Decoding(max_new_tokens=12)
+SHORT = GenerationSettings(max_new_tokens=12)
 
 
 def clip(seconds: float, seed: int = 0) -> Speech:
@@ -51,12 +51,12 @@ def test_training_moves_the_adapters_and_nothing_else(model: DualSLM) -> None:
     before = weights_hash(model.encoder), weights_hash(model.llm)
     adapters = weights_hash(model.adapters)
     model.train()
-    optimiser = torch.optim.AdamW(model.adapters.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.adapters.parameters(), lr=1e-4)
     talk = Conversation("Answer kindly.").user(clip(1.0)).assistant("So sorry.")
     for _ in range(2):
         model([render(talk, model.llm.tokenizer, supervise="last")]).mean.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     model.eval()
     assert (weights_hash(model.encoder), weights_hash(model.llm)) == before
     assert weights_hash(model.adapters) != adapters
@@ -76,7 +76,7 @@ def test_stream_joined_is_the_reply(model: DualSLM) -> None:
     talk = Conversation("Be kind.").user(clip(1.5))
     pieces = list(model.stream(talk, how=SHORT))
     assert "".join(pieces) == model.reply(talk, how=SHORT) != ""
-    drawn = Decoding(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
+    drawn = GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
     assert "".join(model.stream(talk, how=drawn)) == model.reply(talk, how=drawn)
 
 
@@ -121,7 +121,7 @@ def test_loss_is_that_of_the_reply_tokens(model: DualSLM) -> None:
 
 def test_a_view_may_be_written_as_on_the_command_line(model: DualSLM) -> None:
     talk = Conversation().user(clip(0.5))
-    how = Decoding(4)
+    how = GenerationSettings(4)
     assert model.reply(talk, view="none,speech", how=how) == model.reply(talk, view=View("none", "speech"), how=how)
     with pytest.raises(DualSLMError, match="a view is two sources"):
         model.reply(talk, view="speech")

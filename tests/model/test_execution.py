@@ -12,9 +12,9 @@ from support.factory import FAMILIES, save_llm
 from torch import Tensor, nn
 
 from dualslm.errors import DualSLMError
-from dualslm.model.execution import checkpointed, compiled, decoder_layers, kept
+from dualslm.model.execution import activation_checkpointing, compiled, decoder_layers, kept
 from dualslm.model.llm import FrozenLM
-from dualslm.recipe import Quantise
+from dualslm.recipe import Quantize
 from dualslm.tiny import WEIGHTS
 
 LLM = str(WEIGHTS / "llm")
@@ -29,9 +29,9 @@ def gradient(model: FrozenLM, embeds_BTD: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "alike"), [("int8", 0.999), ("nf4", 0.9)])
-def test_a_quantised_llm_passes_nearly_the_same_gradient(kind: Quantise, alike: float) -> None:
-    pytest.importorskip("bitsandbytes", reason="pip install 'dualslm[quantised]'")
-    whole, small = FrozenLM.from_pretrained(LLM), FrozenLM.from_pretrained(LLM, quantise=kind)
+def test_a_quantized_llm_passes_nearly_the_same_gradient(kind: Quantize, alike: float) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'dualslm[quantized]'")
+    whole, small = FrozenLM.from_pretrained(LLM), FrozenLM.from_pretrained(LLM, quantize=kind)
     ids = torch.tensor([whole.tokenizer("My dog ran away in the park this morning.")["input_ids"]])
     one, two = (gradient(model, whole.embed(ids)).flatten() for model in (whole, small))
     assert torch.cosine_similarity(one, two, dim=0) > alike
@@ -43,8 +43,8 @@ def test_a_quantised_llm_passes_nearly_the_same_gradient(kind: Quantise, alike: 
 
 def test_without_bitsandbytes_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DualSLMError, match="cannot quantise the LLM"):
-        FrozenLM.from_pretrained(LLM, quantise="nf4")
+    with pytest.raises(DualSLMError, match="cannot quantize the LLM"):
+        FrozenLM.from_pretrained(LLM, quantize="nf4")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,7 +59,7 @@ def test_layers_computed_twice_give_the_same_gradient(family: str, tmp_path: Pat
         leaf = embeds_BTD[:, 4:].clone().requires_grad_()
         model(leaf, torch.ones(2, 10, dtype=torch.long), cache=kept(cache)).float().logsumexp(-1).sum().backward()
         found.append(leaf.grad)
-        checkpointed(model.model)
+        activation_checkpointing(model.model)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
 
 

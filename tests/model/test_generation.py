@@ -13,7 +13,7 @@ from support.templates import spaced
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from dualslm.model.generation import Decoding, Draw, Pieces, text_of
+from dualslm.model.generation import GenerationSettings, Sampler, TextStreamer, text_of
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ def test_pieces_of_any_text_are_its_text(tokenizer: PreTrainedTokenizerFast, tex
     ids = tokenizer.encode(text, add_special_tokens=False)
     for special in rng.sample(tokenizer.all_special_ids, 1) * rng.randrange(3):
         ids.insert(rng.randint(0, len(ids)), special)
-    pieces = Pieces(tokenizer)
+    pieces = TextStreamer(tokenizer)
     joined = "".join([*map(pieces.add, ids), pieces.rest()])
     assert joined == text_of(tokenizer, ids)
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
     tokenizer = small_tokenizer()
-    pieces = Pieces(tokenizer)
+    pieces = TextStreamer(tokenizer)
     whole = tokenizer.encode("ok 😀", add_special_tokens=False)
     shown = "".join(pieces.add(token) for token in whole[:-1])
     assert shown == "ok "
@@ -46,7 +46,7 @@ def test_a_byte_of_no_character_holds_nothing_back() -> None:
     strip = decoders.Strip(" ", 1, 0)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
-    pieces = Pieces(tokenizer)
+    pieces = TextStreamer(tokenizer)
     bytes_ = [vocabulary[f"<0x{byte:02X}>"] for byte in [*"日".encode(), 0xE6]]
     shown = [pieces.add(token) for token in [vocabulary["▁a"], *bytes_, *[vocabulary["▁word"]] * 40]]
     assert shown[:5] == ["a", "", "", "日", ""]
@@ -57,5 +57,5 @@ def test_a_byte_of_no_character_holds_nothing_back() -> None:
 @pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-40, 1e-300])
 def test_a_temperature_near_zero_draws_the_likeliest(temperature: float) -> None:
     logits_BV = torch.tensor([[1.0, 30.0, -1e4], [1e4, 2.0, 3.0]])
-    drawn = Draw(Decoding(temperature=temperature, top_p=0.9), torch.device("cpu"))(logits_BV)
+    drawn = Sampler(GenerationSettings(temperature=temperature, top_p=0.9), torch.device("cpu"))(logits_BV)
     assert drawn.tolist() == [1, 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.inputs import NO_TARGET, rows
+from dualslm.model.inputs import IGNORE_INDEX, rows
 from dualslm.model.llm import pad_left
 from dualslm.model.loss import Loss, share
 from dualslm.prompt import Prompt, render
@@ -82,10 +82,10 @@ def test_logits_at_targets_alone_change_nothing(model: DualSLM) -> None:
     def everywhere() -> Loss:
         filled = rows(some, model.llm, model.adapt, model.hear)
         embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in filled])
-        targets_BT = pad_left([row.targets_T for row in filled])[0].masked_fill(mask_BT == 0, NO_TARGET)[:, 1:]
+        labels_BT = pad_left([row.labels_T for row in filled])[0].masked_fill(mask_BT == 0, IGNORE_INDEX)[:, 1:]
         chances_BTV = model.llm(embeds_BTD, mask_BT)[:, :-1].log_softmax(-1)
-        own_BT = chances_BTV.gather(-1, targets_BT.clamp_min(0)[..., None])[..., 0]
-        wanted_BT = targets_BT != NO_TARGET
+        own_BT = chances_BTV.gather(-1, labels_BT.clamp_min(0)[..., None])[..., 0]
+        wanted_BT = labels_BT != IGNORE_INDEX
         return Loss(-(own_BT * wanted_BT).sum(1), wanted_BT.sum(1))
 
     assert_equal(model, model(some, worth=NEVER), everywhere())

@@ -16,7 +16,7 @@ from dualslm.inference.attribution import degrees, influence
 from dualslm.inference.local import InProcess
 from dualslm.inference.session import Session
 from dualslm.serve.app import app
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
@@ -31,7 +31,7 @@ def session() -> Session:
 @pytest.fixture(scope="module")
 def url(session: Session) -> Iterator[str]:
     backend = InProcess(session.model.llm)
-    with threaded(app(Front(session.model, backend, questions=ASKED, system=LISTEN))) as address:
+    with threaded(app(Service(session.model, backend, questions=ASKED, system=LISTEN))) as address:
         yield address
 
 
@@ -42,7 +42,7 @@ def post(url: str, path: str, **body: Any) -> httpx2.Response:
 def test_what_was_heard_with_its_degrees(url: str, session: Session) -> None:
     told = post(url, "heard", input_audio=heard(SAD)["input_audio"]).json()
     own = session.heard(Speech(SAD))
-    sure = degrees(session.ears, Speech(SAD), ASKED, own)
+    sure = degrees(session.audio_cache, Speech(SAD), ASKED, own)
     assert told["words"] == own.words
     assert told["caption"] == own.caption
     for name, value in own.attributes.items():
@@ -55,7 +55,7 @@ def test_what_a_reply_rests_on(url: str, session: Session) -> None:
     talk = Conversation(LISTEN).user("Hello.").assistant("I see.").user(Speech(ANGRY))
     messages = [user("Hello."), assistant("I see."), user(heard(ANGRY)), assistant(REPLY)]
     told = post(url, "influence", messages=messages).json()
-    own = asdict(influence(session.ears, talk, REPLY, View()))
+    own = asdict(influence(session.audio_cache, talk, REPLY, View()))
     assert told["tokens"] == own["tokens"]
     assert told["para"] == pytest.approx(own["para"], abs=1e-3)
     assert told["ling"] == pytest.approx(own["ling"], abs=1e-3)
@@ -92,8 +92,8 @@ def test_a_stream_tells_its_seconds(url: str) -> None:
 
 
 def test_an_llm_elsewhere_tells_no_likelihoods() -> None:
-    front = Front(tiny.load(answers=False), Slow(0.001), questions=ASKED, system=LISTEN)
-    with threaded(app(front)) as url:
+    service = Service(tiny.load(answers=False), Slow(0.001), questions=ASKED, system=LISTEN)
+    with threaded(app(service)) as url:
         assert httpx2.get(f"{url}/about").json() == {"model": "dualslm", "system": LISTEN, "likelihoods": False}
         told = post(url, "heard", input_audio=heard(ANGRY)["input_audio"]).json()
         assert told["words"].startswith("la la")

@@ -17,7 +17,7 @@ from dualslm.conversation import Conversation, Speech, View
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 from dualslm.tiny import CLIPS, world
 from dualslm.tiny.questions import ASKED
 
@@ -211,12 +211,12 @@ def ears_only() -> DualSLM:
 
 
 @pytest.fixture
-def elsewhere(ears_only: DualSLM) -> Front:
+def elsewhere(ears_only: DualSLM) -> Service:
     """Hears for an LLM that runs elsewhere and sings."""
-    return Front(ears_only, Slow(0.02), questions=ASKED, system=world.LISTEN)
+    return Service(ears_only, Slow(0.02), questions=ASKED, system=world.LISTEN)
 
 
-def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser, elsewhere: Front) -> None:
+def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser, elsewhere: Service) -> None:
     with threaded(app(elsewhere, clips=CLIPS)) as url:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
@@ -231,7 +231,7 @@ def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser
         page.close()
 
 
-def test_a_key_is_asked_for_and_taken(browser: Browser, elsewhere: Front) -> None:
+def test_a_key_is_asked_for_and_taken(browser: Browser, elsewhere: Service) -> None:
     with threaded(app(elsewhere, clips=CLIPS, key="sesame")) as url:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)

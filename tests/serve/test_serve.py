@@ -14,9 +14,9 @@ import pytest
 from support.servekit import ANGRY, CLIP, SAD, assistant, client, heard, process, user
 
 from dualslm import Conversation, DualSLM, Speech, View, tiny
-from dualslm.inference.audio_cache import Ears
-from dualslm.inference.describe import ask
-from dualslm.model.generation import Decoding
+from dualslm.inference.audio_cache import AudioCache
+from dualslm.inference.describe import describe
+from dualslm.model.generation import GenerationSettings
 from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
@@ -118,7 +118,7 @@ def test_view_and_tone(url: str, model: DualSLM) -> None:
 
 
 def test_what_is_heard(url: str, model: DualSLM) -> None:
-    want = ask(Ears(model), Speech(ANGRY), ASKED)
+    want = describe(AudioCache(model), Speech(ANGRY), ASKED)
     api = client(url).audio.transcriptions
     assert api.create(model=MODEL, file=ANGRY).text == want.words
     assert str(api.create(model=MODEL, file=ANGRY, response_format="text")).strip() == want.words
@@ -164,7 +164,7 @@ def test_state(url: str) -> None:
 
 
 def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
-    how = Decoding(120, temperature=2.0, seed=5)
+    how = GenerationSettings(120, temperature=2.0, seed=5)
     want = model.reply(Conversation(LISTEN).user(Speech(SAD)), how=how)
     with process() as (address, run):
         api = client(address).chat.completions

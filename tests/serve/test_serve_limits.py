@@ -16,13 +16,13 @@ import soundfile
 from support.servekit import Slow, client, heard, threaded, user
 
 from dualslm import DualSLM, tiny
-from dualslm.inference.backend import Until
+from dualslm.inference.backend import StopStrings
 from dualslm.serve.app import app
 from dualslm.serve.limits import Limits
-from dualslm.serve.service import Front
+from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 
-TIGHT = Limits(body=300_000, audio=2.0, speech=5.0, turns=4, running=1, waiting=1, patience=2.0)
+TIGHT = Limits(body=300_000, audio=2.0, speech=5.0, turns=4, running=1, waiting=1, timeout=2.0)
 MODEL: Any = "dualslm"
 
 
@@ -38,7 +38,7 @@ def slow() -> Slow:
 
 @pytest.fixture
 def url(model: DualSLM, slow: Slow) -> Iterator[str]:
-    made = app(Front(model, slow, questions=ASKED), limits=TIGHT, page=False)
+    made = app(Service(model, slow, questions=ASKED), limits=TIGHT, page=False)
     with threaded(made) as address:
         yield address
 
@@ -146,7 +146,7 @@ def test_what_takes_too_long_is_broken_off(url: str, slow: Slow, stream: bool) -
 
 
 def test_a_key(model: DualSLM) -> None:
-    made = app(Front(model, Slow(0.001), questions=ASKED), key="right")
+    made = app(Service(model, Slow(0.001), questions=ASKED), key="right")
     with threaded(made) as url:
         for wrong in ("wrong", "righ", "rightt"):
             answer = httpx2.get(url + "/models", headers={"Authorization": f"Bearer {wrong}"})
@@ -159,9 +159,9 @@ def test_a_key(model: DualSLM) -> None:
 
 
 def test_a_fault_is_one_line_and_500(model: DualSLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    front = Front(model, Slow(), questions=ASKED)
-    monkeypatch.setattr(front, "read", None)
-    with threaded(app(front)) as url, pytest.raises(openai.InternalServerError, match="its log says more"):
+    service = Service(model, Slow(), questions=ASKED)
+    monkeypatch.setattr(service, "read", None)
+    with threaded(app(service)) as url, pytest.raises(openai.InternalServerError, match="its log says more"):
         client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")])
 
 
@@ -178,7 +178,7 @@ def test_stop_texts_across_pieces() -> None:
         (["z", "bc"], ["ab", "cz"], "a", True),
         ([], ["a", "b"], "ab", False),
     ):
-        one, shown = Until(stop), ""
+        one, shown = StopStrings(stop), ""
         for piece in pieces:
             shown += one.add(piece) if not one.met else ""
         assert (shown + one.rest(), one.met) == (want, met)

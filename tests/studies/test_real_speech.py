@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dualslm.data.manifest import Talks
+from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Recipe
 from dualslm.tiny import WEIGHTS
@@ -54,7 +54,7 @@ def test_actors_become_manifests_that_calm_keeps_its_name_in(tmp_path: Path) -> 
         record(tmp_path / "in" / "Actor_19" / f"03-01-{emotion}-01-01-01-19.wav")
     record(tmp_path / "in" / "Actor_19" / "03-02-05-01-01-01-19.wav")
     assert corpora.actors(tmp_path / "in", tmp_path / "out", copies=1) == ["actor19"]
-    talks = Talks([tmp_path / "out" / "actor19.jsonl"])
+    talks = Examples([tmp_path / "out" / "actor19.jsonl"])
     told = [talks.get("paralinguistic", index).talk for index in range(talks.count("paralinguistic"))]
     answers = {str(talk.turns[-1].parts[0]) for talk in told}
     assert answers == {"The speaker is male.", "The speaker sounds calm.", "The speaker sounds angry."}

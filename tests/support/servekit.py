@@ -18,9 +18,9 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
-from dualslm.inference.audio_cache import Marked
+from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import Piece
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.tiny import CLIPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,9 @@ class Slow:
     def __init__(self, pace: float = 0.02) -> None:
         self.pace, self.open, self.left = pace, 0, 0
 
-    async def stream(self, prompt: Marked, how: Decoding, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+    async def stream(
+        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[Piece]:
         self.open += 1
         self.left += 1
         try:

@@ -45,9 +45,9 @@ class Terminal:
         os.close(theirs)
         self.file, self.seen = ours, ""
 
-    def wait_for(self, pattern: str, patience: float = PATIENCE) -> str:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE) -> str:
         """Reads until the pattern has been shown; gives what came up to its end, without colours."""
-        until = time.monotonic() + patience
+        until = time.monotonic() + timeout
         while not (found := re.search(pattern, ESCAPES.sub("", self.seen), re.DOTALL)):
             if time.monotonic() > until or not self._more():
                 raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")

@@ -27,7 +27,7 @@ train = ["{folder}/train.jsonl"]
 validation = ["{folder}/validation.jsonl"]
 features = "{folder}/features"
 [loop]
-positions = 200
+max_tokens = 200
 save_every = 3
 validate_every = 4
 validation_batches = 2

@@ -16,7 +16,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import Kind, Recipe, ViewDraw, parse, to_toml
 from dualslm.training.align import BLANK, SHARPNESS, SOFT, STRAY, alignment_loss, spoken_tokens, tone_loss
-from dualslm.training.dataset import Lessons
+from dualslm.training.dataset import StageDataset
 from dualslm.training.train import prepare, train
 
 
@@ -32,24 +32,24 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def lessons(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, Lessons, torch.Tensor]:
+def samples(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, StageDataset, torch.Tensor]:
     from accelerate import Accelerator
 
     trainer = prepare(recipe, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
-    return trainer.model, trainer.lessons(recipe.stages[0], trainer.talks["align"], 0), trainer.spoken
+    return trainer.model, trainer.samples(recipe.stages[0], trainer.talks["align"], 0), trainer.spoken
 
 
-def test_punctuation_is_no_class(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
-    tokenizer = lessons[0].llm.tokenizer
-    found = spoken_tokens(lessons[0], ["Well, well.", "Hello ..."])
+def test_punctuation_is_no_class(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    tokenizer = samples[0].llm.tokenizer
+    found = spoken_tokens(samples[0], ["Well, well.", "Hello ..."])
     assert found.tolist() == sorted(set(found.tolist()))
     assert all(any(map(str.isalnum, tokenizer.decode([token]))) for token in found.tolist())
 
 
-def test_the_company_in_a_batch_changes_nothing(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
-    model, stage, spoken = lessons
+def test_the_company_in_a_batch_changes_nothing(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, stage, spoken = samples
     batch = stage[0]
-    prompts = [lesson.prompt for lesson in batch.lessons]
+    prompts = [sample.prompt for sample in batch.samples]
     together = alignment_loss(model, prompts, spoken, batch.hear)
     for place, prompt in enumerate(prompts):
         alone = alignment_loss(model, [prompt], spoken, batch.hear)
@@ -57,11 +57,11 @@ def test_the_company_in_a_batch_changes_nothing(lessons: tuple[DualSLM, Lessons,
         assert alone.tokens_B[0] == together.tokens_B[place]
 
 
-def test_the_loss_is_that_of_all_paths(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
+def test_the_loss_is_that_of_all_paths(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
     """Against a sum over every path, written out."""
-    model, stage, _ = lessons
+    model, stage, _ = samples
     batch = stage[0]
-    prompt = batch.lessons[0].prompt
+    prompt = batch.samples[0].prompt
     clip = prompt.clips[0]
     ids = model.llm.tokenizer.encode(clip.transcript or "", add_special_tokens=False)[:2]
     classes = torch.tensor(sorted(set(ids)))
@@ -121,8 +121,8 @@ def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: 
     stage = replace(recipe.stages[0], name="tone", linguistic=None, paralinguistic=tone, steps=40, lr=1e-2)
     trainer = prepare(replace(recipe, stages=(stage,)), tmp_path / "run", Accelerator(cpu=True))
     trainer.model.eval()  # without dropout
-    batch = trainer.lessons(stage, trainer.talks["tone"], 0)[0]
-    prompts = [lesson.prompt for lesson in batch.lessons]
+    batch = trainer.samples(stage, trainer.talks["tone"], 0)[0]
+    prompts = [sample.prompt for sample in batch.samples]
     before = tone_loss(trainer.model, prompts, trainer.values, batch.hear)
     alone = tone_loss(trainer.model, prompts[:1], trainer.values, batch.hear)
     torch.testing.assert_close(alone.nll_B[0], before.nll_B[0], atol=1e-4, rtol=1e-5)
@@ -133,19 +133,19 @@ def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: 
     assert all(torch.equal(weight, words[name]) for name, weight in trainer.model.ling.state_dict().items())
 
 
-def test_a_recording_without_labels_cannot_be_aligned(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
-    model, stage, _ = lessons
+def test_a_recording_without_labels_cannot_be_aligned(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, stage, _ = samples
     batch = stage[0]
     with pytest.raises(DualSLMError, match="has no label to be aligned with"):
-        tone_loss(model, [batch.lessons[0].prompt], {"colour": ["red", "blue"]}, batch.hear)
+        tone_loss(model, [batch.samples[0].prompt], {"colour": ["red", "blue"]}, batch.hear)
 
 
 def test_a_label_that_training_never_had_counts_for_nothing(
-    recipe: Recipe, lessons: tuple[DualSLM, Lessons, torch.Tensor]
+    recipe: Recipe, samples: tuple[DualSLM, StageDataset, torch.Tensor]
 ) -> None:
-    model, stage, _ = lessons
+    model, stage, _ = samples
     batch = stage[0]
-    prompts, values = [lesson.prompt for lesson in batch.lessons], {"emotion": ["happy", "sad"]}
+    prompts, values = [sample.prompt for sample in batch.samples], {"emotion": ["happy", "sad"]}
     named = tone_loss(model.eval(), prompts, values, batch.hear)
     clip = replace(prompts[0].clips[0], labels={"emotion": "disgusted"})
     found = tone_loss(model, [replace(prompts[0], clips=(clip,)), *prompts[1:]], values, batch.hear)
@@ -154,10 +154,10 @@ def test_a_label_that_training_never_had_counts_for_nothing(
     assert (found.tokens_B[1:] == named.tokens_B[1:]).all()
 
 
-def test_recordings_of_one_prompt_count_together(lessons: tuple[DualSLM, Lessons, torch.Tensor]) -> None:
-    model, stage, spoken = lessons
+def test_recordings_of_one_prompt_count_together(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, stage, spoken = samples
     batch, values = stage[0], {"emotion": ["happy", "sad"]}
-    one, two, three = (lesson.prompt for lesson in batch.lessons[:3])
+    one, two, three = (sample.prompt for sample in batch.samples[:3])
     both = replace(one, clips=(*one.clips, *two.clips))
     losses: list[tuple[Any, Any]] = [(alignment_loss, spoken), (tone_loss, values)]
     for loss, known in losses:

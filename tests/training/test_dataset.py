@@ -14,13 +14,13 @@ from support.trainkit import make
 
 from dualslm.conversation import Channel
 from dualslm.data import manifest_index
-from dualslm.data.manifest import Talks, recordings
+from dualslm.data.manifest import Examples, recordings
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Slot
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
-from dualslm.training.dataset import BLOCK, Lessons, _pattern
+from dualslm.training.dataset import BLOCK, StageDataset, _pattern
 from dualslm.training.feature_cache import FrameCache, Rule, build
 
 ROW = {
@@ -36,35 +36,35 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def lessons(recipe: Recipe) -> Lessons:
+def samples(recipe: Recipe) -> StageDataset:
     return _lessons(recipe, recipe.stages[1])
 
 
-def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> Lessons:
+def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> StageDataset:
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder)
-    talks = Talks(recipe.data.train)
+    talks = Examples(recipe.data.train)
     folder = Path(recipe.data.features)
     build(encoder, recordings(talks), folder, say=lambda _: None)
     cache = FrameCache(folder, Rule.of(encoder))
     tokenizer = FrozenLM.from_pretrained(recipe.model.llm).tokenizer
-    return Lessons(stage, talks, cache, tokenizer, recipe.seed, rank=rank, world=world)
+    return StageDataset(stage, talks, cache, tokenizer, recipe.seed, rank=rank, world=world)
 
 
-def test_a_lesson_follows_from_its_place_alone(recipe: Recipe, lessons: Lessons) -> None:
+def test_a_lesson_follows_from_its_place_alone(recipe: Recipe, samples: StageDataset) -> None:
     again = _lessons(recipe, recipe.stages[1])
     for place in (40, 3, 3, 17):
-        assert again.lesson(place).prompt.segments == lessons.lesson(place).prompt.segments
+        assert again.sample(place).prompt.segments == samples.sample(place).prompt.segments
 
 
 def test_kinds_stand_in_their_shares_and_views_are_drawn_evenly(recipe: Recipe) -> None:
     stage = recipe.stages[1]
     assert stage.linguistic is not None
     uneven = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, share=3.0)))
-    drawn = [uneven.lesson(place) for place in range(BLOCK)]
-    assert Counter(lesson.kind for lesson in drawn) == {"linguistic": 750, "paralinguistic": 250}
-    views = Counter(lesson.view.para for lesson in drawn if lesson.kind == "linguistic")
+    drawn = [uneven.sample(place) for place in range(BLOCK)]
+    assert Counter(sample.kind for sample in drawn) == {"linguistic": 750, "paralinguistic": 250}
+    views = Counter(sample.view.para for sample in drawn if sample.kind == "linguistic")
     assert all(200 < count < 300 for count in views.values())
-    assert {lesson.view.ling for lesson in drawn if lesson.kind == "linguistic"} == {"speech"}
+    assert {sample.view.ling for sample in drawn if sample.kind == "linguistic"} == {"speech"}
 
 
 def test_a_kind_of_a_tiny_share_is_not_forgotten(recipe: Recipe) -> None:
@@ -75,19 +75,19 @@ def test_a_kind_of_a_tiny_share_is_not_forgotten(recipe: Recipe) -> None:
     assert pattern == {"linguistic": BLOCK - 2, "paralinguistic": 1, "dual": 1}
 
 
-def test_an_epoch_has_every_talk_once(recipe: Recipe, lessons: Lessons) -> None:
-    drawn = [lessons.lesson(place) for place in range(BLOCK)]
+def test_an_epoch_has_every_talk_once(recipe: Recipe, samples: StageDataset) -> None:
+    drawn = [samples.sample(place) for place in range(BLOCK)]
     for kind in TASK_KINDS[:2]:
-        ids = [lesson.talk for lesson in drawn if lesson.kind == kind]
-        count = lessons.talks.count(kind)
+        ids = [sample.talk for sample in drawn if sample.kind == kind]
+        count = samples.talks.count(kind)
         for epoch in range(len(ids) // count):
             assert len(set(ids[epoch * count : (epoch + 1) * count])) == count
 
 
 def test_a_weighted_manifest_is_seen_as_often(recipe: Recipe) -> None:
     path = recipe.data.train[0]
-    count = Talks([path]).count("linguistic")
-    weighted = Talks([path, path], weights=[2.5, 0.25])
+    count = Examples([path]).count("linguistic")
+    weighted = Examples([path, path], weights=[2.5, 0.25])
     first, second = round(2.5 * count), round(0.25 * count)
     assert weighted.count("linguistic") == first + second
     drawn = [Counter(weighted.get("linguistic", index, epoch).id for index in range(first)) for epoch in (0, 1)]
@@ -96,7 +96,7 @@ def test_a_weighted_manifest_is_seen_as_often(recipe: Recipe) -> None:
 
 
 def test_a_part_of_a_manifest_is_another_part_in_the_next_epoch(recipe: Recipe) -> None:
-    quarter = Talks([recipe.data.train[0]], weights=[0.25])
+    quarter = Examples([recipe.data.train[0]], weights=[0.25])
     count = quarter.count("linguistic")
     ids = [quarter.get("linguistic", index, epoch).id for epoch in range(4) for index in range(count)]
     assert len(set(ids)) == len(ids) == 4 * count
@@ -115,7 +115,7 @@ def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
     stage = recipe.stages[0]
     assert stage.linguistic is not None
     some = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, together=5)))
-    ids = [told.talk for place in range(BLOCK) if (told := some.lesson(place)).kind == "linguistic"]
+    ids = [told.talk for place in range(BLOCK) if (told := some.sample(place)).kind == "linguistic"]
     every = [some.talks.get("linguistic", index).id for index in range(12)]
     runs = [every[:5], every[5:10], every[10:]]
     assert sorted(ids[:12]) == sorted(every)
@@ -128,18 +128,18 @@ def test_epochs_become_steps(recipe: Recipe) -> None:
     assert _lessons(recipe, stage).steps == 3 * 24 // 6
 
 
-def test_processes_share_a_batch(recipe: Recipe, lessons: Lessons) -> None:
+def test_processes_share_a_batch(recipe: Recipe, samples: StageDataset) -> None:
     shares = [_lessons(recipe, recipe.stages[1], rank=rank, world=2)[5] for rank in (0, 1)]
-    whole = lessons[5]
-    assert Counter(x.talk for share in shares for x in share.lessons) == Counter(x.talk for x in whole.lessons)
+    whole = samples[5]
+    assert Counter(x.talk for share in shares for x in share.samples) == Counter(x.talk for x in whole.samples)
     assert whole.lengths == sorted(whole.lengths)
 
 
-def test_what_learns_is_what_the_stage_says(lessons: Lessons) -> None:
+def test_what_learns_is_what_the_stage_says(samples: StageDataset) -> None:
     for place in range(50):
-        lesson = lessons.lesson(place)
-        frozen = {slot.channel: slot.frozen for slot in lesson.prompt.segments if isinstance(slot, Slot)}
-        own: Channel = "ling" if lesson.kind == "linguistic" else "para"
+        sample = samples.sample(place)
+        frozen = {slot.channel: slot.frozen for slot in sample.prompt.segments if isinstance(slot, Slot)}
+        own: Channel = "ling" if sample.kind == "linguistic" else "para"
         assert not frozen[own]
         assert all(frozen[channel] for channel in frozen if channel != own)
 
@@ -162,12 +162,12 @@ def test_a_broken_line_is_named(tmp_path: Path, name: str) -> None:
     bad = row if isinstance(row, str) else json.dumps(row)
     (tmp_path / "m.jsonl").write_text(json.dumps(ROW) + "\n\n" + bad + "\n")
     with pytest.raises(DualSLMError, match=r"m\.jsonl line 3(: | is no talk)"):
-        Talks([tmp_path / "m.jsonl"])
+        Examples([tmp_path / "m.jsonl"])
 
 
 def test_a_missing_manifest_and_a_missing_kind(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DualSLMError, match="cannot read the manifest"):
-        Talks([tmp_path / "none.jsonl"])
+        Examples([tmp_path / "none.jsonl"])
     stage = replace(recipe.stages[0], linguistic=None, paralinguistic=None, dual=recipe.stages[0].linguistic)
     with pytest.raises(DualSLMError, match="has no dual talks"):
         _lessons(recipe, stage)
@@ -189,7 +189,7 @@ def _manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def test_a_line_is_one_talk_for_each_task_with_a_label(tmp_path: Path) -> None:
     every = ["asr", "pitch", "emotion", "respond"]
     lines = [_task_line(0, every, labels={"pitch": "low"}), _task_line(1, every, labels={"emotion": "sad"})]
-    talks = Talks([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
+    talks = Examples([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
     assert [talks.count(kind) for kind in TASK_KINDS] == [3, 2, 0]
     assert [talks.get("linguistic", index).id for index in range(3)] == ["t0/asr", "t1/asr", "a"]
     assert talks.left_out == {
@@ -207,9 +207,9 @@ def test_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
     labels = {"emotion": "sad", "tempo": "fast", "gender": "male", "energy": "low"}
     rows = [_task_line(number % 3, ["asr", "emotion"], labels=labels) | {"id": str(number)} for number in range(30)]
     path = _manifest(tmp_path / "m.jsonl", rows)
-    told = [(clip.audio, clip.caption) for clip in Talks([path], seed=3).speeches()]
+    told = [(clip.audio, clip.caption) for clip in Examples([path], seed=3).speeches()]
     assert len(set(told)) == 3
-    assert set(told) != {(clip.audio, clip.caption) for clip in Talks([path], seed=4).speeches()}
+    assert set(told) != {(clip.audio, clip.caption) for clip in Examples([path], seed=4).speeches()}
 
 
 def test_lessons_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_lessons_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
     rows += [_task_line(number, ["asr"]) for number in range(6, 12)]  # nothing known of how these are said
     stage = recipe.stages[1]
     data = replace(recipe.data, train=(str(_manifest(folder / "tasks.jsonl", rows)),))
-    lessons = _lessons(replace(recipe, data=data), stage)
-    drawn = [lessons.lesson(place) for place in range(400)]
-    views = {(lesson.talk, lesson.view.para) for lesson in drawn if lesson.kind == "linguistic"}
+    samples = _lessons(replace(recipe, data=data), stage)
+    drawn = [samples.sample(place) for place in range(400)]
+    views = {(sample.talk, sample.view.para) for sample in drawn if sample.kind == "linguistic"}
     assert {para for talk, para in views if talk == "t0/asr"} == {"text", "speech", "none"}
     assert {para for talk, para in views if talk == "t9/asr"} == {"speech", "none"}
 
@@ -232,36 +232,36 @@ def test_a_target_that_was_cut_off_does_not_teach_to_end(recipe: Recipe, tmp_pat
     found = []
     for row in (answer, ends, stops):
         data = replace(recipe.data, train=(str(_manifest(tmp_path / "m.jsonl", [row])),))
-        found.append(_lessons(replace(recipe, data=data), stage).lesson(0).targets)
+        found.append(_lessons(replace(recipe, data=data), stage).sample(0).targets)
     assert found[0] == found[1] == found[2] + 1
 
 
 def test_targets_of_two_llms_are_refused(tmp_path: Path) -> None:
     rows = [{**ROW, "provenance": {"llm": name, "revision": None}} for name in ("a", "a", "b")]
-    assert Talks([_manifest(tmp_path / "m.jsonl", rows[:2])]).writer == {"llm": "a", "revision": None}
+    assert Examples([_manifest(tmp_path / "m.jsonl", rows[:2])]).writer == {"llm": "a", "revision": None}
     with pytest.raises(DualSLMError, match="targets of another LLM: got b beside a"):
-        Talks([_manifest(tmp_path / "m.jsonl", rows)])
+        Examples([_manifest(tmp_path / "m.jsonl", rows)])
 
 
 def test_lines_with_tasks_that_are_damaged(tmp_path: Path) -> None:
     for change in ({"tasks": ["dance"]}, {"kind": "dual"}, {"turns": [{"role": "user", "parts": ["x"]}]}):
         path = _manifest(tmp_path / "m.jsonl", [_task_line(0, ["asr"]), {**_task_line(1, ["asr"]), **change}])
         with pytest.raises(DualSLMError, match=r"m\.jsonl line 2(: | is no talk)"):
-            Talks([path])
+            Examples([path])
 
 
 def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, index = tmp_path / "train.jsonl", tmp_path / ".train.jsonl.index.npz"
     make(tmp_path / "kit")
     path.write_text((tmp_path / "kit" / "train.jsonl").read_text())
-    plain = Talks([path])
+    plain = Examples([path])
     assert not index.exists(), "a small one needs none"
     monkeypatch.setattr(manifest_index, "INDEXED", 0)
-    first = Talks([path])
+    first = Examples([path])
     assert index.exists()
     with monkeypatch.context() as patch:
         patch.setattr(manifest_index, "rows", None)  # no line is looked at
-        again = Talks([path])
+        again = Examples([path])
     for some in (first, again):
         assert recordings(some) == recordings(plain)
         assert [some.get("linguistic", n).id for n in range(3)] == [plain.get("linguistic", n).id for n in range(3)]
@@ -270,16 +270,16 @@ def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: 
             assert (own.places == other.places).all()
 
     index.write_bytes(index.read_bytes()[:-100] + bytes(100))
-    assert Talks([path]).count("linguistic") == plain.count("linguistic")
+    assert Examples([path]).count("linguistic") == plain.count("linguistic")
     manifest_index._keep(
         manifest_index._read(path), index, f"{hashlib.sha256(path.read_bytes()).hexdigest()} 0.1.0 asr"
     )
-    assert recordings(Talks([path])) == recordings(plain), "an index of another format does not hold"
+    assert recordings(Examples([path])) == recordings(plain), "an index of another format does not hold"
     path.write_text("\n".join(path.read_text().splitlines()[:4]) + "\n")
-    assert Talks([path]).count("linguistic") == 2, "another manifest: the index does not hold"
+    assert Examples([path]).count("linguistic") == 2, "another manifest: the index does not hold"
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DualSLMError, match="line 5"):
-        Talks([path])
+        Examples([path])
 
 
 def test_a_large_manifest_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,14 +19,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from dualslm.cli.main import main
 from dualslm.errors import DualSLMError
 from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
-from dualslm.model.inputs import NO_TARGET, Row
+from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import next_token_loss
 from dualslm.recipe import load
 from dualslm.training import estimate, shapes
 
 LLM = shapes.LLMShape(width=128, layers=3, heads=4, kv_heads=2, head_width=32, ffn=352, vocabulary=900)
-EARS = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
+AUDIO_CACHE = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
 LENGTHS = estimate.Lengths(context=60, seconds=2.0, after=5, reply=12)
 
 
@@ -59,14 +59,14 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
     frames = torch.randn(1, 1, 100, 64)
     lengths = torch.tensor([100])
     before, after = torch.randn(60, 128), torch.randn(5 + 12, 128)
-    targets = torch.full((60 + 16 + 20 + 17,), NO_TARGET)
+    targets = torch.full((60 + 16 + 20 + 17,), IGNORE_INDEX)
     targets[-12:] = 7
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         spoken = [para(frames, lengths)[0], ling(frames[-1], lengths)[0]]
-        row = Row(torch.cat([before, *spoken, after]), targets, tuple(range(60)))
+        row = PromptEmbeds(torch.cat([before, *spoken, after]), targets, tuple(range(60)))
         next_token_loss(mind, [row], worth=0.0).nll_B.sum().backward()
     counted = counter.get_total_flops()
-    assert estimate.lesson_cost(recipe, EARS, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
+    assert estimate.lesson_cost(recipe, AUDIO_CACHE, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
 
 
 def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
@@ -81,7 +81,7 @@ def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
     encoder = WhisperEncoder._from_config(config, attn_implementation="eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 80, 400))
-    assert EARS.flops() == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert AUDIO_CACHE.flops() == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_known_sizes_give_the_models_own_numbers_of_weights() -> None:
@@ -129,9 +129,9 @@ def test_every_shipped_recipe_is_planned_without_torch(root: Path, name: str) ->
 
 def test_the_recipe_for_small_cards_is_the_papers_and_fits_them(root: Path) -> None:
     whole, small = (load(root / "recipes" / f"{name}.toml") for name in ("paper-qwen", "paper-qwen-24gb"))
-    own = replace(small.loop, positions=whole.loop.positions, checkpointing=False)
-    assert replace(small, model=replace(small.model, quantise=None), loop=own) == whole
-    tight = replace(small, loop=replace(small.loop, positions=2048))
+    own = replace(small.loop, max_tokens=whole.loop.max_tokens, activation_checkpointing=False)
+    assert replace(small, model=replace(small.model, quantize=None), loop=own) == whole
+    tight = replace(small, loop=replace(small.loop, max_tokens=2048))
     assert estimate.estimate(small).memory_bytes < 0.75 * 24e9
     assert estimate.estimate(tight).memory_bytes < 0.75 * 16e9
 

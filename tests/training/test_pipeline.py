@@ -1,4 +1,4 @@
-"""From downloaded folders to optimiser steps: prepare, targets and train by the shipped recipe, on stand-in parts."""
+"""From downloaded folders to optimizer steps: prepare, targets and train by the shipped recipe, on stand-in parts."""
 
 from __future__ import annotations
 

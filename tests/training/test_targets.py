@@ -19,9 +19,9 @@ from support.targetskit import RECIPE, SAID, lines
 from dualslm import openai_client
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.data.manifest import Talks
+from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Text, render
 from dualslm.tiny import WEIGHTS
@@ -75,7 +75,7 @@ def test_every_line_becomes_a_finished_talk(folder: Path) -> None:
     assert row["turns"][2]["parts"][0]["audio"] == "../clips/1.wav"
     assert row["turns"][2]["parts"][0]["caption"]
     assert row["provenance"].keys() == {"llm", "revision", "by", "view", "prompt"}
-    talks = Talks([job(folder).out])
+    talks = Examples([job(folder).out])
     assert talks.count("dual") == 11
     assert talks.writer == row["provenance"] | {"prompt": rows[0]["provenance"]["prompt"]}
     assert talks.get("dual", 0).cut_off
@@ -183,7 +183,7 @@ def server(llm: FrozenLM) -> Iterator[Any]:
                 body["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
             )["input_ids"]
             new: list[int] = []
-            for (token,) in llm.decode(llm.prefill([llm.embed(ids[0])]), Decoding(body["max_tokens"])):
+            for (token,) in llm.decode(llm.prefill([llm.embed(ids[0])]), GenerationSettings(body["max_tokens"])):
                 new += [] if token is None else [token]
                 why = "stop" if token is None else "length"
             text = llm.tokenizer.decode(new, skip_special_tokens=True)
@@ -239,7 +239,7 @@ def test_drawn_replies_follow_from_the_seed(folder: Path, llm: FrozenLM) -> None
     outs = []
     for name, seed in (("x", 0), ("y", 0), ("z", 1)):
         one = Job((folder / "b.jsonl",), folder / name / "b.jsonl")
-        write(one, InProcess(llm, Decoding(12, temperature=2.0)), seed=seed)
+        write(one, InProcess(llm, GenerationSettings(12, temperature=2.0)), seed=seed)
         outs.append(replies(one.out))
     assert outs[0] == outs[1] != outs[2]
 
@@ -288,7 +288,7 @@ def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
 def test_a_server_that_is_none(folder: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_client, "WAIT", 0.01)
     with pytest.raises(DualSLMError, match="does not answer as an OpenAI-compatible server: got status 404"):
-        write(job(folder), Server(server, "unknown", Decoding()), seed=0)
+        write(job(folder), Server(server, "unknown", GenerationSettings()), seed=0)
     assert targets.Job((), folder / "x.jsonl").work.name == ".x.jsonl.work"
 
 

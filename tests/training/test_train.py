@@ -15,17 +15,17 @@ from support.factory import save_llm
 from support.trainkit import make
 
 from dualslm.cli.main import main
-from dualslm.data.manifest import Talks
+from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.llm import weights_hash
 from dualslm.recipe import Linguistic, Paralinguistic, Recipe, Stage, to_toml
-from dualslm.training.dataset import Batch, Lessons
+from dualslm.training.dataset import Batch, StageDataset
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.train import train
-from dualslm.training.trainer import Trainer, optimiser_of
+from dualslm.training.trainer import Trainer, optimizer_of
 
 STAGES = ["joint", "disentangle"]
 
@@ -104,10 +104,10 @@ def test_workers_change_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> 
 
 
 def test_small_parts_of_a_batch_change_nothing_but_rounding(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
-    one = replace(recipe, loop=replace(recipe.loop, positions=1))
+    one = replace(recipe, loop=replace(recipe.loop, max_tokens=1))
     calm = replace(one.model, paralinguistic=replace(one.model.paralinguistic, dropout=0.0))
     states = []
-    for name, some in (("one", one), ("all", replace(one, loop=replace(one.loop, positions=10_000)))):
+    for name, some in (("one", one), ("all", replace(one, loop=replace(one.loop, max_tokens=10_000)))):
         train(replace(some, model=calm), tmp_path / name, device="cpu")
         states.append(read_weights(tmp_path / name / STAGES[-1]))
     for key, value in states[0].items():
@@ -129,7 +129,7 @@ def alone(calm: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("loop", [{}, {"shard": True, "checkpointing": True}], ids=["whole", "sharded"])
+@pytest.mark.parametrize("loop", [{}, {"fsdp": True, "activation_checkpointing": True}], ids=["whole", "sharded"])
 def test_two_processes_are_one(calm: Recipe, alone: Path, tmp_path: Path, loop: dict[str, bool]) -> None:
     (tmp_path / "recipe.toml").write_text(to_toml(replace(calm, loop=replace(calm.loop, **loop))))
     code = (
@@ -155,7 +155,7 @@ def same_losses(one: Path, two: Path, *, within: float) -> None:
         assert all(abs(first[key] - second[key]) < within for key in first)
 
 
-@pytest.mark.parametrize("way", ["checkpointing", "compile"])
+@pytest.mark.parametrize("way", ["activation_checkpointing", "compile"])
 def test_how_layers_are_carried_out_changes_nothing_but_rounding(
     calm: Recipe, alone: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,9 +165,9 @@ def test_how_layers_are_carried_out_changes_nothing_but_rounding(
     same_losses(alone, tmp_path / "run", within=1e-5)
 
 
-def test_adapters_learn_through_a_quantised_llm(calm: Recipe, alone: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="pip install 'dualslm[quantised]'")
-    small = replace(calm, model=replace(calm.model, quantise="int8"))
+def test_adapters_learn_through_a_quantized_llm(calm: Recipe, alone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'dualslm[quantized]'")
+    small = replace(calm, model=replace(calm.model, quantize="int8"))
     last = train(small, tmp_path / "run", device="cpu")
     for (_, _, first), (_, _, second) in zip(losses(alone), losses(tmp_path / "run"), strict=True):
         assert all(abs(first[key] - second[key]) < 0.3 for key in first)
@@ -187,11 +187,11 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
     parts = calm.model
     model = DualSLM.from_parts(parts.encoder, parts.llm, dtype=torch.bfloat16, device="cpu").train()
     stage = replace(calm.stages[0], lr=5e-6, warmup=0)
-    adamw, _ = optimiser_of(model, stage, calm.optimiser, steps=1)
+    adamw, _ = optimizer_of(model, stage, calm.optimizer, steps=1)
     before = {key: value.clone() for key, value in model.adapters.state_dict().items()}
     frozen = weights_hash(model.llm), weights_hash(model.encoder)
     batch = lesson_batch(calm, model, stage)
-    model([lesson.prompt for lesson in batch.lessons], batch.hear).nll_B.sum().backward()
+    model([sample.prompt for sample in batch.samples], batch.hear).nll_B.sum().backward()
     adamw.step()
     moved = [(value != before[key]).flatten() for key, value in model.adapters.state_dict().items()]
     assert torch.cat(moved).float().mean() > 0.99
@@ -200,7 +200,7 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
 
 def lesson_batch(recipe: Recipe, model: DualSLM, stage: Stage) -> Batch:
     cache = FrameCache(Path(recipe.data.features), Rule.of(SpeechEncoder.from_pretrained(recipe.model.encoder)))
-    return Lessons(stage, Talks(recipe.data.train), cache, model.llm.tokenizer, seed=0)[0]
+    return StageDataset(stage, Examples(recipe.data.train), cache, model.llm.tokenizer, seed=0)[0]
 
 
 def test_unreadable_recordings_are_counted_and_listed(recipe: Recipe, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_adapters_that_do_not_fit_are_refused(recipe: Recipe, whole: Path, tmp_p
 def test_what_a_stage_left_in_the_other_adapter_does_not_count(recipe: Recipe, tmp_path: Path) -> None:
     """A stage that teaches P alone, after one that taught both, and clips: by itself it ends with the same bytes."""
     last = replace(recipe.stages[1], linguistic=None)
-    tight = replace(recipe, stages=(recipe.stages[0], last), optimiser=replace(recipe.optimiser, clip=0.01))
+    tight = replace(recipe, stages=(recipe.stages[0], last), optimizer=replace(recipe.optimizer, clip=0.01))
     train(tight, tmp_path / "whole", device="cpu")
     train(begun(tight, tmp_path / "whole" / "joint"), tmp_path / "alone", device="cpu")
     for name, weight in read_weights(tmp_path / "whole" / "disentangle").items():

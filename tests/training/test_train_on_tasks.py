@@ -1,4 +1,4 @@
-"""From lines with tasks to an optimiser step: label nothing, write the targets, train, refuse another LLM's."""
+"""From lines with tasks to an optimizer step: label nothing, write the targets, train, refuse another LLM's."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.diagnostics.base import Desk, Line, Reading, remembered
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, remembered
 from dualslm.evaluation.diagnostics.context import alarm, history
 from dualslm.evaluation.diagnostics.items import LIMIT, Material, read
 from dualslm.evaluation.diagnostics.leaks import tone_from_words, words_from_tone
@@ -22,9 +22,9 @@ from dualslm.evaluation.diagnostics.swap import source_swap, style_contrast
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.inputs import Hear
 
-__all__ = ["INSTRUMENTS", "LIMIT", "Desk", "Line", "Material", "Reading", "measure", "read", "run"]
+__all__ = ["INSTRUMENTS", "LIMIT", "Examiner", "Line", "Material", "Result", "measure", "read", "run"]
 
-INSTRUMENTS: Mapping[str, Callable[[Desk, Material], Reading]] = {
+INSTRUMENTS: Mapping[str, Callable[[Examiner, Material], Result]] = {
     "leak-tone": tone_from_words,
     "leak-words": words_from_tone,
     "probes": probes,
@@ -78,12 +78,15 @@ def run(
     if unknown := [name for name in names if name not in INSTRUMENTS]:
         raise DualSLMError("unknown instrument", got=unknown[0], do=f"choose some of {', '.join(INSTRUMENTS)}")
     return measure(
-        Desk(model.eval(), hear or remembered(model), seed=seed), read(manifests, limit=limit, seed=seed), names, say
+        Examiner(model.eval(), hear or remembered(model), seed=seed),
+        read(manifests, limit=limit, seed=seed),
+        names,
+        say,
     )
 
 
 def measure(
-    desk: Desk,
+    desk: Examiner,
     material: Material,
     names: Sequence[str] = tuple(INSTRUMENTS),
     say: Callable[[str], None] = print,
@@ -95,6 +98,6 @@ def measure(
         lacking = [kind for kind in NEEDS[name] if len(getattr(material, kind)) < 2]
         if "voices" in NEEDS[name] and not material.attribute:
             lacking.append("values of a voice that are asked about")
-        nothing = Reading(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
+        nothing = Result(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
         found[name] = (nothing if lacking else INSTRUMENTS[name](desk, material)).as_json()
     return found

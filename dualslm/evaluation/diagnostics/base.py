@@ -20,8 +20,8 @@ from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.evaluation.metrics.bootstrap import figure
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
-from dualslm.model.generation import Decoding
-from dualslm.model.inputs import NO_TARGET, Hear, rows
+from dualslm.model.generation import GenerationSettings
+from dualslm.model.inputs import IGNORE_INDEX, Hear, rows
 from dualslm.model.llm import pad_left
 from dualslm.prompt import render
 
@@ -58,7 +58,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Result:
     """What an instrument shows.
 
     Attributes:
@@ -104,7 +104,7 @@ def line(
 
 
 @dataclass
-class Desk:
+class Examiner:
     """A model to be asked.
 
     Attributes:
@@ -123,7 +123,7 @@ class Desk:
 
     def answers(self, talks: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0) -> list[str]:
         """What the model answers to unanswered talks; drawn at a temperature where `heat` is above 0."""
-        how = Decoding(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
+        how = GenerationSettings(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
         prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]
         return [
             answer for some in _some(prompts, self.batch) for answer in self.model.answer(some, hear=self.hear, how=how)
@@ -138,9 +138,9 @@ class Desk:
             prompts = [render(talk, self.model.llm.tokenizer, view, history=history, supervise="last") for talk in some]
             made = rows(prompts, self.model.llm, self.model.adapt, self.hear or self.model.hear)
             embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in made])
-            targets_BT, padding_BT = pad_left([row.targets_T for row in made])
-            next_BT = targets_BT.masked_fill(padding_BT == 0, NO_TARGET)[:, 1:]
-            wanted_BT = next_BT != NO_TARGET
+            labels_BT, padding_BT = pad_left([row.labels_T for row in made])
+            next_BT = labels_BT.masked_fill(padding_BT == 0, IGNORE_INDEX)[:, 1:]
+            wanted_BT = next_BT != IGNORE_INDEX
             logits_KV = self.model.llm(embeds_BTD, mask_BT, keep_BT=F.pad(wanted_BT, (0, 1)))
             lengths = wanted_BT.sum(1).tolist()
             yield from zip(

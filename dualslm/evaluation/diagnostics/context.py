@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from dualslm.conversation import Conversation, Turn
-from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Desk, Line, Reading, line
+from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Examiner, Line, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 from dualslm.evaluation.metrics import word_errors, words
 
@@ -27,11 +27,11 @@ UNSEEN = (  # none is like a task of `dualslm.data.tasks` or of the tiny world
 NEAR = 0.25  # a transcript with so few word errors is still one
 
 
-def history(desk: Desk, material: Material) -> Reading:
+def history(desk: Examiner, material: Material) -> Result:
     """Nats a token of the reference reply with the true history, none, another talk's, and parts of the true one."""
     items = [item for item in material.replies if exchanges(item)]
     if len({item.group for item in items}) < 2:
-        return Reading("Use of the history", [], "No talks with a history.")
+        return Result("Use of the history", [], "No talks with a history.")
     rng = random.Random(desk.seed)
     shuffled = [_with_history(item, rng.choice([o for o in items if o is not item]).talk.turns) for item in items]
     versions = {
@@ -51,10 +51,10 @@ def history(desk: Desk, material: Material) -> Reading:
         lines.append(_line(f"of {deepest} exchanges the last {depth}, nats a token", some, told))
     used = lines[4].low > 0
     says = "The reply draws on the history" if used else "It is not shown that the reply draws on the history"
-    return Reading("Use of the history", lines, f"{says}.")
+    return Result("Use of the history", lines, f"{says}.")
 
 
-def alarm(desk: Desk, material: Material) -> Reading:
+def alarm(desk: Examiner, material: Material) -> Result:
     """How often an instruction never trained on is answered by a transcript or a sentence about the voice."""
     items = [item for item in material.recordings.values() if item.speech.caption]
     labels = {" ".join(words(item.answer)) for item in material.voices}
@@ -72,7 +72,7 @@ def alarm(desk: Desk, material: Material) -> Reading:
     rings = [one for one in lines[::2] if one.low > (one.zero or 0.0) + 1]  # one point: an end that is nearly 0
     says = "Alarm: the embeddings bring their own task along" if rings else "No alarm"
     note = "an LLM that does not follow such instructions as text cannot show more"
-    return Reading("Task vectors: instructions never trained on", lines, f"{says} ({note}).")
+    return Result("Task vectors: instructions never trained on", lines, f"{says} ({note}).")
 
 
 def exchanges(item: Item) -> int:

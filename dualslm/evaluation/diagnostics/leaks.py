@@ -11,14 +11,14 @@ import random
 from collections.abc import Sequence
 
 from dualslm.conversation import View
-from dualslm.evaluation.diagnostics.base import BOTH, NOTHING, WORDS, Desk, L, Line, P, Reading, line
+from dualslm.evaluation.diagnostics.base import BOTH, NOTHING, WORDS, Examiner, L, Line, P, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material, with_value
 from dualslm.evaluation.metrics import word_errors, words
 
 AMONG = 100  # transcripts to choose from
 
 
-def tone_from_words(desk: Desk, material: Material) -> Reading:
+def tone_from_words(desk: Examiner, material: Material) -> Result:
     """An attribute from L alone against the commonest value and the LLM that reads the transcript."""
     attribute = material.attribute
     items, values = material.about(attribute), material.choices(attribute)
@@ -35,16 +35,16 @@ def tone_from_words(desk: Desk, material: Material) -> Reading:
     ]
     found = lines[0].low > zero
     says = "L tells more of the tone than words can: it leaks" if found else "no leak of the tone into L can be seen"
-    return Reading(f"Leak: {attribute} from L", lines, f"{says} (zero {zero:.0f} %, {commonest:.0%} the commonest).")
+    return Result(f"Leak: {attribute} from L", lines, f"{says} (zero {zero:.0f} %, {commonest:.0%} the commonest).")
 
 
-def heard(desk: Desk, items: Sequence[Item], attribute: str, values: Sequence[str], view: View) -> list[str]:
+def heard(desk: Examiner, items: Sequence[Item], attribute: str, values: Sequence[str], view: View) -> list[str]:
     """The value whose answer is likeliest, of each item."""
     choices = [[item.saying(with_value(item, attribute, value)) for value in values] for item in items]
     return [values[place] for place in desk.likeliest(choices, view)]
 
 
-def words_from_tone(desk: Desk, material: Material, *, among: int = AMONG) -> Reading:
+def words_from_tone(desk: Examiner, material: Material, *, among: int = AMONG) -> Result:
     """The words from P alone: written down, and chosen among others."""
     items = material.words
     groups = [item.group for item in items]
@@ -58,10 +58,10 @@ def words_from_tone(desk: Desk, material: Material, *, among: int = AMONG) -> Re
     lines = [written, chosen]
     leaks = [one for one in lines if one.low > (one.zero or 0) + 1]
     says = "P tells of the words: it leaks" if leaks else "no leak of the words into P can be seen"
-    return Reading("Leak: words from P", lines, f"{says}.")
+    return Result("Leak: words from P", lines, f"{says}.")
 
 
-def _chosen(desk: Desk, items: Sequence[Item], among: int) -> Line:
+def _chosen(desk: Examiner, items: Sequence[Item], among: int) -> Line:
     """How often the right transcript gains most from P, of so many, over what it is worth with nothing heard."""
     texts = list(dict.fromkeys(item.answer for item in items))
     some = list(items)[: max(10, len(items) // 4)]

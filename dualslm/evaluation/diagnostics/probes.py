@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dualslm.conversation import Channel, Speech
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.diagnostics.base import Desk, Line, Reading, embeddings, line
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, embeddings, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 from dualslm.evaluation.metrics import words
 from dualslm.model.dualslm import DualSLM
@@ -33,7 +33,7 @@ COMMON = 3  # recordings in which a word must stand to be probed for
 Features: TypeAlias = NDArray[np.float64]
 
 
-def probes(desk: Desk, material: Material) -> Reading:
+def probes(desk: Examiner, material: Material) -> Result:
     """Every attribute, and which sentence is said, from P, L and the encoder.
 
     Raises:
@@ -47,7 +47,7 @@ def probes(desk: Desk, material: Material) -> Reading:
         ) from error
     items = list(material.recordings.values())
     if len(items) < LEAST or len({item.group for item in items}) < FOLDS:
-        return Reading("Linear probes", [], f"Too few recordings: {len(items)} of {LEAST}.")
+        return Result("Linear probes", [], f"Too few recordings: {len(items)} of {LEAST}.")
     features = _features(desk, [item.speech for item in items])
     attributes = sorted({name for item in items for name in item.speech.labels})
     lines = []
@@ -58,11 +58,11 @@ def probes(desk: Desk, material: Material) -> Reading:
             lines += [_probed(name, table[known], some, attribute) for name, table in features.items()]
     lines += [_sentence(name, table, items) for name, table in features.items()]
     says = "P should be high on the voice and low on the sentence, L the other way round; zero is the control task"
-    return Reading("Linear probes", lines, f"{says}, for the sentence chance.")
+    return Result("Linear probes", lines, f"{says}, for the sentence chance.")
 
 
-def _features(desk: Desk, clips: Sequence[Speech]) -> dict[str, Features]:
-    """Mean embeddings of each source (N, D), standardised later."""
+def _features(desk: Examiner, clips: Sequence[Speech]) -> dict[str, Features]:
+    """Mean embeddings of each source (N, D), standardized later."""
     torch.manual_seed(desk.seed)
     fresh = DualSLM(desk.model.encoder, desk.model.llm, **desk.model.settings).eval()
     found: dict[str, Features] = {}

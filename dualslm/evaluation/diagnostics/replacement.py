@@ -19,11 +19,11 @@ from dualslm.evaluation.diagnostics.base import (
     CAPTION_L,
     NOTHING,
     P_TRANSCRIPT,
-    Desk,
+    Examiner,
     L,
     Line,
     P,
-    Reading,
+    Result,
     line,
 )
 from dualslm.evaluation.diagnostics.items import Item, Material
@@ -31,7 +31,7 @@ from dualslm.evaluation.diagnostics.items import Item, Material
 FIRM = 0.1  # nats; a token that loses less hangs on nothing
 
 
-def equivalence(desk: Desk, material: Material) -> Reading:
+def equivalence(desk: Examiner, material: Material) -> Result:
     """How far the chances of the answer's tokens move when a channel is replaced."""
     asked: list[tuple[str, Sequence[Item], dict[View, str]]] = [
         ("transcripts", material.words, {CAPTION_L: "P as its caption", L: "no P"}),
@@ -48,10 +48,10 @@ def equivalence(desk: Desk, material: Material) -> Reading:
     far = [one.label.removesuffix(", nats a token") for one in lines if one.zero and one.value > one.zero / 4]
     says = f"Not equivalent: {'; '.join(far)}" if far else "Every replacement is near to the speech that it stands for"
     note = "zero is here the distance when nothing at all is heard; equivalent sources have 0"
-    return Reading("Equivalent replacement: how far an answer moves", lines, f"{says} ({note}).")
+    return Result("Equivalent replacement: how far an answer moves", lines, f"{says} ({note}).")
 
 
-def attribution(desk: Desk, material: Material) -> Reading:
+def attribution(desk: Examiner, material: Material) -> Result:
     """What each token of a reply loses without P and without L."""
     items = [item for item in material.replies if item.speech.audio is not None]
     moved = moves(desk, items, (L, P))
@@ -62,10 +62,10 @@ def attribution(desk: Desk, material: Material) -> Reading:
         hang = [sum(a > max(b, FIRM) for a, b in zip(one[mine], one[other], strict=True)) for one in each]
         lines.append(line(label, hang, groups, wholes=lengths))
     shown = _example(desk, items[0], *each[0]) if items else "No spoken replies."
-    return Reading("What a reply owes to P and to L", lines, shown)
+    return Result("What a reply owes to P and to L", lines, shown)
 
 
-def moves(desk: Desk, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
+def moves(desk: Examiner, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
     """How far normal use and each view are apart, for each token of each answer (K), in nats."""
     found: dict[View, list[Tensor]] = {view: [] for view in views}
     for start in range(0, len(items), desk.batch):  # a whole vocabulary for each token: some talks at a time
@@ -87,7 +87,7 @@ def _line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: floa
     return line(label, sums, [item.group for item in items], wholes=lengths, percent=False, zero=zero)
 
 
-def _example(desk: Desk, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:
+def _example(desk: Examiner, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:
     """One reply with a mark at every token that hangs on a channel."""
     tokenizer = desk.model.llm.tokenizer
     (_, tokens_K), *_ = desk.distributions([item.talk], BOTH)

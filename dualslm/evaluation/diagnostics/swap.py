@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from dualslm.conversation import Speech
-from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Desk, Reading, line
+from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Examiner, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 from dualslm.evaluation.diagnostics.leaks import heard
 from dualslm.evaluation.metrics import word_errors, words
@@ -18,7 +18,7 @@ from dualslm.evaluation.metrics import word_errors, words
 HEAT = 0.7  # temperature of the replies that are drawn
 
 
-def source_swap(desk: Desk, material: Material) -> Reading:
+def source_swap(desk: Examiner, material: Material) -> Result:
     """Whether the answer about the voice follows P, and the transcript L."""
     attribute = material.attribute
     items, values = material.about(attribute), material.choices(attribute)
@@ -42,10 +42,10 @@ def source_swap(desk: Desk, material: Material) -> Reading:
         lines.append(line(f"word errors, {label}, %", errors, [item.group for item, _ in spoken], wholes=lengths))
     good = lines[0].low > lines[1].high and lines[3].low <= lines[2].high
     says = "Tone follows P and words follow L" if good else "It is not shown that each follows its source"
-    return Reading("Source swap: P of one recording, L of another", lines, f"{says}.")
+    return Result("Source swap: P of one recording, L of another", lines, f"{says}.")
 
 
-def style_contrast(desk: Desk, material: Material) -> Reading:
+def style_contrast(desk: Examiner, material: Material) -> Result:
     """The same words in another tone: does the reply change, the right way, and more than by chance?"""
     attribute = material.attribute or "emotion"
     known = [item for item in material.replies if item.speech.transcript and item.speech.caption]
@@ -78,7 +78,7 @@ def style_contrast(desk: Desk, material: Material) -> Reading:
         lines.append(line(label, right, [groups[place] for place in told], zero=50.0))
     sure = lines[3].low > 0 and bool(told) and lines[-1].low > 50
     says = "The reply follows the tone" if sure else "It is not shown that the reply follows the tone"
-    return Reading("Style contrast: the same words in another tone", lines, f"{says}.")
+    return Result("Style contrast: the same words in another tone", lines, f"{says}.")
 
 
 def _with_others(items: Sequence[Item], seed: int, attribute: str) -> list[tuple[Item, Speech]]:

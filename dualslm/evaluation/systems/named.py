@@ -12,7 +12,7 @@ from dualslm.evaluation.systems.item import Item, System, called
 from dualslm.recipe import RUN_RECIPE
 
 if TYPE_CHECKING:
-    from dualslm.model.generation import Decoding
+    from dualslm.model.generation import GenerationSettings
     from dualslm.model.llm import FrozenLM
 
 
@@ -33,11 +33,11 @@ class Means:
     weigh: bool = False
 
     @property
-    def how(self) -> Decoding:
+    def how(self) -> GenerationSettings:
         """Greedy."""
-        from dualslm.model.generation import Decoding
+        from dualslm.model.generation import GenerationSettings
 
-        return Decoding(max_new_tokens=self.longest)
+        return GenerationSettings(max_new_tokens=self.longest)
 
 
 Opener = Callable[[Mapping[str, str], Means], System]

@@ -20,7 +20,7 @@ from dualslm.evaluation.systems.item import Answer, Item
 from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, render
 from dualslm.recipe import TaskKind
@@ -46,7 +46,7 @@ class Ours:
     """
 
     model: DualSLM
-    how: Decoding
+    how: GenerationSettings
     name: str
     weigh: bool = False
     kept: tuple[tuple[str, ...], Frames] | None = None
@@ -61,8 +61,8 @@ class Ours:
             "encoder_revision": model.encoder.revision,
             "llm": model.llm.name,
             "llm_revision": model.llm.revision,
-            "llm_print": fingerprint(model.llm),
-            "adapters_print": fingerprint(model.adapters),
+            "llm_fingerprint": fingerprint(model.llm),
+            "adapters_fingerprint": fingerprint(model.adapters),
             "stage": dict(model.metrics).get("stage"),
             "decoding": self.how.stated,
             "likelihoods": self.weigh,
@@ -113,7 +113,7 @@ class TextLM:
     """
 
     llm: FrozenLM
-    how: Decoding
+    how: GenerationSettings
     name: str
 
     @property
@@ -152,7 +152,7 @@ class Cascade:
     asr: Callable[[Sequence[Any]], list[str]]
     asr_name: str
     llm: FrozenLM
-    how: Decoding
+    how: GenerationSettings
     name: str
     written: dict[str, str] = field(default_factory=dict)
 
@@ -187,7 +187,7 @@ class Cascade:
 
 
 @torch.no_grad()
-def decode(llm: FrozenLM, prompts: Sequence[Tensor], how: Decoding) -> list[Answer]:
+def decode(llm: FrozenLM, prompts: Sequence[Tensor], how: GenerationSettings) -> list[Answer]:
     """Replies to prompts of embeddings, each (T, D), and whether each came to its end."""
     return [Answer(text.strip(), ended) for text, ended in llm.replies(prompts, how)]
 
@@ -204,11 +204,11 @@ def likelihoods(item: Item, view: View, llm: FrozenLM, loss: Callable[[Sequence[
     return {choice: round(mean, 6) for choice, mean in zip(options, means, strict=True)}
 
 
-def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, how: Decoding) -> list[Answer]:
+def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, how: GenerationSettings) -> list[Answer]:
     """An LLM's replies to talks that it reads."""
     prompts = [render(talk, llm.tokenizer, view) for talk in talks]
     return decode(llm, [llm.embed_text(prompt) for prompt in prompts], how)
 
 
 def _llm(llm: FrozenLM) -> dict[str, Any]:
-    return {"llm": llm.name, "llm_revision": llm.revision, "llm_print": fingerprint(llm)}
+    return {"llm": llm.name, "llm_revision": llm.revision, "llm_fingerprint": fingerprint(llm)}

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from dualslm.conversation import Conversation, Part, View
 from dualslm.evaluation.metrics import Figure, share, word_error_rate
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Recordings, Take
@@ -52,7 +52,7 @@ def examine(
     """
     found: Figures = {}
     for name, recordings in sets.items():
-        desk = _Desk(model, recordings, batch, Decoding(max_new_tokens=longest))
+        desk = _Desk(model, recordings, batch, GenerationSettings(max_new_tokens=longest))
         for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies(), **desk.remembered()}.items():
             found[f"{name}/{key}"] = asdict(figure)
             say(f"{name}/{key:<40} {figure}")
@@ -62,7 +62,7 @@ def examine(
 class _Desk:
     """Examines one set of recordings."""
 
-    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, how: Decoding) -> None:
+    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, how: GenerationSettings) -> None:
         self.model, self.recordings, self.batch, self.how = model, recordings, batch, how
 
     def words(self) -> dict[str, Figure]:

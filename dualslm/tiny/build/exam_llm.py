@@ -12,7 +12,7 @@ import torch
 
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.evaluation.metrics import share
-from dualslm.model.generation import Decoding
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Text, render
 from dualslm.tiny import world
@@ -63,7 +63,7 @@ def _answer(llm: FrozenLM, talks: Sequence[Conversation]) -> list[str]:
         ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
         rows.append(llm.embed(torch.tensor(ids, device=llm.device)))
     answers: list[list[int]] = [[] for _ in talks]
-    for tokens in llm.decode(llm.prefill(rows), Decoding(max_new_tokens=64)):
+    for tokens in llm.decode(llm.prefill(rows), GenerationSettings(max_new_tokens=64)):
         for answer, token in zip(answers, tokens, strict=True):
             answer += [] if token is None else [token]
     return [llm.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]

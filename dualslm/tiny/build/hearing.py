@@ -69,7 +69,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EncoderSample:
     """What a batch should have been heard as.
 
     Attributes:
@@ -113,7 +113,7 @@ class Learner(nn.Module):
         out = self.encoder(mel_BMF, output_hidden_states=True)
         return Heard(out.hidden_states[len(out.hidden_states) // 2], out.last_hidden_state)
 
-    def losses(self, heard: Heard, lesson: Lesson) -> dict[str, Tensor]:
+    def losses(self, heard: Heard, lesson: EncoderSample) -> dict[str, Tensor]:
         """The loss of each head, unweighted, each a mean over the batch."""
         last_BTD, frames_B = heard.last_BTD, lesson.frames_B
         valid_BT = torch.arange(last_BTD.shape[1], device=last_BTD.device) < frames_B[:, None]

@@ -30,7 +30,7 @@ from transformers import WhisperFeatureExtractor
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.metrics import word_errors
 from dualslm.tiny import world
-from dualslm.tiny.build.hearing import LETTERS, Learner, Lesson, encoder_config, read_out, total
+from dualslm.tiny.build.hearing import LETTERS, EncoderSample, Learner, encoder_config, read_out, total
 from dualslm.tiny.build.probes import labels_of, pool, probe_accuracies
 from dualslm.tiny.build.signals import SAMPLES_PER_FRAME, augment, log_mel, mask_mel, prosody
 from dualslm.tiny.style import ATTRIBUTES, Style, sample_style
@@ -53,7 +53,7 @@ class Clips:
         jobs: what was rendered.
         pcm: all 16-bit samples, end to end.
         starts_B, lengths_B: where each clip lies in `pcm`.
-        words_BS, letters_BS, styles_BA: see `hearing.Lesson`.
+        words_BS, letters_BS, styles_BA: see `hearing.EncoderSample`.
     """
 
     jobs: Sequence[Job]
@@ -92,7 +92,7 @@ def pretrain(
     Args:
         out: gets config.json, model.safetensors (half precision), preprocessor_config.json and card.json.
         utterances: clips to render and learn from.
-        steps: of the optimiser.
+        steps: of the optimizer.
         batch: clips in a step.
         seed: of everything.
         device: "cpu", "cuda", ...
@@ -171,21 +171,21 @@ def _train(
     resume: bool,
 ) -> None:
     steps, device = made["steps"], clips.pcm.device
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         learner.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=device.type == "cuda"
     )
-    first = _restore(learner, optimiser, checkpoint, made) if resume and checkpoint.exists() else 0
+    first = _restore(learner, optimizer, checkpoint, made) if resume and checkpoint.exists() else 0
     began = time.monotonic()
     learner.train()
     for step in range(first, steps):
         torch.manual_seed(made["seed"] * 1_000_003 + step)  # each step's chance depends on its number alone
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = PEAK_LR * _schedule(step, steps)
         losses = _step(learner, clips, extractor, made["batch"])
         total(losses).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         done = step + 1
         if done % REPORT_EVERY == 0 or done == steps:
             left = (time.monotonic() - began) / (done - first) * (steps - done) / 60
@@ -194,7 +194,7 @@ def _train(
         if done % CHECKPOINT_EVERY == 0 or done == steps:
             state = {
                 "learner": learner.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimizer": optimizer.state_dict(),
                 "step": done,
                 "made": made,
             }
@@ -205,7 +205,7 @@ def _step(learner: Learner, clips: Clips, extractor: WhisperFeatureExtractor, ba
     device = clips.pcm.device
     rows_B = torch.randint(len(clips.jobs), (batch,), device=device)
     waves_BN, lengths_B = clips.waves(rows_B), clips.lengths_B[rows_B]
-    lesson = Lesson(
+    lesson = EncoderSample(
         frames_B=clips.frames(rows_B),
         words_BS=clips.words_BS[rows_B],
         letters_BS=clips.letters_BS[rows_B],
@@ -224,14 +224,14 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
-def _restore(learner: Learner, optimiser: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
+def _restore(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
     state = torch.load(checkpoint, map_location=next(learner.parameters()).device, weights_only=True)
     if state["made"] != made:
         raise DualSLMError(
             f"{checkpoint} belongs to another run", got=state["made"], do="delete it, or repeat its arguments"
         )
     learner.load_state_dict(state["learner"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 

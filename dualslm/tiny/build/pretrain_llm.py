@@ -105,7 +105,7 @@ def pretrain(
     Args:
         out: gets an LLM folder as transformers loads it (half precision) and card.json.
         fluent: of the first part, on words as they are written: `examples` in the pool that steps draw from,
-            `steps` of the optimiser, `tokens_per_step`, padding included.
+            `steps` of the optimizer, `tokens_per_step`, padding included.
         stretched: the same of the second part, on words at the pace of speech.
         seed: of everything.
         device: "cpu", "cuda", ...
@@ -294,12 +294,12 @@ def fit(
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     plain = [weight for weight in model.parameters() if weight.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=cuda)
-    first = _restore(model, optimiser, checkpoint, made) if resume and checkpoint.exists() else 0
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=cuda)
+    first = _restore(model, optimizer, checkpoint, made) if resume and checkpoint.exists() else 0
     model.train()
     began, recent = time.monotonic(), []
     for step, rows in enumerate(_batches(pool, made, first), first):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = peak * _schedule(step, steps)
         ids_BT, loss_BT = _pad(pool, rows, device)
         torch.manual_seed(made["seed"] * 1_000_003 + step)
@@ -307,8 +307,8 @@ def fit(
             loss = _loss(model, ids_BT, loss_BT, noisy=step % 2 < 2 * NOISY and step > steps // 10)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         recent.append(loss.detach())
         done = step + 1
         if done % REPORT_EVERY == 0 or done == steps:
@@ -317,7 +317,7 @@ def fit(
             print(f"llm {done}/{steps}  loss {mean:.4f}  {left:.1f} min left", file=sys.stderr, flush=True)
             recent = []
         if done % CHECKPOINT_EVERY == 0 or done == steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done, "made": made}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "made": made}
             with replacing(checkpoint) as partial_file:
                 torch.save(state, partial_file)
 
@@ -369,10 +369,10 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, 0.01 + 0.495 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _restore(model: Qwen2ForCausalLM, optimiser: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
+def _restore(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
     state = torch.load(checkpoint, map_location=next(model.parameters()).device, weights_only=True)
     if state["made"] != made:
         raise DualSLMError(f"{checkpoint} belongs to another run", got=state["made"], do="delete it")
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

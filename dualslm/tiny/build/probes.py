@@ -13,7 +13,7 @@ from torch import Tensor
 from dualslm.tiny.style import ATTRIBUTES, Style
 
 STEPS = 60  # of L-BFGS
-SHRINK = 1e-3  # weight decay on standardised features
+SHRINK = 1e-3  # weight decay on standardized features
 
 
 def pool(frames_BTD: Tensor, lengths_B: Tensor) -> Tensor:
@@ -32,17 +32,17 @@ def linear_probe(train_BD: Tensor, train_labels_B: Tensor, test_BD: Tensor) -> T
     classes = int(train_labels_B.max()) + 1
     weight_DK = train_BD.new_zeros(train_BD.shape[1], classes, requires_grad=True)
     bias_K = train_BD.new_zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight_DK, bias_K], max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight_DK, bias_K], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(train_BD @ weight_DK + bias_K, train_labels_B)
         loss = loss + SHRINK * weight_DK.square().sum()
         torch.autograd.backward(loss)
         return float(loss.detach())
 
     with torch.enable_grad():
-        optimiser.step(closure)
+        optimizer.step(closure)
     return (test_BD @ weight_DK.detach() + bias_K.detach()).argmax(1)
 
 

@@ -1,6 +1,6 @@
-"""What an LLM in fewer bits costs: the loss of the same lessons through the tiny LLM, whole and quantised.
+"""What an LLM in fewer bits costs: the loss of the same lessons through the tiny LLM, whole and quantized.
 
-    python bench/quantised.py [--count 200] [--device cpu|cuda] [--out docs/results/quantised.json]
+    python bench/quantized.py [--count 200] [--device cpu|cuda] [--out docs/results/quantized.json]
 
 Held-out sentences in voices heard in training. Each is written down (through P and L, and from its transcript alone,
 which tells what the LLM itself loses) and answered. The adapters are the shipped ones, which learnt with the whole LLM;
@@ -27,7 +27,7 @@ from dualslm.conversation import Conversation, View
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.execution import decoder_layers
 from dualslm.prompt import render
-from dualslm.recipe import Quantise
+from dualslm.recipe import Quantize
 from dualslm.tiny import ADAPTERS, world
 from dualslm.tiny.build.recordings import Recordings, Take
 from dualslm.tiny.build.run import _record
@@ -53,7 +53,7 @@ def main() -> int:
     recordings = _record(DualSLM.from_pretrained(ADAPTERS, device=args.device), "seen", args.count, 1)
     found: dict[str, Any] = {**about(), "device": args.device, "n": args.count, "seed": 0, "rows": []}
     before: dict[str, Losses] = {}
-    for kind in (None, *get_args(Quantise)):
+    for kind in (None, *get_args(Quantize)):
         for row in measure(kind, recordings, args.device, before):
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
@@ -63,10 +63,10 @@ def main() -> int:
 
 
 def measure(
-    kind: Quantise | None, recordings: Recordings, device: str, before: dict[str, Losses]
+    kind: Quantize | None, recordings: Recordings, device: str, before: dict[str, Losses]
 ) -> Iterator[dict[str, Any]]:
     """The rows of one LLM, with the whole one's losses beside them; the whole one comes first and leaves its own."""
-    model = DualSLM.from_pretrained(ADAPTERS, device=device, quantise=kind)
+    model = DualSLM.from_pretrained(ADAPTERS, device=device, quantize=kind)
     size = sum(w.nbytes for layer in decoder_layers(model.llm.model) for w in layer.parameters())
     name = kind or f"whole, {str(model.llm.dtype).removeprefix('torch.')}"
     for way in WAYS:
@@ -94,7 +94,7 @@ def losses(model: DualSLM, recordings: Recordings, way: str) -> Losses:
 
 
 def _talk(take: Take, kind: str, index: int) -> Conversation:
-    rng = random.Random(f"quantised/{index}")
+    rng = random.Random(f"quantized/{index}")
     if kind == "words":
         return world.transcription(take.speech, rng)
     reply = world.reply_to(take.utterance, take.style.emotion)
