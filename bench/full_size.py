@@ -128,7 +128,7 @@ def _ours(shape: Shape, ears: EncoderShape, mind: LLMShape, here: Machine, sampl
     floor = here.dtype.itemsize * (mind.body + mind.head) / here.bytes
     yield "a token", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
     if here.device == "cuda":
-        model.llm.capture()
+        model.llm.enable_cuda_graphs()
         yield "a token, captured", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
 
 

@@ -57,7 +57,11 @@ def expected(asked: list[list[Turn]]) -> list[list[str]]:
     replies = []
     for turns in asked:
         talk = Session(
-            model, Conversation(LISTEN), how=GenerationSettings(LONGEST), context=tiny.CONTEXT, audio_cache=audio_cache
+            model,
+            Conversation(LISTEN),
+            generation=GenerationSettings(LONGEST),
+            context=tiny.CONTEXT,
+            audio_cache=audio_cache,
         )
         replies.append([talk.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
     return replies

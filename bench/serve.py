@@ -61,9 +61,9 @@ OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all enco
 class Forced(FrozenLM):
     """An LLM that says what it is told, at the price of saying it."""
 
-    def decode(self, read: Prefilled, how: GenerationSettings = HOW) -> Generator[list[int | None]]:
+    def decode(self, read: Prefilled, generation: GenerationSettings = HOW) -> Generator[list[int | None]]:
         """Yields given tokens; each is read as a drawn one is."""
-        ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: how.max_new_tokens]
+        ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: generation.max_new_tokens]
         with torch.no_grad(), self._steps(read, len(ids) + 1) as step:
             for token in ids:
                 yield [token]
@@ -90,7 +90,7 @@ def made(size: str) -> tuple[DualSLM, list[Speech]]:
 
 def first_token(session: Session, talk: Conversation) -> float:
     """Seconds until a session has the first token of its reply to a talk."""
-    for _ in session.answer(talk, how=GenerationSettings(max_new_tokens=1)):
+    for _ in session.answer(talk, generation=GenerationSettings(max_new_tokens=1)):
         pass
     assert session.times is not None
     return session.times.first_token
@@ -98,7 +98,7 @@ def first_token(session: Session, talk: Conversation) -> float:
 
 def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
     """A talk from beginning to end: seconds to the first token, each way, at the first turn and the last."""
-    talk = Session(model, Conversation("You are a good listener."), how=HOW)
+    talk = Session(model, Conversation("You are a good listener."), generation=HOW)
     for turn, clip in enumerate(clips, 1):
         talk.reply(Speech(clip.audio))
         assert talk.times is not None
@@ -114,7 +114,7 @@ def known(model: DualSLM, talk: Conversation) -> AudioCache:
     """Ears that have heard every recording of a talk but the last."""
     audio_cache = AudioCache(model)
     if earlier := talk.turns[:-2]:
-        audio_cache.rows([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
+        audio_cache.embed([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
     return audio_cache
 
 
@@ -124,7 +124,7 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
     for size in args.size:
         model, clips = made(size)
         if model.llm.device.type == "cuda":
-            model.llm.capture()
+            model.llm.enable_cuda_graphs()
         list(one_talk(model, clips))  # warms up
         rounds = []
         for number in range(args.rounds):

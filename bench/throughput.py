@@ -37,7 +37,7 @@ from dualslm import tiny
 from dualslm.audio import load
 from dualslm.conversation import Conversation, Speech
 from dualslm.inference.describe import ASKED
-from dualslm.inference.local import InProcess
+from dualslm.inference.local import LocalBackend
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.serve.service import Ask, Service
@@ -57,7 +57,9 @@ def talks(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _talks(rounds: int) -> list[dict[str, Any]]:
     model = tiny.load()
-    service = Service(model, InProcess(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    service = Service(
+        model, LocalBackend(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN
+    )
     rng, clips = np.random.default_rng(0), [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
     found: dict[int, list[float]] = {count: [] for count in AT_ONCE}
     for number in range(rounds + 1):  # the first warms up
@@ -84,7 +86,7 @@ SUMS = (min, statistics.median, max)
 
 def _ask(clips: Sequence[Any], rng: np.random.Generator) -> Ask:
     wave = clips[rng.integers(len(clips))] * rng.uniform(0.7, 1.0)  # no recording comes twice
-    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), how=GenerationSettings(REPLY))
+    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), generation=GenerationSettings(REPLY))
 
 
 async def _tokens(service: Service, ask: Ask) -> int:

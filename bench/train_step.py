@@ -102,7 +102,7 @@ def ours(
     return {
         OURS: step(model),
         "- a prefix shared": step(model, _prompts(shape, work, 1)),
-        "- the gradient-free prefix": step(partial(model, worth=CALM)),
+        "- the gradient-free prefix": step(partial(model, min_saved_share=CALM)),
         "- logits at targets alone": step(partial(_all_logits, model)),
         "- the cache of frames": step(model, live=True),
         "+ dropout in P": step(dropping),

@@ -74,7 +74,7 @@ def written(model: DualSLM, recordings: Recordings) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):
         some = prompts[start : start + AT_ONCE]
-        answers += model.answer(some, hear=recordings.hear, how=GenerationSettings(max_new_tokens=48))
+        answers += model.generate(some, hear=recordings.hear, generation=GenerationSettings(max_new_tokens=48))
     return answers
 
 

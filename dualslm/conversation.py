@@ -10,10 +10,11 @@ Nothing here reads audio or imports torch.
 
 from __future__ import annotations
 
+import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dualslm.errors import DualSLMError
 
@@ -67,6 +68,31 @@ class View:
 
     def __str__(self) -> str:
         return f"{self.para},{self.ling}"
+
+
+NORMAL = View()
+P_ONLY = View("speech", "none")  # the paper's P-Embs column
+L_ONLY = View("none", "speech")  # the paper's L-Embs column
+ORACLE = View("text", "text")  # the styled transcript, which training targets answer
+TRANSCRIPT = View("none", "text")  # what a cascade of recogniser and LLM knows
+CAPTION_AND_L = View("text", "speech")
+P_AND_TRANSCRIPT = View("speech", "text")
+NOTHING = View("none", "none")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was answered.
+
+    Attributes:
+        text: the words.
+        finished: whether the reply came to its own end; False where it was cut off at the longest length.
+        likelihoods: mean log-probability per token of each choice of the question, in nats, where it was asked for.
+    """
+
+    text: str
+    finished: bool = True
+    likelihoods: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +161,33 @@ class Conversation:
         """Adds an assistant turn and returns the talk itself."""
         return self._add("assistant", parts)
 
+    @classmethod
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        """Chat messages, as OpenAI's clients and transformers' processors write them, as a conversation.
+
+        The content of a message is text, or a list of parts: `{"type": "text", "text": ...}`,
+        `{"type": "input_audio", "input_audio": {"data": <base64 of a file>}}`, or
+        `{"type": "audio", "audio": <path, bytes or 16 kHz samples>}`.
+
+        Raises:
+            DualSLMError: a message, role or part that is none of these; it is named.
+        """
+        conversation = cls()
+        for number, message in enumerate(messages, 1):
+            role = message.get("role")
+            if role not in ("system", "developer", "user", "assistant"):
+                do = "use system, user or assistant"
+                raise DualSLMError(f"message {number} has an unknown role", got=repr(role), do=do)
+            parts = _parts_of(message.get("content"), number)
+            if role in ("user", "assistant"):
+                conversation._add(role, parts)
+            elif conversation.turns or conversation.system is not None or not all(isinstance(p, str) for p in parts):
+                do = "begin with one system message of text"
+                raise DualSLMError(f"message {number} is a system text in the wrong place", got=role, do=do)
+            else:
+                conversation.system = "\n".join(map(str, parts))
+        return conversation
+
     def copy(self) -> Conversation:
         """The same talk, to be continued without changing this one."""
         return Conversation(self.system, list(self.turns))
@@ -151,3 +204,30 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"Conversation({len(self.turns)} turn{'s' * (len(self.turns) != 1)})"
+
+
+def _parts_of(content: object, number: int) -> tuple[Part, ...]:
+    """The content of a chat message as the parts of a turn."""
+    if isinstance(content, str):
+        return (content,)
+    if not isinstance(content, list | tuple) or not content:
+        do = 'write text, or a list such as [{"type": "text", "text": "hello"}]'
+        raise DualSLMError(f"message {number} has no content", got=type(content).__name__, do=do)
+    return tuple(_part_of(part, number) for part in content)
+
+
+def _part_of(part: object, number: int) -> Part:
+    if isinstance(part, Mapping):
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+        if part.get("type") == "audio" and part.get("audio") is not None:
+            return Speech(part["audio"])
+        if part.get("type") == "input_audio" and isinstance(part.get("input_audio"), Mapping):
+            try:
+                return Speech(base64.b64decode(str(part["input_audio"].get("data")), validate=True))
+            except ValueError as error:
+                do = "give the bytes of an audio file in base64"
+                raise DualSLMError(f"the audio of message {number} is not base64", got=str(error), do=do) from None
+    got = f"type {part.get('type')!r}" if isinstance(part, Mapping) else type(part).__name__
+    do = 'use parts of type "text", "input_audio" or "audio"'
+    raise DualSLMError(f"message {number} has a part that cannot be read", got=got, do=do)

@@ -16,7 +16,7 @@ No torch here: the model fills the slots.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from jinja2 import TemplateError
 
-from dualslm.conversation import CHANNELS, Channel, Conversation, Speech, Turn, View
+from dualslm.conversation import CHANNELS, NORMAL, NOTHING, Channel, Conversation, Speech, Turn, View
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Supervise: TypeAlias = Literal["none", "last", "all"]
 Ids: TypeAlias = tuple[int, ...]
 BOTH: frozenset[Channel] = frozenset(CHANNELS)
-NORMAL = View()
 JOIN = "\n"
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around a placeholder
 ANCHOR = "\n"
@@ -65,12 +64,12 @@ class Slot:
     Attributes:
         channel: "para" (fixed length) or "ling" (10 a second).
         clip: index into `Prompt.clips`.
-        frozen: its embeddings are detached: this example teaches the other adapter.
+        detached: no gradient flows into it: this example teaches the other adapter.
     """
 
     channel: Channel
     clip: int
-    frozen: bool = False
+    detached: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,34 @@ class Prompt:
 
     segments: tuple[Text | Slot, ...]
     clips: tuple[Speech, ...]
+
+
+@dataclass(frozen=True)
+class SlotLengths:
+    """The number of embeddings that a recording becomes in each channel.
+
+    Attributes:
+        para: m, the soft-prompt embeddings of P.
+        stack: k, the frames in one embedding of L.
+    """
+
+    para: int
+    stack: int
+
+    def ling(self, frames: int) -> int:
+        """Embeddings of L for so many frames; the last group may be short."""
+        return -(-frames // self.stack)
+
+    def slot(self, slot: Slot, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
+        """The embeddings of one slot of a prompt; `frames` gives the number of encoder frames of a recording."""
+        return self.para if slot.channel == "para" else self.ling(frames(prompt.clips[slot.clip]))
+
+    def prompt(self, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
+        """The positions that a prompt takes, before anything is encoded."""
+        return sum(
+            self.slot(segment, prompt, frames) if isinstance(segment, Slot) else len(segment.ids)
+            for segment in prompt.segments
+        )
 
 
 def styled(caption: str, transcript: str) -> str:
@@ -170,7 +197,7 @@ class _Writer:
 
     def content(self, turn: Turn, view: View) -> str:
         """A turn's content, with placeholders for its spoken parts; without any source they leave nothing."""
-        silent = view == View("none", "none") and not all(isinstance(part, Speech) for part in turn.parts)
+        silent = view == NOTHING and not all(isinstance(part, Speech) for part in turn.parts)
         parts = [part for part in turn.parts if isinstance(part, str) or not silent]
         return JOIN.join(part if isinstance(part, str) else self._hold((part, view)) for part in parts)
 
@@ -239,7 +266,7 @@ class _Writer:
         place = next((i for i, clip in enumerate(self.clips) if clip is speech), len(self.clips))
         if place == len(self.clips):
             self.clips.append(speech)
-        self.segments.append(Slot(channel, place, frozen=channel not in self.learns))
+        self.segments.append(Slot(channel, place, detached=channel not in self.learns))
 
     def _add(self, text: str, *, quoted: bool = False, loss: bool = False) -> None:
         self._append(Text(self._encode(text, quoted=quoted), loss))

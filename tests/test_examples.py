@@ -16,7 +16,7 @@ import yaml
 from support.servekit import SAD, client, heard, threaded, user
 
 from dualslm import tiny
-from dualslm.inference.local import InProcess
+from dualslm.inference.local import LocalBackend
 from dualslm.serve.app import app
 from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
@@ -26,7 +26,7 @@ from dualslm.tiny.world import LISTEN
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     model = tiny.load()
-    service = Service(model, InProcess(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
     with threaded(app(service)) as address:
         yield address
 

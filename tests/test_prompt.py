@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from support.templates import FAMILIES, spaced, tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from dualslm.conversation import SOURCES, Conversation, Speech, View
+from dualslm.conversation import ORACLE, SOURCES, Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.prompt import PLAIN, Prompt, Slot, Text, render, stop_ids, styled
 
-ORACLE = View("text", "text")
 SYSTEM = "Answer warmly, in one sentence."
 LOST = Speech(b"lost", transcript="i lost my umbrella", caption="a woman speaks sadly")
 RAIN = Speech(b"rain", transcript="and now it rains", caption="a man speaks fast")
@@ -232,7 +231,7 @@ def test_no_end_at_all_is_an_error() -> None:
 def test_a_channel_that_does_not_learn_is_frozen() -> None:
     prompt = render(talk(), cached("chatml"), learns=frozenset({"ling"}))
     slots = [segment for segment in prompt.segments if isinstance(segment, Slot)]
-    assert [slot.frozen for slot in slots] == [True, False, True, False]
+    assert [slot.detached for slot in slots] == [True, False, True, False]
 
 
 # ---------------------------------------------------------------------- the talk

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dualslm.recipe import ModelRecipe
-    from dualslm.training.teacher import Writer
+    from dualslm.training.teacher import Teacher
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
@@ -107,18 +107,20 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _writer(args: argparse.Namespace, model: ModelRecipe) -> Writer:
+def _writer(args: argparse.Namespace, model: ModelRecipe) -> Teacher:
     """The recipe's LLM in this process, or behind a server."""
-    from dualslm.model.dualslm import place
+    from dualslm.model.dualslm import resolve_device
     from dualslm.model.generation import GenerationSettings
     from dualslm.model.llm import FrozenLM
-    from dualslm.training.teacher import InProcess, Server
+    from dualslm.training.teacher import LocalTeacher, ServerTeacher
 
-    how = GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    generation = GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
     if args.server is not None:
-        return Server(args.server, args.model or model.llm, how)
-    where, dtype = place(args.device, None)
-    return InProcess(FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantize=model.quantize), how)
+        return ServerTeacher(args.server, args.model or model.llm, generation)
+    where, dtype = resolve_device(args.device, None)
+    return LocalTeacher(
+        FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantize=model.quantize), generation
+    )
 
 
 def _told(out: Path, found: Mapping[str, Any]) -> str:

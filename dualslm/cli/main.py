@@ -203,7 +203,8 @@ def _show(args: argparse.Namespace) -> int:
 
     for utterance in said:
         prompt = render(_new_talk(args).user(utterance.speech), model.llm.tokenizer, view)
-        show(prompt, model.llm.tokenizer, partial(model.slot_length, clips=prompt.clips), Console())
+        slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
+        show(prompt, model.llm.tokenizer, slot_length, Console())
     return 0
 
 
@@ -333,13 +334,13 @@ def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], 
     model = _model(args)
     from dualslm.model.generation import GenerationSettings
 
-    how = GenerationSettings(max_new_tokens=args.max_new_tokens)
+    generation = GenerationSettings(max_new_tokens=args.max_new_tokens)
 
     def answer(talk: Conversation) -> str:
         if args.json:
-            return model.reply(talk, view=view, how=how)
+            return model.reply(talk, view=view, generation=generation)
         pieces = []
-        for piece in model.stream(talk, view=view, how=how):
+        for piece in model.stream(talk, view=view, generation=generation):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()

@@ -51,10 +51,10 @@ def context_of(args: argparse.Namespace) -> int | None:
     return CONTEXT if embedded(args) else None
 
 
-def model_of(args: argparse.Namespace, *, answers: bool = True) -> DualSLM:
+def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
     """The model that the options name: embedded, trained, or any two parts with fresh adapters.
 
-    Without `answers`, no more of its LLM is loaded than the token embeddings.
+    Without `load_llm`, no more of its LLM is loaded than the token embeddings.
     """
     from rich.console import Console
 
@@ -62,18 +62,18 @@ def model_of(args: argparse.Namespace, *, answers: bool = True) -> DualSLM:
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     with Console(stderr=True).status("loading the model"):
-        return _load(args.model, args.encoder, args.llm, answers)
+        return _load(args.model, args.encoder, args.llm, load_llm)
 
 
-def _load(name: str | None, encoder: str | None, llm: str | None, answers: bool) -> DualSLM:
+def _load(name: str | None, encoder: str | None, llm: str | None, load_llm: bool) -> DualSLM:
     quiet_transformers()
     from dualslm import tiny
     from dualslm.model.dualslm import DualSLM
 
     if name is not None:
-        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm, answers=answers)
+        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm, load_llm=load_llm)
     if encoder is None or llm is None:
-        return tiny.load(answers=answers)
+        return tiny.load(load_llm=load_llm)
     print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
     return DualSLM.from_parts(encoder=encoder, llm=llm)
 

@@ -23,23 +23,23 @@ LETTER = {"para": "P", "ling": "L"}
 STYLE = {"para": "bold magenta", "ling": "bold cyan", "special": "yellow", "text": "", "loss": "bold green"}
 
 
-def describe(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_lengths: SlotLength) -> list[dict[str, Any]]:
+def describe(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_length: SlotLength) -> list[dict[str, Any]]:
     """The segments in order, ready for JSON.
 
     Args:
         prompt: rendered by `dualslm.prompt.render`.
         tokenizer: of the LLM.
-        slot_lengths: how many embeddings a slot becomes.
+        slot_length: gives the number of embeddings of a slot.
 
     Returns:
-        Per text its `ids`, `text` and whether it carries `loss`; per slot its `channel`, `clip`, `frozen`;
+        Per text its `ids`, `text` and whether it carries `loss`; per slot its `channel`, `clip`, `detached`;
         for both the `kind` ("text" or "slot") and the `length` in tokens.
     """
     rows: list[dict[str, Any]] = []
     for segment in prompt.segments:
         if isinstance(segment, Slot):
-            row = {"kind": "slot", "channel": segment.channel, "clip": segment.clip, "frozen": segment.frozen}
-            rows.append(row | {"length": slot_lengths(segment)})
+            row = {"kind": "slot", "channel": segment.channel, "clip": segment.clip, "detached": segment.detached}
+            rows.append(row | {"length": slot_length(segment)})
         else:
             ids, text = list(segment.ids), _decode(tokenizer, segment.ids)
             rows.append({"kind": "text", "text": text, "ids": ids, "loss": segment.loss, "length": len(ids)})
@@ -54,9 +54,9 @@ def text_of(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def show(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_lengths: SlotLength, console: Console) -> None:
+def show(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_length: SlotLength, console: Console) -> None:
     """Prints the prompt in colour, and a legend with the count of each kind of token."""
-    rows = describe(prompt, tokenizer, slot_lengths)
+    rows = describe(prompt, tokenizer, slot_length)
     line = Line()
     for row in rows:
         if row["kind"] == "slot":
@@ -77,12 +77,12 @@ def _append(line: Line, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
 
 def _mark(row: dict[str, Any], *, many_clips: bool) -> str:
     clip = f"#{row['clip']}" if many_clips else ""
-    frozen = " frozen" if row["frozen"] else ""
-    return f"▮{LETTER[row['channel']]}{clip}×{row['length']}{frozen}"  # noqa: RUF001 - a count
+    detached = " detached" if row["detached"] else ""
+    return f"▮{LETTER[row['channel']]}{clip}×{row['length']}{detached}"  # noqa: RUF001 - a count
 
 
 def _style(row: dict[str, Any]) -> str:
-    return STYLE[row["channel"]] + (" dim" if row["frozen"] else "")
+    return STYLE[row["channel"]] + (" dim" if row["detached"] else "")
 
 
 def _legend(rows: Sequence[dict[str, Any]]) -> Line:

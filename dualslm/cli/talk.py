@@ -46,7 +46,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add("--max-turns", type=int, default=128, metavar="N", help="longest talk")
     add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
     add("--waiting", type=int, default=128, metavar="N", help="requests that wait; more are refused with 429")
-    add("--patience", type=float, default=300, metavar="S", help="longest time for one request")
+    add("--timeout", "--patience", type=float, default=300, metavar="S", help="longest time for one request")
     add("--keep", type=int, default=512, metavar="MIB", help="keys and values to keep of talks, lest they be read anew")
     add("--no-page", action="store_true", help="no web page at /")
     add("--capture", action="store_true", help=f"{CAPTURE}; while one talk is alone")
@@ -64,7 +64,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dualslm.serve.limits import Limits
     from dualslm.tiny import CLIPS
 
-    for name in ("max_body", "max_audio", "max_speech", "max_turns", "running", "patience", "keep"):
+    for name in ("max_body", "max_audio", "max_speech", "max_turns", "running", "timeout", "keep"):
         if (value := getattr(args, name)) <= 0:
             raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
     if args.waiting < 0:
@@ -92,9 +92,9 @@ def _serve(args: argparse.Namespace) -> int:
     if args.capture and args.vllm is not None:
         raise DualSLMError("vLLM runs the LLM in its own way", got="--capture", do="leave it out")
     listening = listen(args.host, args.port)
-    model = model_of(args, answers=args.vllm is None)
+    model = model_of(args, load_llm=args.vllm is None)
     if args.capture:
-        model.llm.capture()
+        model.llm.enable_cuda_graphs()
     system = new_talk(args).system
     run(model, settings, listening, questions=questions_of(args), context=context_of(args), system=system)
     return 0
@@ -110,7 +110,7 @@ def _chat(args: argparse.Namespace) -> int:
     microphone, why = _microphone()
     model = model_of(args)
     if args.capture:
-        model.llm.capture()
+        model.llm.enable_cuda_graphs()
     from rich.console import Console
 
     from dualslm.chat.terminal import Chat
@@ -123,7 +123,7 @@ def _chat(args: argparse.Namespace) -> int:
         talk,
         view=view or View(),
         past=past,
-        how=GenerationSettings(max_new_tokens=args.max_new_tokens),
+        generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
         context=context_of(args),
         questions=questions_of(args),
     )

@@ -18,10 +18,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dualslm.conversation import Part, Speech, View
+from dualslm.conversation import Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.items import Exam, lacks
-from dualslm.evaluation.systems.item import Answer, Item, System, card
+from dualslm.evaluation.systems.item import Item, System, card
 from dualslm.files import replacing, sha256
 
 PREDICTIONS, META = "predictions.jsonl", "predictions.meta.json"
@@ -163,7 +163,7 @@ def _lines(job: Job, out: Path) -> list[dict[str, Any]]:
     return [_line(job, item, answer, out) for item, answer in zip(job.items, answers, strict=True)]
 
 
-def _line(job: Job, item: Item, answer: Answer, out: Path) -> dict[str, Any]:
+def _line(job: Job, item: Item, answer: Reply, out: Path) -> dict[str, Any]:
     """A prediction."""
     speech, last = item.speech, item.talk.turns[-1]
     known = {
@@ -187,7 +187,7 @@ def _line(job: Job, item: Item, answer: Answer, out: Path) -> dict[str, Any]:
         "audio": _beside(speech, out),
         "seconds": item.seconds,
         "answer": answer.text,
-        "ended": answer.ended,
+        "ended": answer.finished,
     }
     return known | ({"likelihoods": dict(answer.likelihoods)} if answer.likelihoods else {})
 

@@ -1,7 +1,7 @@
-"""Where the LLM runs, behind one interface: in this process (`batching`), or stock vLLM over HTTP (`vllm`) (ours).
+"""Where the LLM runs, behind one interface: in this process (`local`), or stock vLLM over HTTP (`vllm`) (ours).
 
-A prompt is embeddings and marks (`audio_cache.PromptEmbeds`); a reply is pieces of text. Whoever serves a talk needs no more than
-that of an LLM.
+A prompt is embeddings and keys (`model.inputs.PromptEmbeds`); a reply is pieces of text. Whoever serves a conversation
+needs no more than that of an LLM.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
-    from dualslm.inference.audio_cache import PromptEmbeds
     from dualslm.model.generation import GenerationSettings
+    from dualslm.model.inputs import PromptEmbeds
 
 Reason: TypeAlias = Literal["stop", "length"]
 
@@ -47,12 +47,14 @@ class Backend(Protocol):
     def context(self) -> int | None:
         """Positions that prompt and reply may take together; None where it does not say."""
 
-    def stream(self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()) -> AsyncGenerator[Piece]:
+    def stream(
+        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[Piece]:
         """The reply in pieces, the last of which has a reason. Closed early, the LLM stops working on it.
 
         Args:
             prompt: as the LLM reads it.
-            how: decoding settings.
+            generation: settings of the reply.
             stop: the reply ends before the first of these texts.
 
         Raises:

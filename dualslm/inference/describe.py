@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import L_ONLY, P_ONLY, Conversation, Speech
 from dualslm.data.tasks import TASKS
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import caption
@@ -22,9 +22,8 @@ from dualslm.prompt import render
 if TYPE_CHECKING:
     from dualslm.inference.audio_cache import AudioCache
 
-P, L = View("speech", "none"), View("none", "speech")
-LONGEST = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
-SENTENCE = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
+WORDS = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
+ANSWER = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,10 @@ class Question:
     values: tuple[str, ...]
     question: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, speech: Speech) -> Conversation:
+        """The question about a recording, to be answered."""
+        return Conversation(self.system).user(speech, *filter(None, [self.question]))
 
     def value(self, answer: str) -> str | None:
         """The one value that an answer names; None where it names none or several."""
@@ -85,22 +88,27 @@ class Description:
 def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> Description:
     """Asks the frozen LLM for the words and for each attribute of a recording.
 
+    Args:
+        audio_cache: encodes the recording.
+        speech: the recording.
+        questions: that are asked.
+
     Raises:
         DualSLMError: a recording that cannot be used.
     """
-    llm, asked = audio_cache.model.llm, questions.attributes
-    about = [Conversation(one.system).user(speech, *filter(None, [one.question])) for one in asked.values()]
-    prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L)]
-    prompts += [render(talk, llm.tokenizer, P) for talk in about]
-    rows = [row.embeds_TD for row in audio_cache.rows(prompts)]
-    (words,) = llm.answer(rows[:1], LONGEST)
-    answers = llm.answer(rows[1:], SENTENCE)
-    found = {name: one.value(text) for (name, one), text in zip(asked.items(), answers, strict=True)}
-    known = {name: value for name, value in found.items() if value is not None}
-    return Description(words.strip(), found, questions.caption(known), dict(zip(asked, answers, strict=True)))
+    llm = audio_cache.model.llm
+    asked = questions.attributes
+    prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L_ONLY)]
+    prompts += [render(question.about(speech), llm.tokenizer, P_ONLY) for question in asked.values()]
+    embeds = [prompt.embeds_TD for prompt in audio_cache.embed(prompts)]
+    (words,) = llm.generate(embeds[:1], WORDS)
+    answers = {name: reply.text for name, reply in zip(asked, llm.generate(embeds[1:], ANSWER), strict=True)}
+    attributes = {name: question.value(answers[name]) for name, question in asked.items()}
+    known = {name: value for name, value in attributes.items() if value is not None}
+    return Description(words.text.strip(), attributes, questions.caption(known), answers)
 
 
-def _asked() -> Questions:
+def _questions_of_tasks() -> Questions:
     about = {}
     for name, one in ATTRIBUTES.items():
         choices = ", ".join(one.values[:-1]) + " or " + one.values[-1]
@@ -108,5 +116,5 @@ def _asked() -> Questions:
     return Questions(TASKS["asr"].prompts[0], about, caption)
 
 
-ASKED = _asked()
+ASKED = _questions_of_tasks()
 """The questions that adapters learn from `dualslm.data.tasks`."""

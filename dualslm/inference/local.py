@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import Piece, Reason, StopStrings, UnavailableError
-from dualslm.inference.continuous_batch import ROOM, ActiveRequest, ContinuousBatch, Pasts
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
+from dualslm.inference.prefix_cache import CACHE_BYTES, PrefixCache
 from dualslm.model.generation import GenerationSettings, TextStreamer
+from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
 AT_ONCE = 4  # talks that join between two steps: more would keep those in the batch waiting
@@ -26,7 +27,7 @@ class _Job:
     """A request on its way through the thread."""
 
     prompt: PromptEmbeds
-    how: GenerationSettings
+    generation: GenerationSettings
     pieces: TextStreamer
     until: StopStrings
     loop: asyncio.AbstractEventLoop
@@ -56,17 +57,17 @@ class _Job:
         return reason is None
 
 
-class InProcess:
+class LocalBackend:
     """Answers with an LLM in this process.
 
     Args:
         llm: the frozen LLM.
         size: most talks that are answered at once.
-        room: bytes of keys and values to keep of talks that were answered.
+        max_bytes: of keys and values to keep of talks that were answered.
     """
 
-    def __init__(self, llm: FrozenLM, size: int = 32, room: int = ROOM) -> None:
-        self.llm, self.batch = llm, ContinuousBatch(llm, size, Pasts(room))
+    def __init__(self, llm: FrozenLM, size: int = 32, max_bytes: int = CACHE_BYTES) -> None:
+        self.llm, self.batch = llm, ContinuousBatch(llm, size, PrefixCache(max_bytes))
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[ActiveRequest, _Job] = {}
         self._changed, self._closed = Condition(), False
@@ -79,10 +80,10 @@ class InProcess:
         return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
 
     async def stream(
-        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`."""
-        job = _Job(prompt, how, TextStreamer(self.llm.tokenizer), StopStrings(stop), asyncio.get_running_loop())
+        job = _Job(prompt, generation, TextStreamer(self.llm.tokenizer), StopStrings(stop), asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise UnavailableError("the server stops", got="a new request", do="ask again in a moment")
@@ -104,7 +105,7 @@ class InProcess:
         return {
             "batch_talks": len(self.batch.requests),
             "batch_waiting": len(self._waiting),
-            "kept_positions": self.batch.pasts.positions,
+            "kept_positions": self.batch.prefix_cache.tokens,
         }
 
     async def close(self) -> None:
@@ -143,7 +144,7 @@ class InProcess:
         if job.left:
             return
         try:
-            job.request = self.batch.join(job.prompt, job.how)
+            job.request = self.batch.join(job.prompt, job.generation)
         except Exception as error:
             job.tell(_gave_up(error))
         else:

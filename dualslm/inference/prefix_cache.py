@@ -1,79 +1,88 @@
-"""What an LLM has read, and how much of it the next prompt can reuse (ours).
+"""Keys and values of prompts that were read, for later prompts that begin alike (ours).
 
-Keys and values of every position are kept with a mark that says what stood there. The next prompt, however it was
-rendered, shares its first marks with what was read; the cache is cut behind them and only the rest is read. So a
-template that writes earlier turns otherwise once later ones have come costs work and never correctness: reading
-with a memory equals reading anew (tested to 1e-4 in float32).
+Every position has a key that says what stands there: a token id, or an embedding of a recording. The next prompt,
+however it was rendered, shares its first keys with what was read; only the rest is read. So a template that writes
+earlier turns otherwise once later ones have come costs work and never correctness: reading with a cached prefix equals
+reading anew (tested to 1e-4 in float32).
 
-Dimensions: B = 1 prompt, T tokens, D width of the LLM, V vocabulary.
+Dimensions: B = 1 prompt, H heads, T positions, D width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from dualslm.model.generation import GREEDY, GenerationSettings
-from dualslm.model.llm import FrozenLM, Prefilled
+KeysValues: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Attention keys and values (B, H, T, D) of each layer."""
+
+CACHE_BYTES = 512 * 2**20  # of keys and values: 9,000 positions of a 7 B LLM
+MIN_SHARED_TOKENS = 8  # a shorter common beginning is read again
 
 
-class Memory:
-    """The keys and values of one talk.
-
-    An LLM whose cache forgets, as one with a sliding window, reads every prompt anew.
+class PrefixCache:
+    """What an LLM has read; what was not used for longest is dropped first.
 
     Args:
-        llm: the frozen LLM.
+        max_bytes: of keys and values that are kept.
 
     Attributes:
-        marks: what stands at the positions that were read or drawn.
+        tokens: number of positions that are kept.
     """
 
-    def __init__(self, llm: FrozenLM) -> None:
-        self.llm = llm
-        self.keys: list[Hashable] = []
-        self._cache: DynamicCache | None = None
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.tokens = 0
+        self._entries: OrderedDict[int, tuple[list[Hashable], KeysValues]] = OrderedDict()
+        self._next = 0
 
-    def shares(self, keys: Sequence[Hashable]) -> int:
-        """How many first positions of a prompt have been read already."""
-        if not self.llm.keeps_every_position:
-            return 0
-        known = self._known()
-        both = zip(self.keys[:known], keys, strict=False)
-        return next((place for place, (ours, theirs) in enumerate(both) if ours != theirs), min(known, len(keys)))
+    def shared(self, keys: Sequence[Hashable]) -> tuple[int, KeysValues]:
+        """The longest beginning of a prompt that was read before.
 
-    def read(self, embeds_TD: Tensor, keys: Sequence[Hashable]) -> Prefilled:
-        """Reads a prompt, as far as it is new; its last position always is, for the sake of its logits."""
-        assert len(embeds_TD) == len(keys), (len(embeds_TD), len(keys))
-        keep = min(self.shares(keys), len(keys) - 1)
-        before = self._cut(keep)
-        self.keys, self._cache = list(keys), before.cache if before else None
-        read = self.llm.prefill([embeds_TD[keep:]], before)
-        self._cache = read.cache
-        return read
+        Returns:
+            Its length in positions, at most all but the last one, whose logits are needed; and keys and values.
+        """
+        longest, found = 0, -1
+        for entry, (known, _) in self._entries.items():
+            length = _common_length(known, keys)
+            if length > longest:
+                longest, found = length, entry
+        longest = min(longest, len(keys) - 1)
+        if longest < MIN_SHARED_TOKENS:
+            return 0, []
+        self._entries.move_to_end(found)
+        return longest, [(k[..., :longest, :], v[..., :longest, :]) for k, v in self._entries[found][1]]
 
-    def decode(self, read: Prefilled, how: GenerationSettings = GREEDY) -> Iterator[int]:
-        """Yields the tokens of a reply and remembers them; may be left at any time."""
-        for (token,) in self.llm.decode(read, how):
-            if token is not None:
-                self.keys.append(token)
-                yield token
+    def keep(self, keys: Sequence[Hashable], read: KeysValues) -> None:
+        """Keeps what was read of one prompt and its reply.
 
-    def _known(self) -> int:
-        """Positions whose keys all layers hold: a token is drawn before it is read, and reading can be broken off."""
-        if self._cache is None or not all(layer.is_initialized for layer in self._cache.layers):
-            return 0
-        return min(len(self.keys), *(int(layer.get_seq_length()) for layer in self._cache.layers))
+        It takes the place of entries that it begins with; nothing happens where a longer entry begins with it.
+        """
+        for entry, (known, _) in list(self._entries.items()):
+            common = _common_length(known, keys)
+            if common == len(keys):
+                self._entries.move_to_end(entry)
+                return
+            if common == len(known):
+                self._drop(entry)
+        self._entries[self._next] = ([*keys], read)
+        self._next += 1
+        self.tokens += len(keys)
+        while len(self._entries) > 1 and self._bytes() > self.max_bytes:
+            self._drop(next(iter(self._entries)))
 
-    def _cut(self, keep: int) -> Prefilled | None:
-        """The cache of the first positions alone."""
-        if not keep or self._cache is None:
-            return None
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[..., :keep, :], layer.values[..., :keep, :]
-        none_BV = torch.empty(1, 0, device=self.llm.device)
-        mask_BT = torch.ones(1, keep, dtype=torch.long, device=self.llm.device)
-        return Prefilled(none_BV, self._cache, mask_BT)
+    def _drop(self, entry: int) -> None:
+        self.tokens -= len(self._entries.pop(entry)[0])
+
+    def _bytes(self) -> int:
+        _, read = next(iter(self._entries.values()))
+        per_token = sum(k.nbytes + v.nbytes for k, v in read) // max(1, read[0][0].shape[2])
+        return per_token * self.tokens
+
+
+def _common_length(known: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
+    both = enumerate(zip(known, keys, strict=False))
+    return next((index for index, (one, other) in both if one != other), min(len(known), len(keys)))

@@ -1,8 +1,8 @@
 """A running talk: spoken or typed turns in, a reply in pieces out; used by chat and by serve (ours).
 
-Only what is new is encoded and read: a recording's embeddings are kept (`AudioCache`), and so are the keys and values of
-what the LLM has read (`Memory`). The history is data, not state: `answer` takes any `Conversation`, so that a server
-without state reuses as much as a terminal does, and the reply is the one that `DualSLM.reply` gives.
+Only what is new is encoded and read: a recording's embeddings are kept (`AudioCache`), and so are the keys and values
+of what the LLM has read (`PrefixCache`). The history is data, not state: `answer` takes any `Conversation`, so that a
+server without state reuses as much as a terminal does, and the reply is the one that `DualSLM.reply` gives.
 
 When the context is full the oldest exchanges are left out, whole, and the system text stays. An interrupted reply
 stands in the history as far as it was said.
@@ -17,18 +17,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dualslm.conversation import Conversation, Part, Speech, Turn, View
+from dualslm.conversation import NORMAL, Conversation, Part, Speech, Turn, View
 from dualslm.errors import DualSLMError
 from dualslm.inference.audio_cache import AudioCache
+from dualslm.inference.continuous_batch import ContinuousBatch
 from dualslm.inference.describe import ASKED, Description, Questions, describe
-from dualslm.inference.prefix_cache import Memory
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, render
 
-NORMAL = View()
-SHARE = 4  # at most one position in so many is kept free for the reply
+REPLY_SHARE = 4  # at most one position in so many is kept free for the reply
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,16 @@ class Session:
         *,
         view: View = NORMAL,
         past: View | None = None,
-        how: GenerationSettings = GREEDY,
+        generation: GenerationSettings = GREEDY,
         context: int | None = None,
         questions: Questions = ASKED,
         audio_cache: AudioCache | None = None,
     ) -> None:
         self.model, self.talk = model, talk if talk is not None else Conversation()
-        self.view, self.past, self.how, self.questions = view, past, how, questions
+        self.view, self.past, self.generation, self.questions = view, past, generation, questions
         self.context = context_of(model.llm, context)
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
-        self.memory = Memory(model.llm)
+        self.batch = ContinuousBatch(model.llm, 1)  # a session is a batch of one request
         self.record: list[Exchange] = []
         self.times: Times | None = None
         self._heard: dict[str, Description] = {}
@@ -178,36 +177,53 @@ class Session:
 
     # ------------------------------------------------------------------ any talk
 
-    def answer(self, talk: Conversation, *, how: GenerationSettings | None = None) -> Generator[str]:
-        """Yields the reply to a talk in pieces and leaves the talk as it is; joined they are the whole reply.
+    def answer(self, talk: Conversation, *, generation: GenerationSettings | None = None) -> Generator[str]:
+        """Yields the reply to a conversation in pieces and leaves it as it is; joined they are the whole reply.
 
-        What this session has read before is reused as far as the talk begins alike.
+        What this session has read before is reused as far as the conversation begins alike.
 
         Args:
             talk: ends with a user turn.
-            how: decoding settings; the session's own when None.
+            generation: settings of the reply; the session's own when None.
         """
-        began, how = time.perf_counter(), how or self.how
-        prompt, left_out = self._fitted(talk, how)
-        (row,) = self.audio_cache.rows([prompt])
+        generation = generation or self.generation
+        began = time.perf_counter()
+        prompt, left_out = self._fitted(talk, generation)
+        (embeds,) = self.audio_cache.embed([prompt])
         encoded = self._now()
-        positions, reused = len(row.keys), min(self.memory.shares(row.keys), len(row.keys) - 1)
-        read = self.memory.read(row.embeds_TD, row.keys)
+        positions = len(embeds.keys)
+        if self.context is not None:
+            longest = min(generation.max_new_tokens, self.context - positions)
+            generation = generation.changed(max_new_tokens=longest)
+        request = self.batch.join(embeds, generation)
         prefilled = self._now()
-        room = how.max_new_tokens if self.context is None else self.context - positions
-        pieces, first, tokens = TextStreamer(self.model.llm.tokenizer), prefilled, 0
-        for token in self.memory.decode(read, replace(how, max_new_tokens=min(how.max_new_tokens, room))):
-            now, tokens = time.perf_counter(), tokens + 1
-            first = now if tokens == 1 else first
-            spans = (encoded - began, prefilled - encoded, first - began, now - first)
-            self.times = Times(*spans, tokens, positions, reused, left_out)
-            if piece := pieces.add(token):
-                yield piece
-        if rest := pieces.rest():
-            yield rest
+        streamer = TextStreamer(self.model.llm.tokenizer)
+        first = prefilled
+        tokens = 0
+        try:
+            while request in self.batch.requests:
+                ((_, token),) = self.batch.step()
+                if token is None:
+                    break
+                now = time.perf_counter()
+                tokens += 1
+                first = now if tokens == 1 else first
+                spans = (encoded - began, prefilled - encoded, first - began, now - first)
+                self.times = Times(*spans, tokens, positions, request.reused, left_out)
+                if piece := streamer.add(token):
+                    yield piece
+            if rest := streamer.rest():
+                yield rest
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.batch.clear()  # a step that was broken off may have read in some layers only
+            raise
+        finally:
+            self.batch.leave(request)  # what was read stays in the prefix cache
 
-    def _fitted(self, talk: Conversation, how: GenerationSettings) -> tuple[Prompt, int]:
-        return fitted(talk, self._prompt, self.audio_cache.length, self.context, how.max_new_tokens)
+    def _fitted(self, talk: Conversation, generation: GenerationSettings) -> tuple[Prompt, int]:
+        return fitted(talk, self._prompt, self.audio_cache.length, self.context, generation.max_new_tokens)
 
     def _prompt(self, talk: Conversation) -> Prompt:
         past = self.past or self.view
@@ -272,7 +288,7 @@ def fitted(
     prompts = {0: prompt_of(talk)}
     if context is None:
         return prompts[0], 0
-    room = context - min(most, context // SHARE)
+    room = context - min(most, context // REPLY_SHARE)
 
     def fits(number: int) -> bool:
         if number not in prompts:
@@ -286,7 +302,7 @@ def fitted(
             got=f"{length(prompts[fewest - 1])} positions, where {room} are free",
             do="say it in several shorter turns",
         )
-    step = 1 << max(0, ((len(starts) - fewest) // SHARE).bit_length() - 1)
+    step = 1 << max(0, ((len(starts) - fewest) // REPLY_SHARE).bit_length() - 1)
     number = min(-(-fewest // step) * step, len(starts) - 1)
     fits(number)
     return prompts[number], starts[number]

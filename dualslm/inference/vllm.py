@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from dualslm.errors import DualSLMError
-from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import Piece, Reason, UnavailableError
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.inputs import PromptEmbeds
 
 CONNECT = 10.0  # s
 SILENCE = 300.0  # s without a byte
 
 
-class VLLM:
+class VLLMBackend:
     """Answers with an LLM that vLLM runs.
 
     Args:
@@ -56,10 +56,10 @@ class VLLM:
         return self._context
 
     async def stream(
-        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`; leaving it closes the connection, on which vLLM stops."""
-        body = self._body(prompt, how, stop)
+        body = self._body(prompt, generation, stop)
         tokens, reason, told = 0, None, False
         self._open += 1
         try:
@@ -87,14 +87,18 @@ class VLLM:
         """See `Backend.close`."""
         await self.web.aclose()
 
-    def _body(self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "max_tokens": how.max_new_tokens, "temperature": how.temperature}
-        body |= {"top_p": how.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
+    def _body(self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": generation.max_new_tokens,
+            "temperature": generation.temperature,
+        }
+        body |= {"top_p": generation.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-        if how.seed is not None:
-            body["seed"] = how.seed
-        if all(isinstance(mark, int) for mark in prompt.keys):
-            return body | {"prompt": [*prompt.keys]}
+        if generation.seed is not None:
+            body["seed"] = generation.seed
+        if (token_ids := prompt.token_ids) is not None:
+            return body | {"prompt": token_ids}
         return body | {"prompt_embeds": packed(prompt.embeds_TD)}
 
     async def _refused(self, answer: httpx2.Response) -> None:

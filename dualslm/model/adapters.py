@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
+from dualslm.prompt import SlotLengths
 
 
 class ScaledLinear(nn.Linear):
@@ -61,15 +62,16 @@ class ParalinguisticAdapter(nn.Module):
         dropout: paper §IV-C: 0.1.
         tokens: m, the embeddings a clip gets (assumed 16).
         feedforward: width of the feed-forward block; 4 d_s unless given (assumed).
-        layer: which of the encoder's layers is read, counted from the convolutions as 0; the last one, as in the
-            paper, unless given.
-        mix: n reads a learned mix of n layers instead.
+        depth: number of the encoder's layers, the convolutions among them.
+        layer: index of the encoder's layer that is read, counted from the convolutions as 0; the last one, as in
+            the paper, unless given.
+        mix: read a learned mix of all layers instead.
         standardize: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
         deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
         scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
 
     Raises:
-        DualSLMError: heads do not divide d_speech.
+        DualSLMError: heads do not divide d_speech, or the encoder has no such layer.
     """
 
     centre_NS: Tensor
@@ -85,8 +87,9 @@ class ParalinguisticAdapter(nn.Module):
         dropout: float = 0.1,
         tokens: int = 16,
         feedforward: int | None = None,
+        depth: int = 1,
         layer: int | None = None,
-        mix: int = 0,
+        mix: bool = False,
         standardize: bool = False,
         deviations: bool = False,
         scale: float = 1.0,
@@ -98,12 +101,22 @@ class ParalinguisticAdapter(nn.Module):
                 got=f"{heads} heads for a width of {d_speech}",
                 do="set model.paralinguistic.heads to a divisor",
             )
-        self.tokens, self.layer, self.deviations = tokens, layer, deviations
-        self.mix = nn.Parameter(torch.zeros(mix)) if mix else None
+        if layer is not None and layer >= depth:
+            raise DualSLMError(
+                "the encoder has no such layer",
+                got=f"layer {layer} of {depth}",
+                do=f"set model.paralinguistic.layer below {depth}",
+            )
+        self.tokens = tokens
+        self.layer = layer
+        self.deviations = deviations
+        self.every_layer = mix or layer is not None  # whether it reads more than the encoder's output
+        self.mix = nn.Parameter(torch.zeros(depth)) if mix else None
         self.standardize = standardize
         if standardize:
-            self.register_buffer("centre_NS", torch.zeros(mix or 1, d_speech))
-            self.register_buffer("spread_NS", torch.ones(mix or 1, d_speech))
+            layers_read = depth if mix else 1
+            self.register_buffer("centre_NS", torch.zeros(layers_read, d_speech))
+            self.register_buffer("spread_NS", torch.ones(layers_read, d_speech))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 d_speech, heads, feedforward or 4 * d_speech, dropout, batch_first=True, norm_first=True
@@ -185,7 +198,7 @@ class LinguisticAdapter(nn.Module):
 
     def lengths(self, frames: int) -> int:
         """Embeddings that so many frames become: the last group may be short."""
-        return -(-frames // self.stack)
+        return SlotLengths(0, self.stack).ling(frames)
 
     def forward(self, frames_BTS: Tensor, lengths_B: Tensor) -> Tensor:
         """Frames and how many are valid → embeddings (B, L, D), of which `lengths(n)` are valid."""

@@ -1,12 +1,12 @@
-"""Decoding at the speed of the memory: keys and values in one place, each step one captured graph (ours).
+"""Decoding at the speed of the memory: a static cache, and each step one CUDA graph (ours).
 
-A new token's step has a thousand small kernels, which a GPU finishes sooner than a CPU can start them. Keys and
-values of a fixed room (transformers' StaticCache) give every step the same shapes and addresses, so that
-transformers' own compiled call captures it once and starts it as one. On a CPU the layers run as they are.
+A new token's step has a thousand small kernels, which a GPU finishes sooner than a CPU can start them. A static cache
+(transformers' StaticCache) gives every step the same shapes and addresses, so that transformers' own compiled call
+records the step once and then replays it as one graph. On a CPU the layers run as they are.
 
-What was decoded is put back in the cache that was given, which therefore grows as it does without capturing.
+What was decoded is put back in the growing cache that was given, which therefore looks as it does without graphs.
 
-Dimensions: B prompts, T tokens read, R room of the static cache, V vocabulary.
+Dimensions: B prompts, T tokens read, R size of the static cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-SMALLEST_ROOM = 512  # tokens; rooms are powers of two, so that few graphs serve all talks
-AHEAD = 256  # tokens; a reply that is longer moves into a larger room when it comes to that
-KEPT = 4  # rooms that nobody is in; one for a 7 B LLM and 4,096 tokens has 0.2 GB
+MIN_CACHE_TOKENS = 512  # sizes are powers of two from here on, so that few graphs serve all conversations
+TOKENS_AHEAD = 256  # a reply that becomes longer moves into a larger static cache when it comes to that
+IDLE_CACHES = 4  # that nobody uses and are kept; one for a 7 B LLM and 4,096 tokens has 0.2 GB
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
 """The tokens (B,) that were drawn → logits (B, V) for the next ones."""
 
 
 class GraphDecoder:
-    """Captured steps of one LLM. A room is one talk's at a time, and the next one's when it is left.
+    """Graphs of one LLM's decoding steps. A static cache serves one batch at a time, and is used again afterwards.
 
     Args:
         model: whose cache keeps every position as it was.
@@ -38,35 +38,35 @@ class GraphDecoder:
     def __init__(self, model: PreTrainedModel, call: Callable[..., Any] | None = None) -> None:
         self.model = model
         self.call = call or (model if model.device.type == "cpu" else model.get_compiled_call(None))
-        self.free: list[tuple[tuple[int, int], StaticCache]] = []  # with their batch and size
+        self.free: list[tuple[tuple[int, int], StaticCache]] = []  # with batch size and length
 
     @contextmanager
-    def steps(self, cache: DynamicCache, mask_BT: Tensor, most: int) -> Iterator[Step]:
-        """Gives the step from token to token; when it is left, what was read stands in the cache.
+    def steps(self, cache: DynamicCache, mask_BT: Tensor, max_new_tokens: int) -> Iterator[Step]:
+        """Gives the step from token to token; afterwards all that was read stands in the cache.
 
         Args:
             cache: keys and values of the prompts.
             mask_BT: 1 where a prompt has a token, 0 where it is padded on the left.
-            most: tokens that are decoded at most.
+            max_new_tokens: most tokens that are decoded.
         """
-        stay = StaticDecode(self, cache, mask_BT, most)
+        decode = StaticDecode(self, cache, mask_BT, max_new_tokens)
         try:
-            yield stay.step
+            yield decode.step
         finally:
-            stay.leave()
+            decode.release()
 
-    def enter(self, batch: int, size: int) -> StaticCache:
-        """A room of a size: one that was left, or a new one."""
-        place = next((place for place, (key, _) in enumerate(self.free) if key == (batch, size)), None)
-        return StaticCache(self.model.config, max_cache_len=size) if place is None else self.free.pop(place)[1]
+    def take(self, batch: int, size: int) -> StaticCache:
+        """A static cache of a size: one that is free, or a new one."""
+        index = next((index for index, (key, _) in enumerate(self.free) if key == (batch, size)), None)
+        return StaticCache(self.model.config, max_cache_len=size) if index is None else self.free.pop(index)[1]
 
-    def leave(self, room: StaticCache, batch: int, size: int) -> None:
-        """Gives a room back; the one that was left longest ago is given up for it."""
-        self.free = [*self.free, ((batch, size), room)][-KEPT:]
+    def give_back(self, static: StaticCache, batch: int, size: int) -> None:
+        """Frees a static cache for the next batch; of those that are free the oldest is given up."""
+        self.free = [*self.free, ((batch, size), static)][-IDLE_CACHES:]
 
 
 class StaticDecode:
-    """Some talks in a room, and in a larger one when that is full; until they leave it, the cache stays as it was.
+    """Decoding in a static cache, and in a larger one when that is full; until the release the given cache rests.
 
     Args: see `GraphDecoder.steps`.
 
@@ -74,62 +74,62 @@ class StaticDecode:
         mask_BT: 1 where the cache has a token of a prompt.
     """
 
-    def __init__(self, captured: GraphDecoder, cache: DynamicCache, mask_BT: Tensor, most: int) -> None:
-        self.captured, self.cache, self.mask_BT, self.ahead = captured, cache, mask_BT, min(most, AHEAD)
-        self.place_B1 = mask_BT.sum(1, keepdim=True)
-        self.room: StaticCache | None = None
-        self.size, self.done, self.mask_BR = 0, 0, mask_BT
+    def __init__(self, decoder: GraphDecoder, cache: DynamicCache, mask_BT: Tensor, max_new_tokens: int) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.mask_BT = mask_BT
+        self.ahead = min(max_new_tokens, TOKENS_AHEAD)
+        self.position_B1 = mask_BT.sum(1, keepdim=True)
+        self.static: StaticCache | None = None
+        self.size = 0
+        self.decoded = 0
+        self.mask_BR = mask_BT
         self._enter()
 
     def step(self, ids_B: Tensor) -> Tensor:
         """See `Step`."""
-        if self.mask_BT.shape[1] + self.done == self.size:
-            self.leave()
+        if self.mask_BT.shape[1] + self.decoded == self.size:
+            self.release()
             self._enter()
         if self.mask_BT.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        out = self.captured.call(
+        out = self.decoder.call(
             input_ids=ids_B[:, None],
             attention_mask=self.mask_BR,
-            position_ids=self.place_B1,
-            past_key_values=self.room,
+            position_ids=self.position_B1,
+            past_key_values=self.static,
             use_cache=True,
         )
-        self.place_B1, self.done = self.place_B1 + 1, self.done + 1
+        self.position_B1 = self.position_B1 + 1
+        self.decoded += 1
         logits_BV: Tensor = out.logits[:, -1]
         return logits_BV
 
     def _enter(self) -> None:
+        """Copies what was read into a static cache with space for the tokens to come."""
         batch, read = self.mask_BT.shape
-        self.size, self.done = max(SMALLEST_ROOM, 1 << (read + self.ahead - 1).bit_length()), 0
-        room = self.captured.enter(batch, self.size)
-        _move_in(room, self.cache)
+        self.size = max(MIN_CACHE_TOKENS, 1 << (read + self.ahead - 1).bit_length())
+        self.decoded = 0
+        self.static = self.decoder.take(batch, self.size)
+        for static, layer in zip(self.static.layers, self.cache.layers, strict=True):
+            if not static.is_initialized:
+                static.lazy_initialization(layer.keys, layer.values)
+            length = layer.keys.shape[-2]
+            static.keys[:, :, :length] = layer.keys  # what an earlier batch left behind it is masked and never seen
+            static.values[:, :, :length] = layer.values
+            static.cumulative_length.fill_(length)
         ahead_BR = self.mask_BT.new_ones(batch, self.size - read)
         self.mask_BR = torch.cat([self.mask_BT, ahead_BR], dim=1)  # the causal mask hides what is yet to come
-        self.room = room
 
-    def leave(self) -> None:
-        """Puts what was decoded into the cache; nothing happens where the room was left already."""
-        if self.room is None:
+    def release(self) -> None:
+        """Adds what was decoded to the cache and frees the static cache; nothing happens when it is free already."""
+        if self.static is None:
             return
-        room, self.room = self.room, None
+        static_cache = self.static
+        self.static = None
         batch, read = self.mask_BT.shape
-        _move_out(room, self.cache, read, self.done)
-        self.mask_BT = self.mask_BR[:, : read + self.done]
-        self.captured.leave(room, batch, self.size)
-
-
-def _move_in(rooms: StaticCache, cache: DynamicCache) -> None:
-    """Puts what was read at the front of the rooms; what a talk before left behind it is never seen."""
-    for room, layer in zip(rooms.layers, cache.layers, strict=True):
-        if not room.is_initialized:
-            room.lazy_initialization(layer.keys, layer.values)
-        read = layer.keys.shape[-2]
-        room.keys[:, :, :read], room.values[:, :, :read] = layer.keys, layer.values
-        room.cumulative_length.fill_(read)
-
-
-def _move_out(rooms: StaticCache, cache: DynamicCache, read: int, done: int) -> None:
-    """Adds what was decoded to the cache."""
-    for room, layer in zip(rooms.layers, cache.layers, strict=True):
-        layer.update(room.keys[:, :, read : read + done].clone(), room.values[:, :, read : read + done].clone())
+        end = read + self.decoded
+        for static, layer in zip(static_cache.layers, self.cache.layers, strict=True):
+            layer.update(static.keys[:, :, read:end].clone(), static.values[:, :, read:end].clone())
+        self.mask_BT = self.mask_BR[:, :end]
+        self.decoder.give_back(static_cache, batch, self.size)

@@ -1,7 +1,7 @@
 """DualSLM = frozen encoder + two adapters + frozen LLM: fill slots, loss, reply, stream (paper eq. 3, Fig. 2).
 
 The model sees prompts made of token ids and slots (`prompt.py`); which source a channel has, and whether it
-learns in this example, was settled there. A frozen slot is a detached one, so that examples of both kinds
+learns in this example, was settled there. A slot that does not learn is detached, so that examples of both kinds
 share a batch.
 
 Dimensions: B prompts, T tokens, D width of the LLM, M soft-prompt tokens, L linguistic embeddings.
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualslm.audio import frame_count, load
-from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.conversation import NORMAL, Channel, Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
 from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
@@ -31,15 +31,31 @@ from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
-from dualslm.model.inputs import Hear, rows
+from dualslm.model.inputs import Hear, fill
 from dualslm.model.llm import FrozenLM
-from dualslm.model.loss import WORTH, Loss, next_token_loss
-from dualslm.prompt import Prompt, Slot, render
+from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
+from dualslm.prompt import Prompt, SlotLengths, render
 from dualslm.recipe import Quantize
 
-Said: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]] | Speech | Conversation
+Audio: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]
+"""A recording: a path, the bytes of a file, or 16 kHz samples."""
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Chat messages as OpenAI's clients write them."""
+Said: TypeAlias = Audio | Speech | Conversation | Messages
+"""What can be answered: a recording, a conversation, or chat messages."""
+One = TypeVar("One", bound=Said)
 
-NORMAL = View()
+
+class ReplyOptions(TypedDict, total=False):
+    """The keyword arguments of `DualSLM.reply`."""
+
+    view: View | str
+    system: str | None
+    generation: GenerationSettings
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
 
 
 class DualSLM(nn.Module):
@@ -48,7 +64,7 @@ class DualSLM(nn.Module):
     Args:
         encoder: the frozen speech encoder.
         llm: the frozen LLM.
-        paralinguistic: arguments of `ParalinguisticAdapter` beyond the two widths; its `mix` is a bool here.
+        paralinguistic: arguments of `ParalinguisticAdapter` beyond the two widths and the encoder's depth.
         linguistic: arguments of `LinguisticAdapter` beyond the two widths.
 
     Raises:
@@ -66,16 +82,11 @@ class DualSLM(nn.Module):
         super().__init__()
         self.encoder, self.llm = encoder, llm
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
-        para_settings = dict(self.settings["paralinguistic"])
-        mixed, layer = bool(para_settings.pop("mix", False)), para_settings.get("layer")
-        self.every_layer = mixed or layer is not None
-        if layer is not None and layer >= encoder.depth:
-            got, do = f"layer {layer} of {encoder.depth}", f"set model.paralinguistic.layer below {encoder.depth}"
-            raise DualSLMError("the encoder has no such layer", got=got, do=do)
-        widths, scale = (encoder.width, llm.width), llm.embedding_std()
-        mix = encoder.depth * mixed
-        para = ParalinguisticAdapter(*widths, mix=mix, scale=scale, **para_settings)
+        widths = (encoder.width, llm.width)
+        scale = llm.embedding_std()
+        para = ParalinguisticAdapter(*widths, depth=encoder.depth, scale=scale, **self.settings["paralinguistic"])
         ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
+        self.every_layer = para.every_layer
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
@@ -94,7 +105,7 @@ class DualSLM(nn.Module):
         assert isinstance(part, LinguisticAdapter)
         return part
 
-    # ------------------------------------------------------------------ hearing
+    # ------------------------------------------------------------------ recordings to embeddings
 
     def hear(self, clips: Sequence[Speech]) -> Frames:
         """Decodes and encodes recordings.
@@ -105,24 +116,8 @@ class DualSLM(nn.Module):
         waves = [load(_audio(clip), clip.rate) for clip in clips]
         return self.encoder.encode(waves, every_layer=self.every_layer)
 
-    def slot_length(self, slot: Slot, clips: Sequence[Speech]) -> int:
-        """How many embeddings a slot becomes."""
-        if slot.channel == "para":
-            return self.para.tokens
-        clip = clips[slot.clip]
-        return self.ling.lengths(frame_count(len(load(_audio(clip), clip.rate))))
-
-    def embed(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> list[Tensor]:
-        """Prompts → their input embeddings, each (T, D) in the LLM's dtype, slots filled.
-
-        Args:
-            prompts: rendered by `dualslm.prompt.render`.
-            hear: gives the frames of recordings, for example from a cache; `self.hear` when None.
-        """
-        return [row.embeds_TD for row in rows(prompts, self.llm, self.adapt, hear or self.hear)]
-
     def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
-        """One adapter's embeddings of each clip, without padding, in the LLM's dtype and place."""
+        """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and place."""
         lengths_B = frames.lengths_B.to(self.llm.device)
         if channel == "para":
             return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))
@@ -130,66 +125,126 @@ class DualSLM(nn.Module):
         valid = [self.ling.lengths(length) for length in frames.lengths_B.tolist()]
         return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
 
-    # ------------------------------------------------------------------ learning
-
-    def forward(self, prompts: Sequence[Prompt], hear: Hear | None = None, *, worth: float = WORTH) -> Loss:
-        """The next-token loss of the prompts' target tokens; see `dualslm.loss.next_token_loss`."""
-        return next_token_loss(self.llm, rows(prompts, self.llm, self.adapt, hear or self.hear), worth=worth)
-
-    # ------------------------------------------------------------------ answering
-
-    def reply(
-        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: GenerationSettings = GREEDY
-    ) -> str:
-        """What the LLM answers to a recording or a talk.
+    def embed(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> list[Tensor]:
+        """Prompts → their input embeddings, each (T, D) in the LLM's dtype, slots filled.
 
         Args:
-            said: a recording (path, bytes of a file, 16 kHz samples, Speech) or a Conversation.
-            view: where the channels of its spoken turns come from, a View or for example "speech,none".
-            system: the system text, where `said` is not a Conversation.
-            how: decoding settings; greedy unless told otherwise.
+            prompts: from `dualslm.prompt.render`.
+            hear: gives the frames of recordings, for example from a cache; `self.hear` when None.
         """
-        return self.replies([said], view=view, system=system, how=how)[0]
+        return [filled.embeds_TD for filled in fill(prompts, self.llm, self.adapt, hear or self.hear)]
 
-    def replies(
+    def frames(self, speech: Speech) -> int:
+        """The number of encoder frames of a recording; nothing is encoded for it."""
+        return frame_count(len(load(_audio(speech), speech.rate)))
+
+    @property
+    def slot_lengths(self) -> SlotLengths:
+        """The number of embeddings that a recording becomes in each channel."""
+        return SlotLengths(self.para.tokens, self.ling.stack)
+
+    # ------------------------------------------------------------------ learning
+
+    def forward(
+        self, prompts: Sequence[Prompt], hear: Hear | None = None, *, min_saved_share: float = MIN_SAVED_SHARE
+    ) -> Loss:
+        """The next-token loss of the prompts' labels; see `dualslm.model.loss.next_token_loss`."""
+        filled = fill(prompts, self.llm, self.adapt, hear or self.hear)
+        return next_token_loss(self.llm, filled, min_saved_share=min_saved_share)
+
+    # ------------------------------------------------------------------ replies
+
+    @overload
+    def reply(self, said: Said, **options: Unpack[ReplyOptions]) -> str: ...
+
+    @overload
+    def reply(self, said: list[One], **options: Unpack[ReplyOptions]) -> list[str]: ...
+
+    def reply(
         self,
-        said: Sequence[Said],
+        said: Said | list[One],
         *,
         view: View | str = NORMAL,
         system: str | None = None,
-        how: GenerationSettings = GREEDY,
-    ) -> list[str]:
-        """`reply` for many at once; the company in the batch does not change a reply."""
-        talks = [self.as_talk(one, system) for one in said]
-        prompts = [render(talk, self.llm.tokenizer, view) for talk in talks]
-        return self.answer(prompts, how=how)
+        generation: GenerationSettings = GREEDY,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """The LLM's reply to a recording or a conversation, or its replies to several.
 
-    def answer(
-        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: GenerationSettings = GREEDY
+        Several at once are answered in one batch; the company in a batch does not change a reply.
+
+        Args:
+            said: a recording (path, bytes of a file, 16 kHz samples, `Speech`), a `Conversation`, or a list of chat
+                messages as OpenAI's clients write them; or a list of any of these, for a list of replies.
+            view: sources of the two channels of spoken turns, a `View` or for example "speech,none".
+            system: system text, where `said` brings none.
+            generation: settings of the reply; greedy, at most 256 tokens unless given. What follows overrides them.
+            max_new_tokens: length at which the reply is cut off, in tokens.
+            temperature: 0 takes the likeliest token each time.
+            top_p: draws from the likeliest tokens that together have this probability.
+            seed: seed of the draw.
+
+        Raises:
+            DualSLMError: a recording that cannot be used, or a conversation with nothing to answer.
+        """
+        several = isinstance(said, list) and not _are_messages(said)
+        conversations = [self.as_conversation(one, system) for one in cast("list[Said]", said if several else [said])]
+        prompts = [render(conversation, self.llm.tokenizer, view) for conversation in conversations]
+        settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        replies = self.generate(prompts, generation=settings)
+        return replies if several else replies[0]
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings = GREEDY
     ) -> list[str]:
-        """Replies to rendered prompts, for example with cached frames."""
+        """The replies to rendered prompts, for example with frames from a cache.
+
+        Args:
+            prompts: from `dualslm.prompt.render`.
+            hear: gives the frames of recordings; `self.hear` when None.
+            generation: settings of the replies.
+        """
         with torch.no_grad():
-            return self.llm.answer(self.embed(prompts, hear), how)
+            return [reply.text for reply in self.llm.generate(self.embed(prompts, hear), generation)]
 
     def stream(
-        self, said: Said, *, view: View | str = NORMAL, system: str | None = None, how: GenerationSettings = GREEDY
+        self,
+        said: Said,
+        *,
+        view: View | str = NORMAL,
+        system: str | None = None,
+        generation: GenerationSettings = GREEDY,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> Iterator[str]:
-        """The reply in pieces as they come; joined they equal `reply`. No piece splits a character."""
-        prompt = render(self.as_talk(said, system), self.llm.tokenizer, view)
+        """The reply in pieces as they come; joined they equal `reply`, whose arguments it takes.
+
+        No piece splits a character.
+        """
+        settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        prompt = render(self.as_conversation(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        pieces = TextStreamer(self.llm.tokenizer)
-        for (token,) in self.llm.decode(read, how):
-            if token is not None and (piece := pieces.add(token)):
+        streamer = TextStreamer(self.llm.tokenizer)
+        for (token,) in self.llm.decode(read, settings):
+            if token is not None and (piece := streamer.add(token)):
                 yield piece
-        if rest := pieces.rest():
+        if rest := streamer.rest():
             yield rest
 
-    def as_talk(self, said: Said, system: str | None = None) -> Conversation:
-        """Whatever was said, as a Conversation to be answered."""
+    def as_conversation(self, said: Said, system: str | None = None) -> Conversation:
+        """A recording, a conversation or chat messages, as a Conversation to be answered."""
         if isinstance(said, Conversation):
             return said
-        return Conversation(system).user(said if isinstance(said, Speech) else Speech(said))
+        if _are_messages(said):
+            conversation = Conversation.from_messages(said)
+            return conversation if conversation.system is not None else Conversation(system, conversation.turns)
+        return Conversation(system).user(said if isinstance(said, Speech) else Speech(cast("Audio", said)))
 
     # ------------------------------------------------------------------ keeping
 
@@ -216,7 +271,7 @@ class DualSLM(nn.Module):
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
         """
-        where, trunk = place(device, dtype)
+        where, trunk = resolve_device(device, dtype)
         return cls(
             SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
             FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantize=quantize),
@@ -235,8 +290,8 @@ class DualSLM(nn.Module):
         quantize: Quantize | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
-        capture: bool = False,
-        answers: bool = True,
+        cuda_graphs: bool = False,
+        load_llm: bool = True,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -248,34 +303,35 @@ class DualSLM(nn.Module):
             quantize: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
-            capture: decode with captured steps: quicker tokens on a GPU, after a slow start; for servers.
-            answers: False loads no more of the LLM than its token embeddings, to hear for one that runs elsewhere.
+            cuda_graphs: replay decoding steps as CUDA graphs: quicker tokens on a GPU, after a slow start; for servers.
+            load_llm: False loads the LLM's token embeddings alone, for an LLM that runs elsewhere.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
         """
-        where, trunk = place(device, dtype)
+        where, trunk = resolve_device(device, dtype)
         folder = checkpoint.find(name, revision=revision)
         card = checkpoint.read_card(folder)
-        ears = SpeechEncoder.from_pretrained(
+        speech_encoder = SpeechEncoder.from_pretrained(
             encoder or card.encoder,
             revision=None if encoder else card.encoder_revision,
             dtype=trunk,
             device=where,
         )
-        checkpoint.check_fingerprint(ears, card.encoder_fingerprint, part="encoder", name=ears.name)
-        named, pinned = llm or card.llm, None if llm else card.llm_revision
-        if answers:
-            mind = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantize=quantize)
+        checkpoint.check_fingerprint(speech_encoder, card.encoder_fingerprint, part="encoder", name=speech_encoder.name)
+        named = llm or card.llm
+        pinned = None if llm else card.llm_revision
+        if load_llm:
+            frozen = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantize=quantize)
         else:
-            mind = embedding_only(named, revision=pinned, dtype=trunk, device=where)
-        checkpoint.check_fingerprint(mind, card.llm_fingerprint, part="LLM", name=mind.name)
-        model = cls(ears, mind, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
+            frozen = embedding_only(named, revision=pinned, dtype=trunk, device=where)
+        checkpoint.check_fingerprint(frozen, card.llm_fingerprint, part="LLM", name=frozen.name)
+        model = cls(speech_encoder, frozen, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
-        if capture:
-            mind.capture()
+        if cuda_graphs:
+            frozen.enable_cuda_graphs()
         return model
 
     def load_adapters(self, name: str | os.PathLike[str], *, revision: str | None = None) -> None:
@@ -335,6 +391,10 @@ def _audio(clip: Speech) -> Any:
     return clip.audio
 
 
+def _are_messages(said: object) -> TypeGuard[Messages]:
+    return isinstance(said, list | tuple) and bool(said) and all(isinstance(one, Mapping) for one in said)
+
+
 ADAPTERS = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAdapter}
 
 
@@ -352,7 +412,7 @@ def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def place(device: str | None, dtype: torch.dtype | None = None) -> tuple[str, torch.dtype]:
+def resolve_device(device: str | None, dtype: torch.dtype | None = None) -> tuple[str, torch.dtype]:
     """Where the frozen parts go and in which dtype: the GPU where there is one, bfloat16 there, float32 on a CPU.
 
     Raises:

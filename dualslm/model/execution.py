@@ -76,7 +76,7 @@ def activation_checkpointing(model: nn.Module) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def compiled(model: nn.Module) -> None:
+def compile_layers(model: nn.Module) -> None:
     """Compiles norms and feed-forward blocks of each layer; all are alike, so the first step alone is slow.
 
     Attention is a fused kernel already. It knows its place in the cache, so that it, and a layer as a whole, would be
@@ -88,7 +88,7 @@ def compiled(model: nn.Module) -> None:
                 part.compile(dynamic=True)
 
 
-def sharded(model: nn.Module) -> None:
+def shard_fully(model: nn.Module) -> None:
     """Spreads the layers' weights over all processes (FSDP): each is gathered when it is needed.
 
     Every process must then call the model equally often.
@@ -115,7 +115,7 @@ class ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-def kept(cache: DynamicCache) -> DynamicCache:
-    """The cache as something that is only looked at."""
+def read_only(cache: DynamicCache) -> DynamicCache:
+    """The cache with layers that are read and never grow."""
     cache.layers = [ReadOnlyLayer(layer) for layer in cache.layers]
     return cache

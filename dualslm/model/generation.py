@@ -6,7 +6,7 @@ Dimensions: B prompts, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class GenerationSettings:
                 do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
             )
 
+    def changed(self, **values: Any) -> GenerationSettings:
+        """The same settings with other values; what is None stays as it was."""
+        return replace(self, **{key: value for key, value in values.items() if value is not None})
+
     @property
     def stated(self) -> dict[str, Any]:
         """As provenance has it: the seed is that of the run."""
@@ -60,15 +64,15 @@ GREEDY = GenerationSettings()
 class Sampler:
     """Draws the next token by the decoding settings."""
 
-    def __init__(self, how: GenerationSettings, device: torch.device) -> None:
-        self.greedy = how.temperature < COLD
+    def __init__(self, generation: GenerationSettings, device: torch.device) -> None:
+        self.greedy = generation.temperature < COLD
         self.generator = torch.Generator(device)
-        self.generator.seed() if how.seed is None else self.generator.manual_seed(how.seed)
+        self.generator.seed() if generation.seed is None else self.generator.manual_seed(generation.seed)
         self.warp = LogitsProcessorList()
         if not self.greedy:
-            self.warp.append(TemperatureLogitsWarper(how.temperature))
-            if how.top_p < 1:
-                self.warp.append(TopPLogitsWarper(how.top_p))
+            self.warp.append(TemperatureLogitsWarper(generation.temperature))
+            if generation.top_p < 1:
+                self.warp.append(TopPLogitsWarper(generation.top_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """The next token (B,) of each."""

@@ -1,14 +1,17 @@
-"""Prompts → rows of input embeddings, slots filled (paper eq. 3).
+"""Prompts → input embeddings, with P and L where their slots are (paper eq. 3, Fig. 2).
 
-Each recording is heard once and goes through each adapter once, however many prompts of a batch it stands in. A
-frozen slot is a detached one, so that examples that teach different adapters share a batch.
+`splice` is the one place where P and L enter a prompt, in training, in a conversation and on a server alike: text is
+embedded by the LLM's own table, a slot takes what an adapter made of its recording, and the pieces are joined in order.
 
-Dimensions: T tokens of a prompt, D width of the LLM.
+`fill` is what training calls: it also encodes the recordings and runs the adapters, each recording once, however many
+prompts of a batch it stands in.
+
+Dimensions: T positions of a prompt, D width of the LLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,10 +24,13 @@ from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, Slot, Text
 
 Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
+"""Recordings → their encoder frames."""
 Adapt: TypeAlias = Callable[[Channel, Frames], list[Tensor]]
-Filled: TypeAlias = Mapping[tuple[Channel, int], Tensor]
+"""Frames → one adapter's embeddings (T, D) of each recording, without padding."""
+Key: TypeAlias = int | tuple[Channel, Hashable, int]
+"""What stands at a position: a token id, or channel, recording and index within the slot."""
 
-IGNORE_INDEX = -1  # a position whose token carries no loss
+IGNORE_INDEX = -100  # the label of a position that carries no loss, as in PyTorch
 
 
 @dataclass(frozen=True)
@@ -32,88 +38,96 @@ class PromptEmbeds:
     """One prompt as the LLM reads it.
 
     Attributes:
-        embeds_TD: in the LLM's dtype.
-        targets_T: the ids to be learnt at their positions, `IGNORE_INDEX` elsewhere.
-        prefix: what its first positions hold, one number each, as far as no gradient and no loss depends on them:
-            equal numbers stand for equal embeddings within a batch.
+        embeds_TD: input embeddings, in the LLM's dtype.
+        keys: what stands at each position; equal keys stand for equal embeddings.
+        labels_T: token ids to be predicted at their positions, `IGNORE_INDEX` elsewhere.
+        fixed: number of first positions on which neither a gradient nor the loss depends.
     """
 
     embeds_TD: Tensor
+    keys: Sequence[Key]
     labels_T: Tensor
-    prefix: tuple[int, ...]
+    fixed: int = 0
+
+    @property
+    def token_ids(self) -> list[int] | None:
+        """The prompt as token ids; None where a slot stands in it."""
+        ids = [key for key in self.keys if isinstance(key, int)]
+        return ids if len(ids) == len(self.keys) else None
+
+    def without(self, span: range) -> PromptEmbeds:
+        """The same prompt without some of its positions."""
+        kept = [position for position in range(len(self.keys)) if position not in span]
+        return PromptEmbeds(self.embeds_TD[kept], [self.keys[position] for position in kept], self.labels_T[kept])
 
 
-def rows(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> list[PromptEmbeds]:
-    """Fills the slots of some prompts.
+def splice(
+    prompts: Sequence[Prompt],
+    llm: FrozenLM,
+    slot_embeds: Callable[[Channel, Speech], Tensor],
+    name: Callable[[Speech], Hashable],
+) -> list[PromptEmbeds]:
+    """Joins the text of each prompt and the embeddings of its slots, in order.
 
     Args:
-        prompts: rendered by `dualslm.prompt.render`.
-        llm: whose token embeddings stand for the text.
-        adapt: one adapter's embeddings of each clip, without padding.
+        prompts: from `dualslm.prompt.render`.
+        llm: the frozen LLM, whose token embeddings stand for the text.
+        slot_embeds: gives one channel's embeddings (T, D) of one recording.
+        name: gives the name of a recording in the keys: equal names, equal embeddings.
+    """
+    texts = [segment for prompt in prompts for segment in prompt.segments if isinstance(segment, Text)]
+    ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long, device=llm.device)
+    text_embeds = iter(llm.embed(ids_T).split([len(text.ids) for text in texts]))  # one look-up for the whole batch
+    spliced = []
+    for prompt in prompts:
+        embeds: list[Tensor] = []
+        keys: list[Key] = []
+        labels: list[int] = []
+        fixed: int | None = None  # the first position that learns or is learnt from ends the fixed prefix
+        for segment in prompt.segments:
+            if isinstance(segment, Text):
+                if segment.loss and fixed is None:
+                    fixed = max(0, len(keys) - 1)  # the position in front of a label predicts it
+                embeds.append(next(text_embeds))
+                keys += segment.ids
+                labels += segment.ids if segment.loss else [IGNORE_INDEX] * len(segment.ids)
+            else:
+                speech = prompt.clips[segment.clip]
+                slot_TD = slot_embeds(segment.channel, speech)
+                if not segment.detached and fixed is None:
+                    fixed = len(keys)
+                embeds.append(slot_TD.detach() if segment.detached else slot_TD)
+                keys += [(segment.channel, name(speech), index) for index in range(len(slot_TD))]
+                labels += [IGNORE_INDEX] * len(slot_TD)
+        labels_T = torch.tensor(labels, dtype=torch.long, device=llm.device)
+        spliced.append(PromptEmbeds(torch.cat(embeds), keys, labels_T, len(keys) if fixed is None else fixed))
+    return spliced
+
+
+def fill(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> list[PromptEmbeds]:
+    """Encodes the recordings of some prompts, runs the adapters and splices what they give.
+
+    Args:
+        prompts: from `dualslm.prompt.render`.
+        llm: the frozen LLM.
+        adapt: one adapter's embeddings of each recording.
         hear: gives the frames of recordings.
     """
-    filled = _fill(prompts, adapt, hear, llm.device)
-    texts = _embed_texts(llm, [s for prompt in prompts for s in prompt.segments if isinstance(s, Text)])
-    names: dict[tuple[Channel, int, int], int] = {}
-    found = []
-    for prompt in prompts:
-        embeds, targets = zip(*_pieces(prompt, filled, texts), strict=True)
-        prefix = tuple(_prefix(prompt, filled, names))
-        found.append(PromptEmbeds(torch.cat(embeds), torch.cat(targets).to(llm.device), prefix))
-    return found
-
-
-def _embed_texts(llm: FrozenLM, texts: Sequence[Text]) -> Iterator[tuple[Tensor, Tensor]]:
-    """All text of a batch in one look-up: embeddings and targets of each, in order."""
-    ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long)
-    learnt_T = torch.tensor([text.loss for text in texts for _ in text.ids], dtype=torch.bool)
-    labels_T = ids_T.masked_fill(~learnt_T, IGNORE_INDEX)
-    lengths = [len(text.ids) for text in texts]
-    embeds_TD = llm.embed(ids_T.to(llm.device))
-    return zip(embeds_TD.split(lengths), labels_T.split(lengths), strict=True)
-
-
-def _fill(prompts: Sequence[Prompt], adapt: Adapt, hear: Hear, device: torch.device) -> Filled:
-    """Runs each adapter once over the distinct recordings that it is asked for."""
     wanted: dict[Channel, dict[int, Speech]] = {"para": {}, "ling": {}}
     for prompt in prompts:
-        for slot in prompt.segments:
-            if isinstance(slot, Slot):
-                clip = prompt.clips[slot.clip]
-                wanted[slot.channel][id(clip)] = clip
+        for segment in prompt.segments:
+            if isinstance(segment, Slot):
+                speech = prompt.clips[segment.clip]
+                wanted[segment.channel][id(speech)] = speech
     clips = list((wanted["para"] | wanted["ling"]).values())
-    if not clips:
-        return {}
-    frames, row = hear(clips).to(device), {id(clip): index for index, clip in enumerate(clips)}
-    filled: dict[tuple[Channel, int], Tensor] = {}
-    for channel, asked in wanted.items():
-        if asked:
-            out = adapt(channel, frames.pick([row[key] for key in asked]))
-            filled |= {(channel, key): value for key, value in zip(asked, out, strict=True)}
-    return filled
-
-
-def _pieces(prompt: Prompt, filled: Filled, texts: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for segment in prompt.segments:
-        if isinstance(segment, Text):
-            yield next(texts)
-        else:
-            value_TD = filled[segment.channel, id(prompt.clips[segment.clip])]
-            no_target_T = torch.full((len(value_TD),), IGNORE_INDEX)
-            yield value_TD.detach() if segment.frozen else value_TD, no_target_T
-
-
-def _prefix(prompt: Prompt, filled: Filled, names: dict[tuple[Channel, int, int], int]) -> list[int]:
-    """Token ids, and numbers below zero for embeddings, up to the first that learns or is learnt from."""
-    found: list[int] = []
-    for segment in prompt.segments:
-        if isinstance(segment, Text):
-            if segment.loss:
-                return found[:-1]  # the position in front of a target predicts it
-            found += segment.ids
-        elif not segment.frozen:
-            return found
-        else:
-            key = (segment.channel, id(prompt.clips[segment.clip]))
-            found += [names.setdefault((*key, step), -1 - len(names)) for step in range(len(filled[key]))]
-    return found
+    slots: Mapping[tuple[Channel, int], Tensor] = {}
+    if clips:
+        frames = hear(clips).to(llm.device)
+        row = {id(speech): index for index, speech in enumerate(clips)}
+        slots = {
+            (channel, key): embeds_TD
+            for channel, asked in wanted.items()
+            if asked
+            for key, embeds_TD in zip(asked, adapt(channel, frames.pick([row[key] for key in asked])), strict=True)
+        }
+    return splice(prompts, llm, lambda channel, speech: slots[channel, id(speech)], id)

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from dualslm.conversation import Reply
 from dualslm.errors import DualSLMError
 from dualslm.model.cuda_graphs import GraphDecoder, Step
 from dualslm.model.execution import keep_unpacked, quantization_of
@@ -79,15 +80,15 @@ class FrozenLM(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.revision, self.identity = name, revision, identity
         self.stops = stop_ids(tokenizer) | _configured_stops(model)
-        self.captured: GraphDecoder | None = None
+        self.graph_decoder: GraphDecoder | None = None
 
     @property
     def width(self) -> int:
         """D, the width of an input embedding."""
-        return int(self.table.weight.shape[1])
+        return int(self.input_embeddings.weight.shape[1])
 
     @property
-    def table(self) -> nn.Embedding:
+    def input_embeddings(self) -> nn.Embedding:
         """The input embedding table (V, D)."""
         table: nn.Embedding = self.model.get_input_embeddings()
         return table
@@ -101,12 +102,12 @@ class FrozenLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the trunk."""
-        return self.table.weight.dtype
+        return self.input_embeddings.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the LLM runs."""
-        return self.table.weight.device
+        return self.input_embeddings.weight.device
 
     def train(self, mode: bool = True) -> FrozenLM:
         """Stays in evaluation mode: dropout must not wake up in a frozen part."""
@@ -114,13 +115,15 @@ class FrozenLM(nn.Module):
 
     def embedding_std(self) -> float:
         """The spread of the token embeddings as the model reads them, which fresh adapters start from."""
-        some = torch.arange(0, self.table.weight.shape[0], max(1, self.table.weight.shape[0] // 4096))
+        some = torch.arange(
+            0, self.input_embeddings.weight.shape[0], max(1, self.input_embeddings.weight.shape[0] // 4096)
+        )
         return float(self.embed(some.to(self.device)).float().std())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) → input embeddings (..., D), paper eq. 1."""
         with torch.no_grad():
-            out: Tensor = self.table(ids)
+            out: Tensor = self.input_embeddings(ids)
         return out
 
     def forward(
@@ -187,13 +190,13 @@ class FrozenLM(nn.Module):
         return Prefilled(logits_BV, cache, mask_BT)
 
     @torch.no_grad()
-    def decode(self, read: Prefilled, how: GenerationSettings = GREEDY) -> Generator[list[int | None]]:
+    def decode(self, read: Prefilled, generation: GenerationSettings = GREEDY) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = Sampler(how, read.logits_BV.device)
+        draw = Sampler(generation, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = [False] * len(logits_BV)
-        with self._steps(read, how.max_new_tokens) as step:
-            for left in reversed(range(how.max_new_tokens)):
+        with self._steps(read, generation.max_new_tokens) as step:
+            for left in reversed(range(generation.max_new_tokens)):
                 ids_B = draw(logits_BV)
                 ids = ids_B.tolist()  # the one time that a step waits for the device
                 ended = [done or token in self.stops for token, done in zip(ids, ended, strict=True)]
@@ -205,8 +208,8 @@ class FrozenLM(nn.Module):
     @contextmanager
     def _steps(self, read: Prefilled, most: int) -> Iterator[Step]:
         """The way from token to token: captured where that was asked for, or as the model is."""
-        if self.captured is not None:
-            with self.captured.steps(read.cache, read.mask_BT, most) as step:
+        if self.graph_decoder is not None:
+            with self.graph_decoder.steps(read.cache, read.mask_BT, most) as step:
                 yield step
             return
         mask_BT, padded = read.mask_BT, not bool(read.mask_BT.all())
@@ -219,17 +222,17 @@ class FrozenLM(nn.Module):
 
         yield plain
 
-    def capture(self) -> None:
-        """Decodes with captured steps from now on; those of one short talk are captured now, others when they come.
+    def enable_cuda_graphs(self) -> None:
+        """Replays decoding steps as CUDA graphs from now on; one short reply is recorded now, others when they come.
 
         Raises:
             DualSLMError: its cache drops keys (a sliding window).
         """
         if not self.keeps_every_position:
             raise DualSLMError(
-                "this LLM's steps cannot be captured", got="a cache that drops keys", do="leave capture out"
+                "this LLM's steps cannot be CUDA graphs", got="a cache that drops keys", do="leave CUDA graphs out"
             )
-        self.captured = GraphDecoder(self.model)
+        self.graph_decoder = GraphDecoder(self.model)
         self._warm_up()
 
     @torch.no_grad()
@@ -240,21 +243,17 @@ class FrozenLM(nn.Module):
             for _ in range(WARM_UP):
                 step(id_B)
 
-    def answer(self, prompts: Sequence[Tensor], how: GenerationSettings = GREEDY) -> list[str]:
+    def generate(self, prompts: Sequence[Tensor], generation: GenerationSettings = GREEDY) -> list[Reply]:
         """Whole replies to prompts of embeddings, each (T, D)."""
-        return [text for text, _ in self.replies(prompts, how)]
-
-    def replies(self, prompts: Sequence[Tensor], how: GenerationSettings = GREEDY) -> list[tuple[str, bool]]:
-        """Whole replies to prompts of embeddings, each (T, D), and whether each came to its own end."""
         replies: list[list[int]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for tokens in self.decode(self.prefill(prompts), how):
-            for place, token in enumerate(tokens):
+        finished = [False] * len(prompts)
+        for tokens in self.decode(self.prefill(prompts), generation):
+            for row, token in enumerate(tokens):
                 if token is None:
-                    ended[place] = True
+                    finished[row] = True
                 else:
-                    replies[place].append(token)
-        return [(text_of(self.tokenizer, ids), end) for ids, end in zip(replies, ended, strict=True)]
+                    replies[row].append(token)
+        return [Reply(text_of(self.tokenizer, ids), end) for ids, end in zip(replies, finished, strict=True)]
 
     def embed_text(self, prompt: Prompt) -> Tensor:
         """The input embeddings (T, D) of a prompt in which nothing is heard."""

@@ -46,7 +46,7 @@ def app(
     """The server's application.
 
     Args:
-        front: hears and answers; closed with the application.
+        service: hears and answers; closed with the application.
         name: of the model, which requests have to name.
         limits: of requests.
         key: that requests must bring as a bearer token; none is asked for when None.
@@ -119,7 +119,7 @@ class Server:
 
     def count(self, read: Read, reused: int, drawn: int, began: float) -> None:
         """Notes what a reply took."""
-        for kind, number in (("read", len(read.row.keys)), ("reused", reused), ("drawn", drawn)):
+        for kind, number in (("read", len(read.prompt.keys)), ("reused", reused), ("drawn", drawn)):
             self.metrics.tokens.labels(kind).inc(number)
         self.metrics.whole.observe(time.perf_counter() - began)
 
@@ -209,7 +209,7 @@ async def _whole(server: Server, ask: Ask, read: Read, began: float) -> dict[str
     assert last is not None, "a backend ends a reply with its reason"
     assert last.reason is not None, "the last piece has it"
     server.count(read, last.reused, last.tokens, began)
-    used = usage(len(read.row.keys), read.heard, last.reused, last.tokens)
+    used = usage(len(read.prompt.keys), read.heard, last.reused, last.tokens)
     return Envelope(server.name).whole(text, last.reason, used, read.left_out)
 
 
@@ -238,7 +238,7 @@ async def _streamed(
             assert last is not None, "a backend ends a reply with its reason"
             yield _event(envelope.chunk({}, last.reason))
             if body.stream_options is not None and body.stream_options.include_usage:
-                used = usage(len(read.row.keys), read.heard, last.reused, last.tokens)
+                used = usage(len(read.prompt.keys), read.heard, last.reused, last.tokens)
                 spent["whole"] = time.perf_counter() - began
                 yield _event(envelope.last(used, read.left_out) | {"seconds": spent})
             ended = True

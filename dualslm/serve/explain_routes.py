@@ -66,8 +66,8 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
                 raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")
             reply = "".join(part for part in ask.talk.turns.pop().parts if isinstance(part, str))
             read = await server.within(request, service.read(ask))
-            if len(read.row.keys) > LONGEST or not reply.strip():
-                got = f"{len(read.row.keys)} positions before a reply of {len(reply)} characters"
+            if len(read.prompt.keys) > LONGEST or not reply.strip():
+                got = f"{len(read.prompt.keys)} positions before a reply of {len(reply)} characters"
                 raise DualSLMError("this reply cannot be weighed", got=got, do=f"weigh talks of up to {LONGEST}")
             work = service.in_ears(influence, service.audio_cache, ask.talk, reply, ask.view)
             return asdict(await server.within(request, work))

@@ -31,7 +31,7 @@ class Limits:
         turns: of a talk.
         running: requests that are answered at once.
         waiting: requests that wait for it; one more is refused with 429.
-        patience: s that a request may take, waiting included.
+        timeout: s that a request may take, waiting included.
     """
 
     body: int = 32 * 2**20

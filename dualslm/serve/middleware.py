@@ -18,7 +18,7 @@ class Guard:
     Args:
         app: what comes behind.
         most: bytes.
-        patience: s until the whole body is there.
+        timeout: s until the whole body is there.
         meters: where answers are counted.
     """
 

@@ -143,10 +143,10 @@ def ask_of(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
     if len(stop) > 4:
         raise RefusedError(400, f"{len(stop)} stop texts; at most 4 are taken.", "invalid_value")
     most = request.max_completion_tokens or request.max_tokens or LONGEST
-    how = GenerationSettings(
+    generation = GenerationSettings(
         most, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed
     )
-    return Ask(_talk(request.messages, limits, system), View.parse(request.view), how, stop)
+    return Ask(_talk(request.messages, limits, system), View.parse(request.view), generation, stop)
 
 
 def speech_of(data: bytes, limits: Limits, **known: Any) -> Speech:

@@ -13,9 +13,9 @@ import uvicorn
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Backend
-from dualslm.inference.continuous_batch import ROOM
 from dualslm.inference.describe import Questions
-from dualslm.inference.local import InProcess
+from dualslm.inference.local import LocalBackend
+from dualslm.inference.prefix_cache import CACHE_BYTES
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
 from dualslm.serve.limits import Limits
@@ -46,7 +46,7 @@ class Settings:
     key: str | None = None
     page: bool = True
     clips: Path | None = None
-    keep: int = ROOM
+    keep: int = CACHE_BYTES
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
@@ -115,10 +115,10 @@ async def _serve(service: Service, settings: Settings, listening: socket.socket)
 
 def _backend(model: DualSLM, settings: Settings) -> Backend:
     if settings.vllm is None:
-        return InProcess(model.llm, settings.limits.running, settings.keep)
-    from dualslm.inference.vllm import VLLM
+        return LocalBackend(model.llm, settings.limits.running, settings.keep)
+    from dualslm.inference.vllm import VLLMBackend
 
-    return VLLM(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
+    return VLLMBackend(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
 
 
 async def _tell(server: uvicorn.Server, name: str) -> None:

@@ -1,8 +1,8 @@
 """Hears and answers for many talks at once; stateless, so that any number may stand side by side (ours).
 
 Prompts that wait while others are heard are heard together: that is the micro-batch of the encoder and the adapters,
-and nobody waits for it to fill. Embeddings of recordings are kept (`AudioCache`), so a history that is sent again costs no
-encoding. The page and the HTTP routes talk to this and to nothing below it.
+and nobody waits for it to fill. Embeddings of recordings are kept (`AudioCache`), so a history that is sent again costs
+no encoding. The page and the HTTP routes talk to this and to nothing below it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from dualslm.conversation import Conversation, Speech, View
-from dualslm.inference.audio_cache import AudioCache, PromptEmbeds
+from dualslm.conversation import L_ONLY, NORMAL, P_ONLY, Conversation, Speech, View
+from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.backend import Backend, Piece
-from dualslm.inference.describe import LONGEST, SENTENCE, Description, L, P, Questions
+from dualslm.inference.describe import ANSWER, WORDS, Description, Questions
 from dualslm.inference.session import fitted
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.inputs import PromptEmbeds
 from dualslm.prompt import Prompt, render
 
 T = TypeVar("T")
 P_ = ParamSpec("P_")
-NORMAL = View()
 TOGETHER = 16  # prompts that are heard in one go
 
 
@@ -43,7 +43,7 @@ class Ask:
 
     talk: Conversation
     view: View = NORMAL
-    how: GenerationSettings = field(default_factory=GenerationSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     stop: Sequence[str] = ()
 
 
@@ -52,13 +52,13 @@ class Read:
     """A talk as the LLM reads it.
 
     Attributes:
-        row: its embeddings.
+        prompt: its embeddings.
         heard: how many positions are P or L.
         left_out: how many turns the context had no place for.
         most: tokens that the reply may have.
     """
 
-    row: PromptEmbeds
+    prompt: PromptEmbeds
     heard: int
     left_out: int
     most: int
@@ -113,10 +113,8 @@ class Service:
 
     def answer(self, read: Read, ask: Ask) -> AsyncGenerator[Piece]:
         """The reply to a talk that was read."""
-        how = GenerationSettings(
-            min(ask.how.max_new_tokens, read.most), ask.how.temperature, ask.how.top_p, ask.how.seed
-        )
-        return self.backend.stream(read.row, how, ask.stop)
+        longest = min(ask.generation.max_new_tokens, read.most)
+        return self.backend.stream(read.prompt, ask.generation.changed(max_new_tokens=longest), ask.stop)
 
     async def reply(self, ask: Ask) -> str:
         """The whole reply to a talk."""
@@ -124,7 +122,7 @@ class Service:
 
     async def words(self, speech: Speech) -> str:
         """The words of a recording, from L alone."""
-        ask = Ask(Conversation(self.questions.words).user(speech), L, LONGEST)
+        ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, WORDS)
         return (await self.reply(ask)).strip()
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
@@ -140,10 +138,7 @@ class Service:
 
     async def _answers(self, speech: Speech) -> dict[str, str]:
         asked = self.questions.attributes
-        asks = [
-            Ask(Conversation(one.system).user(speech, *filter(None, [one.question])), P, SENTENCE)
-            for one in asked.values()
-        ]
+        asks = [Ask(one.about(speech), P_ONLY, ANSWER) for one in asked.values()]
         return dict(zip(asked, await asyncio.gather(*map(self.reply, asks)), strict=True))
 
     def _values(self, answers: Mapping[str, str]) -> dict[str, str | None]:
@@ -188,7 +183,7 @@ class Service:
             except Exception as error:
                 found.append(error)
         try:
-            rows = iter(self.audio_cache.rows([one[0] for one in found if isinstance(one, tuple)]))
+            rows = iter(self.audio_cache.embed([one[0] for one in found if isinstance(one, tuple)]))
         except Exception as error:
             return [one if isinstance(one, Exception) else error for one in found if not isinstance(one, Read)]
         self.batches += 1
@@ -201,7 +196,7 @@ class Service:
             lambda talk: render(talk, tokenizer, ask.view),
             self.audio_cache.length,
             self.context,
-            ask.how.max_new_tokens,
+            ask.generation.max_new_tokens,
         )
 
     def _read(self, row: PromptEmbeds, left_out: int) -> Read:

@@ -18,13 +18,13 @@ CLIPS = Path(__file__).parent / "wavs"
 CONTEXT = 320  # positions: its LLM learnt from talks of at most four exchanges, which take about 240
 
 
-def load(*, device: str | None = "cpu", answers: bool = True) -> DualSLM:
+def load(*, device: str | None = "cpu", load_llm: bool = True) -> DualSLM:
     """The shipped model: encoder, LLM and adapters from the package itself.
 
     Args:
         device: a CPU is quick enough for models of this size; None takes the GPU where there is one.
-        answers: False loads no more of the LLM than its token embeddings.
+        load_llm: False loads the LLM's token embeddings alone.
     """
     from dualslm.model.dualslm import DualSLM
 
-    return DualSLM.from_pretrained(ADAPTERS, device=device, answers=answers)
+    return DualSLM.from_pretrained(ADAPTERS, device=device, load_llm=load_llm)

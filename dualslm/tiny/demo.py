@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import L_ONLY, P_ONLY, Conversation, Speech
 from dualslm.model.dualslm import DualSLM
 from dualslm.tiny import CLIPS, load, world
 from dualslm.tiny.style import ATTRIBUTES
 
-P, L = View("speech", "none"), View("none", "speech")
 COLOURS = {"neutral": "white", "happy": "yellow", "sad": "blue", "angry": "red", "afraid": "magenta"}
 
 
@@ -69,14 +68,14 @@ def main(console: Console | None = None) -> None:
 
 def words(model: DualSLM, speeches: Sequence[Speech]) -> list[str]:
     """What the model hears through L alone."""
-    return model.replies([Conversation(world.TRANSCRIBE).user(speech) for speech in speeches], view=L)
+    return model.reply([Conversation(world.TRANSCRIBE).user(speech) for speech in speeches], view=L_ONLY)
 
 
 def attributes(model: DualSLM, speech: Speech) -> dict[str, str]:
     """What the model hears through P alone: each attribute asked in words."""
     system, rng = world.ASK_PROMPTS[0], random.Random(0)
     asked = [Conversation(system).user(speech, world.question(name, rng)) for name in ATTRIBUTES]
-    answers = model.replies(asked, view=P)
+    answers = model.reply(asked, view=P_ONLY)
     return {name: world.chosen(answer, name) or "?" for name, answer in zip(ATTRIBUTES, answers, strict=True)}
 
 

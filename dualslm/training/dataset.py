@@ -21,14 +21,12 @@ from dualslm.conversation import Conversation, Source, Speech, View
 from dualslm.data.manifest import Example, Examples, permuted
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import Frames
-from dualslm.prompt import Prompt, Text, render
+from dualslm.prompt import Prompt, SlotLengths, Text, render
 from dualslm.recipe import Kind, Stage, TaskKind, ViewDraw
 from dualslm.training.feature_cache import FrameCache
 
 BLOCK = 1000  # lessons after which the kinds stand exactly in their shares
 TRIES = 100  # talks tried at one place before the data are called unusable
-P_TOKENS = 16  # about what a P slot takes, for sorting by length
-FRAMES_A_TOKEN = 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class StageDataset(Dataset[Batch]):
         cache: frames of their recordings.
         tokenizer: of the frozen LLM.
         seed: of every draw.
+        lengths: number of embeddings of a recording in each channel, which bounds the memory of a part of a batch.
         rank: of this process.
         world: number of processes.
     """
@@ -95,11 +94,12 @@ class StageDataset(Dataset[Batch]):
         tokenizer: Any,
         seed: int,
         *,
+        lengths: SlotLengths,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.stage, self.talks, self.cache, self.tokenizer, self.seed = stage, talks, cache, tokenizer, seed
-        self.rank, self.world = rank, world
+        self.lengths, self.rank, self.world = lengths, rank, world
         self.pattern = _pattern(stage)
         for kind in stage.kinds:
             if not talks.count(kind):
@@ -146,16 +146,8 @@ class StageDataset(Dataset[Batch]):
         return TrainingSample(name, view, prompt, told.id, skipped)
 
     def length(self, sample: TrainingSample) -> int:
-        """About how many positions its prompt takes."""
-        total = 0
-        for segment in sample.prompt.segments:
-            if isinstance(segment, Text):
-                total += len(segment.ids)
-            elif segment.channel == "para":
-                total += P_TOKENS
-            else:
-                total += self.cache.frames(str(sample.prompt.clips[segment.clip].audio)) // FRAMES_A_TOKEN
-        return total
+        """The positions that its prompt takes."""
+        return self.lengths.prompt(sample.prompt, lambda speech: self.cache.frames(str(speech.audio)))
 
     def _usable(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
         """The talk whose turn it is, or the next one whose recordings can be read."""

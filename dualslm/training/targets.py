@@ -24,14 +24,14 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.progress import Progress
 
-from dualslm.conversation import Conversation
+from dualslm.conversation import Conversation, Reply
 from dualslm.data.manifest import caption_of, moved, read_talk
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 from dualslm.recipe import Recipe
-from dualslm.training.teacher import Reply, Writer, messages
+from dualslm.training.teacher import Teacher, messages
 
 SAMPLES = 24  # replies on the sheet
 UNABLE = r"(can't|cannot|can not|won't|am unable to|am not able to)"
@@ -85,7 +85,7 @@ def jobs_of(recipe: Recipe, out: str | None = None) -> list[Job]:
     return [Job((path,), path.with_suffix(TARGETS)) for path in asking]
 
 
-def write(job: Job, writer: Writer, *, seed: int, batch: int = 16, limit: int | None = None) -> dict[str, Any]:
+def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int | None = None) -> dict[str, Any]:
     """Writes the targets of one job; goes on where it was stopped.
 
     Args:
@@ -171,7 +171,7 @@ def _target(row: Row, talk: Conversation, reply: Reply, about: Mapping[str, Any]
     return {
         **row,
         "turns": [*row["turns"], {"role": "assistant", "parts": [reply.text]}],
-        "early_stop": reply.ended,
+        "early_stop": reply.finished,
         "provenance": {**about, "view": "text,text", "prompt": prompt},
     }
 

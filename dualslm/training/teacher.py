@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dualslm.conversation import Conversation, Part
+from dualslm.conversation import Conversation, Part, Reply
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import fingerprint
 from dualslm.model.generation import GenerationSettings
@@ -23,15 +23,7 @@ from dualslm.openai_client import Client, key_of
 from dualslm.prompt import JOIN, render, styled
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A reply, and whether it ended by its own end token rather than at the longest length."""
-
-    text: str
-    ended: bool
-
-
-class Writer(Protocol):
+class Teacher(Protocol):
     """Writes replies."""
 
     @property
@@ -58,24 +50,24 @@ def _text(part: Part) -> str:
 
 
 @dataclass
-class InProcess:
+class LocalTeacher:
     """The LLM in this process, a batch at a time."""
 
     llm: FrozenLM
-    how: GenerationSettings
+    generation: GenerationSettings
 
     @property
     def about(self) -> dict[str, Any]:
         """Provenance."""
         own = {"llm": self.llm.name, "revision": self.llm.revision, "fingerprint": fingerprint(self.llm)}
-        return {**own, "by": "in process", "decoding": self.how.stated}
+        return {**own, "by": "in process", "decoding": self.generation.stated}
 
     @torch.no_grad()
     def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
         """One prefill and one decoding loop for all of them."""
         prompts = [self._embedded(talk) for talk in talks]
-        replies = self.llm.replies(prompts, replace(self.how, seed=seed))
-        return [Reply(text.strip(), ended) for text, ended in replies]
+        replies = self.llm.generate(prompts, replace(self.generation, seed=seed))
+        return [replace(reply, text=reply.text.strip()) for reply in replies]
 
     def _embedded(self, talk: Conversation) -> torch.Tensor:
         spelt = Conversation(talk.system)
@@ -86,7 +78,7 @@ class InProcess:
 
 
 @dataclass
-class Server:
+class ServerTeacher:
     """An OpenAI-compatible server, many requests at once.
 
     Attributes:
@@ -98,7 +90,7 @@ class Server:
 
     url: str
     model: str
-    how: GenerationSettings
+    generation: GenerationSettings
     key: str | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +100,7 @@ class Server:
     @property
     def about(self) -> dict[str, Any]:
         """Provenance."""
-        return {"llm": self.model, "revision": None, "by": "server", "decoding": self.how.stated}
+        return {"llm": self.model, "revision": None, "by": "server", "decoding": self.generation.stated}
 
     def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
         """All requests at once, in order."""
@@ -118,8 +110,12 @@ class Server:
 
     def _body(self, talk: Conversation, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "messages": messages(talk), "stream": False}
-        body |= {"max_tokens": self.how.max_new_tokens, "temperature": self.how.temperature, "top_p": self.how.top_p}
-        return body | ({"seed": seed % 2**31} if self.how.temperature else {})
+        body |= {
+            "max_tokens": self.generation.max_new_tokens,
+            "temperature": self.generation.temperature,
+            "top_p": self.generation.top_p,
+        }
+        return body | ({"seed": seed % 2**31} if self.generation.temperature else {})
 
     def _reply(self, answer: Mapping[str, Any]) -> Reply:
         text, ended, served = self.client.said(answer)

@@ -21,7 +21,7 @@ from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.model import execution
 from dualslm.model.checkpoint import fingerprint
-from dualslm.model.dualslm import DualSLM, place
+from dualslm.model.dualslm import DualSLM, resolve_device
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.recipe import RUN_RECIPE, Recipe, parse, to_toml
 from dualslm.training import feature_cache
@@ -45,7 +45,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     Raises:
         DualSLMError: a folder in use, another recipe than the run's, or data that cannot be used.
     """
-    place(device)  # refuses one that is not there
+    resolve_device(device)  # refuses one that is not there
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know of each other
     accelerator = Accelerator(cpu=cpu, log_with=trackers(), project_dir=str(out))
     if accelerator.is_main_process:
@@ -140,7 +140,7 @@ def encode(
         How many recordings are usable, and how many could not be read, by reason.
     """
     heard = _heard(*read(recipe))
-    where, trunk = place(device)
+    where, trunk = resolve_device(device)
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=trunk, device=where)
     every_layer, folder = recipe.model.paralinguistic.every_layer, Path(recipe.data.features)
     return feature_cache.build(encoder, heard, folder, every_layer=every_layer, shard=shard, check=check)
@@ -159,11 +159,11 @@ def _carry_out(model: DualSLM, recipe: Recipe) -> None:
     """Shards, checkpoints and compiles the LLM's layers as the recipe says."""
     if recipe.loop.fsdp:
         model.llm.identity = fingerprint(model.llm)
-        execution.sharded(model.llm.model)
+        execution.shard_fully(model.llm.model)
     if recipe.loop.activation_checkpointing:
         execution.activation_checkpointing(model.llm.model)
     if recipe.loop.compile:
-        execution.compiled(model.llm.model)
+        execution.compile_layers(model.llm.model)
 
 
 def _refuse(recipe: Recipe, out: Path, resume: bool) -> None:

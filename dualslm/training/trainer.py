@@ -27,7 +27,7 @@ from dualslm.files import replacing
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.llm import weights_hash
-from dualslm.model.loss import NEVER, WORTH, Loss
+from dualslm.model.loss import MIN_SAVED_SHARE, NEVER_SHARE, Loss
 from dualslm.recipe import Optimizer, Recipe, Stage
 from dualslm.training.align import alignment_loss, label_values, spoken_tokens, tone_loss
 from dualslm.training.dataset import Batch, StageDataset, TrainingSample
@@ -155,8 +155,8 @@ class Trainer:
             if stage.learns == {"para"}:
                 return tone_loss(self.model, prompts, self.values, batch.hear)
             return alignment_loss(self.model, prompts, self.spoken, batch.hear)
-        worth = NEVER if self.recipe.loop.fsdp else WORTH
-        loss: Loss = self.model(prompts, batch.hear, worth=worth)
+        share = NEVER_SHARE if self.recipe.loop.fsdp else MIN_SAVED_SHARE
+        loss: Loss = self.model(prompts, batch.hear, min_saved_share=share)
         return loss
 
     def _parts(self, batch: Batch) -> Iterator[tuple[list[TrainingSample], bool]]:
@@ -188,6 +188,7 @@ class Trainer:
             self.cache,
             self.model.llm.tokenizer,
             seed,
+            lengths=self.model.slot_lengths,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import L_ONLY, NORMAL, ORACLE, P_ONLY, Conversation, Speech, View
 from dualslm.data.manifest import read_talk
 from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import ATTRIBUTES, last_clip, one_task
@@ -24,8 +24,7 @@ from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
 from studies.real_speech.wording import EMOTIONS
 
-P, L, BOTH, TEXT = View("speech", "none"), View("none", "speech"), View(), View("text", "text")
-TOLD = {"P": P, "L": L, "P and L": BOTH}
+TOLD = {"P": P_ONLY, "L": L_ONLY, "P and L": NORMAL}
 AT_ONCE = 60
 CHOICES: Mapping[str, Sequence[str]] = {"emotion": EMOTIONS, "gender": ATTRIBUTES["gender"].values}
 Hear = Callable[[Sequence[Speech]], Frames]
@@ -49,8 +48,8 @@ def answers(model: DualSLM, asked: Question, view: View, hear: Hear | None, long
     prompts = [render(talk, model.llm.tokenizer, view) for talk, _ in asked]
     said: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):
-        said += model.answer(
-            prompts[start : start + AT_ONCE], hear=hear, how=GenerationSettings(max_new_tokens=longest)
+        said += model.generate(
+            prompts[start : start + AT_ONCE], hear=hear, generation=GenerationSettings(max_new_tokens=longest)
         )
     return said
 
@@ -75,8 +74,8 @@ def ceiling(model: DualSLM, manifests: Sequence[Path]) -> dict[str, Any]:
     """What the LLM answers when it reads caption and transcript: nothing that is heard can do better."""
     found: dict[str, Any] = {}
     for name in CHOICES:
-        found[name] = asdict(attribute(model, questions(manifests, name), name, TEXT)[0])
-    found["words"] = _words(model, questions(manifests, "asr"), TEXT, None)
+        found[name] = asdict(attribute(model, questions(manifests, name), name, ORACLE)[0])
+    found["words"] = _words(model, questions(manifests, "asr"), ORACLE, None)
     return found
 
 
@@ -114,12 +113,12 @@ def swap(model: DualSLM, manifests: Sequence[Path], hear: Hear | None = None) ->
     by = {emotion: [one for one in asked if one[1]["labels"]["emotion"] == emotion] for emotion in ("angry", "calm")}
     pairs = [(tone, said) for tone in by["angry"] if (said := _partner(tone, by["calm"]))]
     emotion = [(_swapped(said[0], tone[0]), said[1]) for tone, said in pairs]
-    heard = [named(answer, EMOTIONS) for answer in answers(model, emotion, BOTH, hear)]
-    alone = [named(answer, EMOTIONS) for answer in answers(model, [said for _, said in pairs], BOTH, hear)]
-    again = [named(answer, EMOTIONS) for answer in answers(model, [tone for tone, _ in pairs], BOTH, hear)]
+    heard = [named(answer, EMOTIONS) for answer in answers(model, emotion, NORMAL, hear)]
+    alone = [named(answer, EMOTIONS) for answer in answers(model, [said for _, said in pairs], NORMAL, hear)]
+    again = [named(answer, EMOTIONS) for answer in answers(model, [tone for tone, _ in pairs], NORMAL, hear)]
     system = one_task_system(manifests)
     spoken = [(Conversation(system, _swapped(said[0], tone[0]).turns), said[1]) for tone, said in pairs]
-    written = answers(model, spoken, BOTH, hear)
+    written = answers(model, spoken, NORMAL, hear)
     right = [words(answer) == words(clip["transcript"]) for answer, (_, clip) in zip(written, spoken, strict=True)]
     figures = {
         "heard as angry": share([value == "angry" for value in heard]),
@@ -180,4 +179,6 @@ def line(found: Mapping[str, Any]) -> str:
 
 def tone(model: DualSLM, manifests: Sequence[Path], hear: Hear | None = None) -> dict[str, Any]:
     """Emotion and gender from P alone."""
-    return {f"{name}, P": asdict(attribute(model, questions(manifests, name), name, P, hear)[0]) for name in CHOICES}
+    return {
+        f"{name}, P": asdict(attribute(model, questions(manifests, name), name, P_ONLY, hear)[0]) for name in CHOICES
+    }

@@ -105,7 +105,7 @@ def _nats(model: DualSLM, tested: Recordings, view: View) -> list[list[float]]:
 
 def _answers(model: DualSLM, tested: Recordings, talks: Sequence[Conversation], view: View, longest: int) -> list[str]:
     prompts = [render(talk, model.llm.tokenizer, view) for talk in talks]
-    return model.answer(prompts, hear=tested.hear, how=GenerationSettings(max_new_tokens=longest))
+    return model.generate(prompts, hear=tested.hear, generation=GenerationSettings(max_new_tokens=longest))
 
 
 def _unanswered(talk: Conversation) -> Conversation:

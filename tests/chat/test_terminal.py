@@ -27,6 +27,7 @@ from dualslm.chat.microphone import BLOCK, Microphone, utterance
 from dualslm.chat.terminal import Chat, Flow, spoken
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.errors import DualSLMError
+from dualslm.inference.continuous_batch import ActiveRequest
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
@@ -43,14 +44,14 @@ def model() -> DualSLM:
     return tiny.load()
 
 
-class Examiner:
+class Desk:
     """A chat whose lines are given and whose screen is read."""
 
     def __init__(self, model: DualSLM) -> None:
         self.screen = io.StringIO()
         talk = Conversation(world.LISTEN)
         self.session = Session(
-            model, talk, how=GenerationSettings(max_new_tokens=48), context=tiny.CONTEXT, questions=ASKED
+            model, talk, generation=GenerationSettings(max_new_tokens=48), context=tiny.CONTEXT, questions=ASKED
         )
         self.chat = Chat(self.session, Console(file=self.screen, width=100, highlight=False))
 
@@ -71,8 +72,8 @@ class Examiner:
 
 
 @pytest.fixture
-def desk(model: DualSLM) -> Examiner:
-    return Examiner(model)
+def desk(model: DualSLM) -> Desk:
+    return Desk(model)
 
 
 # ---------------------------------------------------------------------- at a terminal
@@ -130,20 +131,19 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- line by line
 
 
-def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
-    real, count = desk.session.memory.decode, 0
+    real, count = desk.session.batch.step, 0
 
-    def slow(*given: object) -> Iterator[int]:
+    def slow() -> list[tuple[ActiveRequest, int | None]]:
         nonlocal count
-        for token in real(*given):  # type: ignore[arg-type]
-            count += 1
-            if count == 4:
-                signal.raise_signal(signal.SIGINT)
-            yield token
+        count += 1
+        if count == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real()
 
-    monkeypatch.setattr(desk.session.memory, "decode", slow)
+    monkeypatch.setattr(desk.session.batch, "step", slow)
     shown = desk(LOST)
     assert "(stopped)" in shown
     (reply,) = desk.session.talk.turns[-1].parts
@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Examiner, monkeypa
 
 
 @pytest.mark.parametrize(("make", "word"), [BAD[name] for name in list(BAD)[:3]], ids=list(BAD)[:3])
-def test_bad_recordings_are_told_in_one_line(desk: Examiner, tmp_path: Path, make: Maker, word: str) -> None:
+def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: Maker, word: str) -> None:
     shown = desk(make(tmp_path / "a.wav")).splitlines()
     assert word in shown[1]
     assert len(shown) == 3
@@ -178,17 +178,17 @@ def test_bad_recordings_are_told_in_one_line(desk: Examiner, tmp_path: Path, mak
         ("", "name a recording"),
     ],
 )
-def test_mistakes(desk: Examiner, line: str, word: str) -> None:
+def test_mistakes(desk: Desk, line: str, word: str) -> None:
     assert word in desk(line)
 
 
-def test_every_command_is_in_the_help(desk: Examiner) -> None:
+def test_every_command_is_in_the_help(desk: Desk) -> None:
     shown = desk("/help")
     for name in ("/heard", "/tone", "/swap", "/view", "/save", "/undo", "/help", "/quit", "Ctrl-C", "a.wav"):
         assert name in shown
 
 
-def test_tones_and_swaps(desk: Examiner) -> None:
+def test_tones_and_swaps(desk: Desk) -> None:
     """P is another clip's, or words; L stays."""
     shown = desk(HAPPY, "/tone sounding sad", "/undo", HAPPY, "/heard", "/tone off", ANGRY, "/swap 1 2")
     first, second, swapped = (turn.speeches[0] for turn in desk.session.talk.turns if turn.role == "user")
@@ -203,7 +203,7 @@ def test_tones_and_swaps(desk: Examiner) -> None:
     assert "angry" in replies[2]
 
 
-def test_a_recording_and_a_question(desk: Examiner) -> None:
+def test_a_recording_and_a_question(desk: Desk) -> None:
     desk(f"{ANGRY} What's that?")
     speech, text = desk.session.talk.turns[0].parts
     assert isinstance(speech, Speech)
@@ -264,13 +264,15 @@ def test_lines_break_between_words() -> None:
 # ---------------------------------------------------------------------- saved talks
 
 
-def test_a_saved_talk_is_the_talk(tmp_path: Path, desk: Examiner) -> None:
+def test_a_saved_talk_is_the_talk(tmp_path: Path, desk: Desk) -> None:
     desk(ANGRY, "hello", f"/tone {SAD}", HAPPY, "/tone sounding afraid", DAY, "/view speech,none", f"/save {tmp_path}")
     talk, settings = saved.restore(tmp_path)
     assert settings == {"view": "speech,none", "past": None}
     assert talk.system == world.LISTEN
     assert len(list(tmp_path.glob("*.wav"))) == 4  # each recording once
-    again = Session(desk.session.model, talk, view=View.parse("speech,none"), how=desk.session.how, context=320)
+    again = Session(
+        desk.session.model, talk, view=View.parse("speech,none"), generation=desk.session.generation, context=320
+    )
     assert again.reply(LOST_SPEECH) == desk.session.reply(LOST_SPEECH)
     desk(f"/save {tmp_path}")  # over itself
     assert len(saved.restore(tmp_path)[0].turns) == 10
@@ -323,7 +325,7 @@ def test_an_utterance_is_cut_out_of_silence() -> None:
     assert utterance(stream, model) is None
 
 
-def test_listening(desk: Examiner) -> None:
+def test_listening(desk: Desk) -> None:
     """Enter alone listens, where there is a microphone."""
     desk.chat.microphone = SimpleNamespace(name="a microphone", listen=lambda: load(MOLLY))  # type: ignore[assignment]
     shown = desk("")

@@ -225,10 +225,10 @@ def test_a_model_that_forgets_is_found(parts: DualSLM, material: Material) -> No
 class Transcriber(Rigged):
     """Writes down whatever it hears, whatever it is told."""
 
-    def answer(
-        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, how: GenerationSettings = GREEDY
+    def generate(
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings = GREEDY
     ) -> list[str]:
-        answers = super().answer(prompts, hear=hear, how=how)
+        answers = super().generate(prompts, hear=hear, generation=generation)
         return [said(prompt.clips[-1]) if prompt.clips else one for prompt, one in zip(prompts, answers, strict=True)]
 
 

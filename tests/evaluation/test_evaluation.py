@@ -265,9 +265,9 @@ INSTRUMENTS = {
 def test_answers_cannot_break_the_page(tmp_path: Path) -> None:
     class Rude(Parrot):
         def _one(self, item: Any) -> Any:
-            from dualslm.evaluation.systems.item import Answer
+            from dualslm.conversation import Reply
 
-            return Answer("<script>alert(1)</script> | \n# x")
+            return Reply("<script>alert(1)</script> | \n# x")
 
     asked = predict.plan(items.read(exam(tmp_path / "exam")), [Rude("<b>rude</b>")])
     made = score.score([predict.run(tmp_path / "out", asked, SETTINGS)])

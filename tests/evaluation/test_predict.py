@@ -13,10 +13,10 @@ from support.evalkit import MOODS, Parrot, exam
 from support.standins import styletalk
 
 from dualslm.cli import main as cli
-from dualslm.conversation import View
+from dualslm.conversation import Reply, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation import items, predict
-from dualslm.evaluation.systems.item import Answer, Item
+from dualslm.evaluation.systems.item import Item
 
 SETTINGS: dict[str, Any] = {"manifests": [], "views": [], "tasks": [], "limit": None, "seed": 0, "batch": 4}
 ALL = tuple(View(para, ling) for para in ("speech", "text", "none") for ling in ("speech", "text", "none"))
@@ -98,7 +98,7 @@ class Stops(Parrot):
 
     left = 3
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1

@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from dualslm import openai_client
-from dualslm.conversation import View
+from dualslm.conversation import ORACLE, TRANSCRIPT, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation import items
 from dualslm.evaluation.systems.item import Item, card
 from dualslm.evaluation.systems.named import Means, checkpoint_of, opened
-from dualslm.evaluation.systems.ours import ORACLE, TRANSCRIPT, Cascade, Ours, TextLM
+from dualslm.evaluation.systems.ours import Cascade, Ours, TextLM
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
@@ -68,9 +68,9 @@ def test_ours_answers_as_the_model_does(model: DualSLM, asked: list[Item]) -> No
     system = Ours(model, HOW, "ours")
     for view in (View(), View("speech", "none"), View("none", "speech"), ORACLE, TRANSCRIPT, View("none", "none")):
         found = system.answer(asked[:6], view)
-        alone = [model.reply(item.talk, view=view, how=HOW).strip() for item in asked[:6]]
+        alone = [model.reply(item.talk, view=view, generation=HOW).strip() for item in asked[:6]]
         assert [answer.text for answer in found] == alone
-    assert {answer.ended for answer in system.answer(asked, View())} <= {True, False}
+    assert {answer.finished for answer in system.answer(asked, View())} <= {True, False}
 
 
 def test_likelihoods_are_those_of_the_answers(model: DualSLM, asked: list[Item]) -> None:

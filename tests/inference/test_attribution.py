@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dualslm import tiny
-from dualslm.conversation import Conversation, Speech, View
-from dualslm.inference.attribution import PIECES, degrees, influence
-from dualslm.inference.describe import P, describe
+from dualslm.conversation import P_ONLY, Conversation, Speech, View
+from dualslm.inference.attribution import MAX_PIECES, degrees, influence
+from dualslm.inference.describe import describe
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.prompt import render
@@ -50,7 +50,7 @@ def test_degrees_are_those_of_the_plain_loss(session: Session) -> None:
     asked, found = ASKED.attributes["energy"], degrees(session.audio_cache, CLIP, ASKED, heard)["energy"]
     talk = Conversation(asked.system).user(CLIP, asked.question)
     quiet, loud = (
-        nll(session.model, talk.copy().assistant(f"The energy is {value}."), P) for value in ("quiet", "loud")
+        nll(session.model, talk.copy().assistant(f"The energy is {value}."), P_ONLY) for value in ("quiet", "loud")
     )
     assert found["quiet"] / found["loud"] == pytest.approx(2.718281828 ** (loud - quiet), rel=1e-3)
 
@@ -79,7 +79,7 @@ def test_influence_is_the_loss_that_leaving_out_costs(session: Session) -> None:
 def test_pieces_are_those_of_the_last_recording_and_leave_nothing_out(session: Session) -> None:
     talk = Conversation(world.LISTEN).user(Speech(CLIPS / "tones_1_happy.wav")).assistant("I see.").user(CLIP)
     pieces = influence(session.audio_cache, talk, REPLY, View()).pieces
-    assert 1 < len(pieces) <= PIECES
+    assert 1 < len(pieces) <= MAX_PIECES
     assert pieces[0][0] == 0
     assert all(one[1] == pytest.approx(other[0]) for one, other in pairwise(pieces))
     assert pieces[-1][1] == pytest.approx(duration(CLIPS / "hear_1_angry.wav"), abs=0.1)

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
-import torch
-from support.factory import save_llm
+from support.factory import prompt_of, save_llm
 
-from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
-from dualslm.inference.local import InProcess
+from dualslm.inference.local import LocalBackend
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 
@@ -25,43 +23,39 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> FrozenLM:
     return made
 
 
-async def reply(backend: InProcess, length: int, how: GenerationSettings) -> int:
+async def reply(backend: LocalBackend, length: int, generation: GenerationSettings) -> int:
     ids = list(range(20, 20 + length))
-    pieces = [piece async for piece in backend.stream(PromptEmbeds(backend.llm.embed(torch.tensor(ids)), ids), how)]
+    pieces = [piece async for piece in backend.stream(prompt_of(backend.llm, ids), generation)]
     return pieces[-1].tokens
 
 
 def test_a_request_for_the_coldest_draw_disturbs_nobody(llm: FrozenLM) -> None:
-    async def both(backend: InProcess) -> list[int]:
+    async def both(backend: LocalBackend) -> list[int]:
         asked = [
             GenerationSettings(40),
             GenerationSettings(5, temperature=1e-40, seed=0),
             GenerationSettings(30, temperature=1.0),
         ]
-        done = await asyncio.gather(*(reply(backend, 9 + place, how) for place, how in enumerate(asked)))
+        done = await asyncio.gather(*(reply(backend, 9 + place, generation) for place, generation in enumerate(asked)))
         await backend.close()
         return done
 
-    assert asyncio.run(both(InProcess(llm, 4))) == [40, 5, 30]
+    assert asyncio.run(both(LocalBackend(llm, 4))) == [40, 5, 30]
 
 
 def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = [RuntimeError("CUDA out of memory")]
-    keep_only = ContinuousBatch._keep_only
+    keep_rows = ContinuousBatch._keep_rows
 
     def failing(batch: ContinuousBatch, going: Sequence[ActiveRequest]) -> None:
         if faults and len(going) < len(batch.requests):
             raise faults.pop()
-        keep_only(batch, going)
+        keep_rows(batch, going)
 
-    async def talks(backend: InProcess) -> int:
-        stays = backend.stream(
-            PromptEmbeds(llm.embed(torch.tensor([30, 31, 32])), [30, 31, 32]), GenerationSettings(100_000)
-        )
+    async def talks(backend: LocalBackend) -> int:
+        stays = backend.stream(prompt_of(llm, [30, 31, 32]), GenerationSettings(100_000))
         await anext(stays)
-        async with aclosing(
-            backend.stream(PromptEmbeds(llm.embed(torch.tensor([20, 21])), [20, 21]), GenerationSettings(500))
-        ) as left:
+        async with aclosing(backend.stream(prompt_of(llm, [20, 21]), GenerationSettings(500))) as left:
             await anext(left)
         with pytest.raises(UnavailableError, match="out of memory"):
             async for _ in stays:
@@ -70,5 +64,5 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
         await backend.close()
         return after
 
-    monkeypatch.setattr(ContinuousBatch, "_keep_only", failing)
-    assert asyncio.run(talks(InProcess(llm, 4))) == 6
+    monkeypatch.setattr(ContinuousBatch, "_keep_rows", failing)
+    assert asyncio.run(talks(LocalBackend(llm, 4))) == 6

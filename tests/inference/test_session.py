@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,8 @@ from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.inference import describe
 from dualslm.inference.audio_cache import AudioCache
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
 from dualslm.inference.describe import ASKED
-from dualslm.inference.prefix_cache import Memory
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
@@ -72,13 +72,13 @@ def model(build: Build) -> DualSLM:
 
 @pytest.fixture
 def session(model: DualSLM) -> Session:
-    return Session(model, Conversation("Be kind."), how=SHORT)
+    return Session(model, Conversation("Be kind."), generation=SHORT)
 
 
 @pytest.fixture(autouse=True)
 def short_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights never end, so they are cut short where they write down what they heard."""
-    monkeypatch.setattr(describe, "LONGEST", SHORT)
+    monkeypatch.setattr(describe, "WORDS", SHORT)
 
 
 TURNS: list[tuple[Part, ...]] = [
@@ -94,7 +94,7 @@ def fresh(session: Session) -> str:
     """What the model answers to the talk before its last reply, without any memory."""
     talk = session.talk.copy()
     talk.turns.pop()
-    return session.model.reply(talk, view=session.view, how=session.how)
+    return session.model.reply(talk, view=session.view, generation=session.generation)
 
 
 # ---------------------------------------------------------------------- with and without the cache
@@ -104,29 +104,31 @@ def fresh(session: Session) -> str:
 def test_reading_what_is_new_equals_reading_all(build: Build, family: str) -> None:
     """Every template, also those that write an earlier reply otherwise than they had opened it."""
     model = build(tokenizer(family))
-    session, most = Session(model, Conversation("Be kind."), how=SHORT), 0
+    session, most = Session(model, Conversation("Be kind."), generation=SHORT), 0
     for parts in TURNS:
         reply = session.reply(*parts)
         assert session.times is not None
         most = max(most, session.times.reused)
         assert reply == fresh(session)
         talk = session.talk.copy().user("And so on.")
-        (row,) = session.audio_cache.rows([render(talk, model.llm.tokenizer)])
+        (row,) = session.audio_cache.embed([render(talk, model.llm.tokenizer)])
         whole = model.llm.prefill([row.embeds_TD]).logits_BV
-        again = session.memory.read(row.embeds_TD, row.keys).logits_BV
-        torch.testing.assert_close(again, whole, atol=1e-4, rtol=0)
+        request = session.batch.join(row, SHORT)
+        torch.testing.assert_close(request.logits_V[None], whole, atol=1e-4, rtol=0)
+        session.batch.leave(request)
     assert most > 50, most
 
 
 def test_replies_stay_in_the_cache(session: Session) -> None:
     """With a template that does not rewrite, everything but the new turn is there already."""
+    before = 0
     for number, parts in enumerate(TURNS):
-        before = len(session.memory.keys)
         session.reply(*parts)
         assert session.times is not None
         # at most the last token of the reply, and what it was joined to in the text, is read again
         assert number == 0 or session.times.reused >= before - 8
         assert session.times.positions - session.times.reused < 80
+        before = session.times.positions + session.times.tokens
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -134,7 +136,7 @@ def test_a_cache_that_forgets_is_not_reused(build: Build, family: str) -> None:
     """Sliding windows of fewer positions than the talk has."""
     model = build(small_tokenizer(), family)
     assert not model.llm.keeps_every_position
-    session = Session(model, how=SHORT)
+    session = Session(model, generation=SHORT)
     for parts in TURNS[:3]:
         assert session.reply(*parts) == fresh(session)
         assert session.times is not None
@@ -143,8 +145,8 @@ def test_a_cache_that_forgets_is_not_reused(build: Build, family: str) -> None:
 
 def test_captured_steps_leave_a_cache_to_go_on_with(build: Build) -> None:
     model = build(small_tokenizer())
-    model.llm.capture()
-    session = Session(model, Conversation("Be kind."), how=SHORT)
+    model.llm.enable_cuda_graphs()
+    session = Session(model, Conversation("Be kind."), generation=SHORT)
     pieces = session.say(*TURNS[0])
     next(pieces)
     pieces.close()
@@ -159,12 +161,12 @@ def test_a_conversation_without_state_reuses_what_it_shares(session: Session) ->
     talk = Conversation("Be kind.").user(clip(1.0, 1))
     first = "".join(session.answer(talk))
     longer = Conversation("Be kind.").user(clip(1.0, 1)).assistant(first).user(clip(0.5, 2))
-    assert "".join(session.answer(longer)) == session.model.reply(longer, how=SHORT)
+    assert "".join(session.answer(longer)) == session.model.reply(longer, generation=SHORT)
     assert session.times is not None
     assert session.times.reused > session.times.positions / 2
     assert session.audio_cache.encoded == 2
     other = Conversation("Be cross.").user(clip(1.0, 1))
-    assert "".join(session.answer(other)) == session.model.reply(other, how=SHORT)
+    assert "".join(session.answer(other)) == session.model.reply(other, generation=SHORT)
 
 
 def test_a_reading_that_was_broken_off_is_not_trusted(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +199,9 @@ def test_each_recording_is_encoded_once(session: Session, tmp_path: Path) -> Non
 
 
 def test_what_is_kept_of_recordings_is_bounded(model: DualSLM) -> None:
-    audio_cache = AudioCache(model, room=20_000)
+    audio_cache = AudioCache(model, max_bytes=20_000)
     for seed in range(12):
-        audio_cache.rows([render(Conversation().user(clip(1.0, seed)), model.llm.tokenizer)])
+        audio_cache.embed([render(Conversation().user(clip(1.0, seed)), model.llm.tokenizer)])
     sizes = [value.nbytes for both in audio_cache._kept.values() for value in both.values()]
     assert audio_cache.encoded == 12
     assert 0 < sum(sizes) <= 20_000
@@ -210,7 +212,7 @@ def test_what_is_kept_of_recordings_is_bounded(model: DualSLM) -> None:
 
 def test_a_full_context_drops_whole_exchanges_and_keeps_the_system(build: Build) -> None:
     model = build(small_tokenizer(), positions=256)
-    session = Session(model, Conversation("Be kind."), how=SHORT)
+    session = Session(model, Conversation("Be kind."), generation=SHORT)
     for number in range(7):
         reply = session.reply(clip(0.5, number), f"This is turn {number}.")
         times = session.times
@@ -218,7 +220,7 @@ def test_a_full_context_drops_whole_exchanges_and_keeps_the_system(build: Build)
         assert times.positions + SHORT.max_new_tokens <= 256
         assert times.left_out % 2 == 0
         shown = Conversation("Be kind.", session.talk.turns[times.left_out : -1])
-        assert reply == model.reply(shown, how=SHORT)
+        assert reply == model.reply(shown, generation=SHORT)
     assert times is not None
     assert times.left_out > 0
     assert len(session.talk.turns) == 14  # the history itself is whole
@@ -226,7 +228,7 @@ def test_a_full_context_drops_whole_exchanges_and_keeps_the_system(build: Build)
 
 def test_hardly_more_is_dropped_than_must_be(build: Build) -> None:
     """A quarter more at most, and then nothing for a while, so that the context is not read anew at every turn."""
-    session = Session(build(small_tokenizer(), positions=512), how=SHORT)
+    session = Session(build(small_tokenizer(), positions=512), generation=SHORT)
     talk, dropped = Conversation("Be kind."), []
     for number in range(40):
         prompt, left_out = session._fitted(talk.user(f"Turn {number}?"), SHORT)
@@ -248,7 +250,7 @@ def test_hardly_more_is_dropped_than_must_be(build: Build) -> None:
 
 
 def test_a_turn_that_does_not_fit_is_told_and_taken_back(build: Build) -> None:
-    session = Session(build(small_tokenizer(), positions=128), how=SHORT)
+    session = Session(build(small_tokenizer(), positions=128), generation=SHORT)
     session.reply(clip(0.5))
     with pytest.raises(DualSLMError, match="too long for the LLM's context"):
         session.reply("word " * 400)
@@ -257,7 +259,7 @@ def test_a_turn_that_does_not_fit_is_told_and_taken_back(build: Build) -> None:
 
 
 def test_a_reply_ends_where_the_context_does(build: Build) -> None:
-    session = Session(build(small_tokenizer(), positions=96), how=GenerationSettings(max_new_tokens=500))
+    session = Session(build(small_tokenizer(), positions=96), generation=GenerationSettings(max_new_tokens=500))
     session.reply("Talk for ever.")
     assert session.times is not None
     assert session.times.positions + session.times.tokens <= 96
@@ -307,7 +309,7 @@ def test_past_turns_given_as_text(session: Session, monkeypatch: pytest.MonkeyPa
     session._heard = dict.fromkeys(session._heard, found)
     reply = session.reply(clip(0.5, 2))
     words = Conversation("Be kind.").user("I lost my umbrella.").assistant(session.record[0].reply).user(clip(0.5, 2))
-    assert reply == session.model.reply(words, how=SHORT)
+    assert reply == session.model.reply(words, generation=SHORT)
     assert session.talk.turns[0].speeches[0].transcript is None  # the history keeps what came
 
 
@@ -329,7 +331,7 @@ def test_what_was_heard_comes_from_its_own_channel(session: Session) -> None:
     assert list(found.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
     assert session.audio_cache.encoded == 1
     asked = Conversation(ASKED.words).user(words)
-    alone = session.model.reply(asked, view=View("none", "speech"), how=SHORT)
+    alone = session.model.reply(asked, view=View("none", "speech"), generation=SHORT)
     assert found.words == alone.strip()
 
 
@@ -350,15 +352,15 @@ def test_an_answer_names_one_value_or_none(answer: str, value: str | None) -> No
 # ---------------------------------------------------------------------- pieces
 
 
-class Bytes(Memory):
-    """A memory that 'draws' given tokens."""
+class Bytes(ContinuousBatch):
+    """A batch that 'draws' given tokens."""
 
     def __init__(self, llm: FrozenLM, tokens: list[int]) -> None:
-        super().__init__(llm)
-        self.tokens = tokens
+        super().__init__(llm, 1)
+        self.tokens = list(tokens)
 
-    def decode(self, read: object, how: object = None) -> Iterator[int]:
-        yield from self.tokens
+    def step(self) -> list[tuple[ActiveRequest, int | None]]:
+        return [(self.requests[0], self.tokens.pop(0) if self.tokens else None)]
 
 
 @pytest.mark.parametrize("text", ["Schön, 日本語!", "😀👍 ok", "a\nb  c", "é" * 5])
@@ -366,7 +368,7 @@ def test_no_piece_splits_a_character(session: Session, text: str) -> None:
     """The vocabulary has no token for these, so each character comes as several bytes."""
     tokens = session.model.llm.tokenizer.encode(text, add_special_tokens=False)
     assert text.isascii() or len(tokens) > len(text)
-    session.memory = Bytes(session.model.llm, tokens)
+    session.batch = Bytes(session.model.llm, tokens)
     pieces = list(session.say("hello"))
     assert "".join(pieces) == text
     assert all(pieces)

@@ -27,9 +27,9 @@ def test_pooling_is_torchs_adaptive_pooling_of_the_clip_alone(length: int, token
     assert not weights[:, length:].any()
 
 
-@pytest.mark.parametrize(("mix", "deviations"), [(0, False), (3, False), (0, True), (3, True)])
-def test_padding_and_company_change_nothing(mix: int, deviations: bool) -> None:
-    para = ParalinguisticAdapter(16, 24, heads=4, tokens=4, mix=mix, deviations=deviations).eval()
+@pytest.mark.parametrize(("mix", "deviations"), [(False, False), (True, False), (False, True), (True, True)])
+def test_padding_and_company_change_nothing(mix: bool, deviations: bool) -> None:
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=4, depth=3, mix=mix, deviations=deviations).eval()
     ling = LinguisticAdapter(16, 24, hidden=32).eval()
     layers_NBTD, lengths_B = frames(3, [3, 41, 17])
     outside = torch.arange(41) >= lengths_B[:, None]
@@ -96,11 +96,11 @@ def test_one_layer_is_read_where_a_recipe_names_it() -> None:
     assert torch.equal(para(layers_NBTS, lengths_B), heard)
 
 
-@pytest.mark.parametrize("mix", [0, 3])
-def test_calibrated_channels_have_mean_0_and_deviation_1(mix: int) -> None:
+@pytest.mark.parametrize("mix", [False, True])
+def test_calibrated_channels_have_mean_0_and_deviation_1(mix: bool) -> None:
     scale_S = torch.logspace(-2, 2, 16)
     clips = [5.0 + scale_S * torch.randn(3, frames, 16) for frames in (40, 90)]
-    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, mix=mix, standardize=True)
+    para = ParalinguisticAdapter(16, 24, layers=0, heads=4, tokens=1, depth=3, mix=mix, standardize=True)
     para.calibrate(clips)
     read_TS = torch.cat([para._read(clip[:, None])[0] for clip in clips])
     weights_N = torch.full((3,), 1 / 3) if mix else torch.ones(1)

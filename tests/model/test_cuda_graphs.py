@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made = FrozenLM.from_pretrained(str(save_llm(tmp_path_factory.mktemp("llm"), request.param)))
     if not made.keeps_every_position:
         with pytest.raises(DualSLMError, match="cannot be captured"):
-            made.capture()
+            made.enable_cuda_graphs()
         pytest.skip("a sliding window")
     made.stops = frozenset()  # go on to the end
     return made
@@ -44,10 +44,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("lengths", [(9,), (9, 5, 14)])
 def test_captured_decoding_is_plain_decoding(model: FrozenLM, lengths: tuple[int, ...]) -> None:
-    model.captured = None
+    model.graph_decoder = None
     plain, one = decoded(model, *lengths)
-    model.capture()
-    decoded(model, *(length + 3 for length in lengths))  # leaves its keys in the room
+    model.enable_cuda_graphs()
+    decoded(model, *(length + 3 for length in lengths))  # leaves its keys in the static cache
     again, two = decoded(model, *lengths)
     assert again == plain
     for left, right in zip(one.cache.layers, two.cache.layers, strict=True):
@@ -57,35 +57,35 @@ def test_captured_decoding_is_plain_decoding(model: FrozenLM, lengths: tuple[int
 
 
 def test_a_reply_that_is_cut_short_and_two_at_once_keep_apart(model: FrozenLM) -> None:
-    model.captured = None
+    model.graph_decoder = None
     plain, _ = decoded(model, 9)
-    model.capture()
+    model.enable_cuda_graphs()
     one, two = (model.decode(model.prefill(prompts(model, 9)), HOW) for _ in range(2))
     assert [next(one) for _ in range(3)] == [next(two) for _ in range(3)] == plain[:3]
     one.close()
     assert list(two) == plain[3:]
-    assert model.captured is not None
-    assert len(model.captured.free) == 2
+    assert model.graph_decoder is not None
+    assert len(model.graph_decoder.free) == 2
 
 
-def test_a_long_reply_moves_from_room_to_room(model: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SMALLEST_ROOM": 16, "AHEAD": 4, "KEPT": 2}.items():
+def test_a_long_reply_moves_to_larger_caches(model: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MIN_CACHE_TOKENS": 16, "TOKENS_AHEAD": 4, "IDLE_CACHES": 2}.items():
         monkeypatch.setattr(cuda_graphs, name, value)
-    how = GenerationSettings(max_new_tokens=80)
-    model.captured = None
-    plain = list(model.decode(model.prefill(prompts(model, 9, 5)), how))
-    model.capture()
+    generation = GenerationSettings(max_new_tokens=80)
+    model.graph_decoder = None
+    plain = list(model.decode(model.prefill(prompts(model, 9, 5)), generation))
+    model.enable_cuda_graphs()
     read = model.prefill(prompts(model, 9, 5))
-    assert list(model.decode(read, how)) == plain
+    assert list(model.decode(read, generation)) == plain
     assert read.cache.layers[0].keys.shape[-2] == 9 + 79
-    assert model.captured is not None
-    assert [size for (_, size), _ in model.captured.free] == [64, 128], "more than two are not kept"
+    assert model.graph_decoder is not None
+    assert [size for (_, size), _ in model.graph_decoder.free] == [64, 128], "more than two are not kept"
 
 
 def test_the_shipped_model_answers_the_same_when_captured() -> None:
     clip = str(CLIPS / "hear_3_sad.wav")
-    quick = DualSLM.from_pretrained(ADAPTERS, device="cpu", capture=True)
-    assert quick.llm.captured is not None
+    quick = DualSLM.from_pretrained(ADAPTERS, device="cpu", cuda_graphs=True)
+    assert quick.llm.graph_decoder is not None
     assert "".join(quick.stream(clip, system=LISTEN)) == load().reply(clip, system=LISTEN)
 
 
@@ -100,9 +100,9 @@ def test_the_step_is_one_graph(tmp_path: Path) -> None:
         graphs.append(graph)
         return graph.forward
 
-    made.captured = GraphDecoder(made.model, torch.compile(made.model.__call__, backend=backend, fullgraph=True))
+    made.graph_decoder = GraphDecoder(made.model, torch.compile(made.model.__call__, backend=backend, fullgraph=True))
     same, _ = decoded(made, 9)
     again, _ = decoded(made, 12)
     assert same == plain
     assert len(again) == HOW.max_new_tokens
-    assert len(graphs) == 1, "every step and every talk of a room is the same graph"
+    assert len(graphs) == 1, "every step and every talk of a cache is the same graph"

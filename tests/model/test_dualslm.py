@@ -74,10 +74,10 @@ def test_a_batch_of_eight_equals_one_by_one(model: DualSLM) -> None:
 
 def test_stream_joined_is_the_reply(model: DualSLM) -> None:
     talk = Conversation("Be kind.").user(clip(1.5))
-    pieces = list(model.stream(talk, how=SHORT))
-    assert "".join(pieces) == model.reply(talk, how=SHORT) != ""
+    pieces = list(model.stream(talk, generation=SHORT))
+    assert "".join(pieces) == model.reply(talk, generation=SHORT) != ""
     drawn = GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
-    assert "".join(model.stream(talk, how=drawn)) == model.reply(talk, how=drawn)
+    assert "".join(model.stream(talk, generation=drawn)) == model.reply(talk, generation=drawn)
 
 
 def test_reading_in_two_goes_equals_reading_at_once(model: DualSLM) -> None:
@@ -121,8 +121,10 @@ def test_loss_is_that_of_the_reply_tokens(model: DualSLM) -> None:
 
 def test_a_view_may_be_written_as_on_the_command_line(model: DualSLM) -> None:
     talk = Conversation().user(clip(0.5))
-    how = GenerationSettings(4)
-    assert model.reply(talk, view="none,speech", how=how) == model.reply(talk, view=View("none", "speech"), how=how)
+    generation = GenerationSettings(4)
+    assert model.reply(talk, view="none,speech", generation=generation) == model.reply(
+        talk, view=View("none", "speech"), generation=generation
+    )
     with pytest.raises(DualSLMError, match="a view is two sources"):
         model.reply(talk, view="speech")
 
@@ -153,7 +155,7 @@ def test_saved_and_loaded_is_the_same(model: DualSLM, tmp_path: Path) -> None:
     ]
     again = DualSLM.from_pretrained(folder)
     assert weights_hash(again.adapters) == weights_hash(model.adapters)
-    assert again.reply(clip(1.0), how=SHORT) == model.reply(clip(1.0), how=SHORT)
+    assert again.reply(clip(1.0), generation=SHORT) == model.reply(clip(1.0), generation=SHORT)
     other = save_llm(tmp_path / "other", seed=9)
     with pytest.raises(DualSLMError, match="is not the LLM that these adapters were trained with"):
         DualSLM.from_pretrained(folder, llm=str(other))

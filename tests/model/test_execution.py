@@ -12,7 +12,7 @@ from support.factory import FAMILIES, save_llm
 from torch import Tensor, nn
 
 from dualslm.errors import DualSLMError
-from dualslm.model.execution import activation_checkpointing, compiled, decoder_layers, kept
+from dualslm.model.execution import activation_checkpointing, compile_layers, decoder_layers, read_only
 from dualslm.model.llm import FrozenLM
 from dualslm.recipe import Quantize
 from dualslm.tiny import WEIGHTS
@@ -57,7 +57,7 @@ def test_layers_computed_twice_give_the_same_gradient(family: str, tmp_path: Pat
     found = []
     for cache in read:
         leaf = embeds_BTD[:, 4:].clone().requires_grad_()
-        model(leaf, torch.ones(2, 10, dtype=torch.long), cache=kept(cache)).float().logsumexp(-1).sum().backward()
+        model(leaf, torch.ones(2, 10, dtype=torch.long), cache=read_only(cache)).float().logsumexp(-1).sum().backward()
         found.append(leaf.grad)
         activation_checkpointing(model.model)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
@@ -77,7 +77,7 @@ def test_compiling_is_done_once_for_all_layers(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled(model.model)
+    compile_layers(model.model)
     read = model.prefill(list(embeds_BTD[:, :4]))
     assert model.prefill(list(embeds_BTD[:, 4:]), read).mask_BT.shape == (2, 12)
     torch.testing.assert_close(gradient(model, embeds_BTD), plain)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.inputs import IGNORE_INDEX, rows
+from dualslm.model.inputs import IGNORE_INDEX, fill
 from dualslm.model.llm import pad_left
-from dualslm.model.loss import Loss, share
+from dualslm.model.loss import Loss, numbered_prefixes, share_prefixes
 from dualslm.prompt import Prompt, render
 
 ALWAYS, NEVER = 0.0, 2.0
@@ -70,17 +70,17 @@ def assert_equal(model: DualSLM, one: Loss, other: Loss) -> None:
 
 def test_the_shared_prefix_changes_nothing(model: DualSLM) -> None:
     some = prompts(model)
-    filled = rows(some, model.llm, model.adapt, model.hear)
-    readings, _ = share([row.prefix for row in filled])
+    filled = fill(some, model.llm, model.adapt, model.hear)
+    readings, _ = share_prefixes(numbered_prefixes(filled))
     assert len(readings) < len(some)
-    assert_equal(model, model(some, worth=ALWAYS), model(some, worth=NEVER))
+    assert_equal(model, model(some, min_saved_share=ALWAYS), model(some, min_saved_share=NEVER))
 
 
 def test_logits_at_targets_alone_change_nothing(model: DualSLM) -> None:
     some = prompts(model)
 
     def everywhere() -> Loss:
-        filled = rows(some, model.llm, model.adapt, model.hear)
+        filled = fill(some, model.llm, model.adapt, model.hear)
         embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in filled])
         labels_BT = pad_left([row.labels_T for row in filled])[0].masked_fill(mask_BT == 0, IGNORE_INDEX)[:, 1:]
         chances_BTV = model.llm(embeds_BTD, mask_BT)[:, :-1].log_softmax(-1)
@@ -88,7 +88,7 @@ def test_logits_at_targets_alone_change_nothing(model: DualSLM) -> None:
         wanted_BT = labels_BT != IGNORE_INDEX
         return Loss(-(own_BT * wanted_BT).sum(1), wanted_BT.sum(1))
 
-    assert_equal(model, model(some, worth=NEVER), everywhere())
+    assert_equal(model, model(some, min_saved_share=NEVER), everywhere())
 
 
 def test_cached_frames_change_nothing(model: DualSLM) -> None:
@@ -102,7 +102,7 @@ def test_cached_frames_change_nothing(model: DualSLM) -> None:
 
 def test_one_reading_serves_all_that_begin_like_it() -> None:
     prefixes: list[tuple[int, ...]] = [(1, 2), (1, 2, 3), (), (1, 4), (1, 2), (1,)]
-    readings, owners = share(prefixes)
+    readings, owners = share_prefixes(prefixes)
     assert readings == [(1, 4), (1, 2, 3)]
     for prefix, owner in zip(prefixes, owners, strict=True):
         assert readings[owner][: len(prefix)] == prefix
@@ -113,4 +113,4 @@ def test_windows_of_attention_keep_to_the_plain_path(encoder: str, tmp_path: Pat
     model = DualSLM.from_parts(encoder, str(save_llm(tmp_path / "llm", "mistral"))).eval()
     assert not model.llm.keeps_every_position
     some = prompts(model)
-    assert torch.equal(model(some, worth=ALWAYS).nll_B, model(some, worth=NEVER).nll_B)
+    assert torch.equal(model(some, min_saved_share=ALWAYS).nll_B, model(some, min_saved_share=NEVER).nll_B)

@@ -13,7 +13,7 @@ from support.servekit import ANGRY, SAD, Slow, assistant, heard, threaded, user
 
 from dualslm import Conversation, Speech, View, tiny
 from dualslm.inference.attribution import degrees, influence
-from dualslm.inference.local import InProcess
+from dualslm.inference.local import LocalBackend
 from dualslm.inference.session import Session
 from dualslm.serve.app import app
 from dualslm.serve.service import Service
@@ -30,7 +30,7 @@ def session() -> Session:
 
 @pytest.fixture(scope="module")
 def url(session: Session) -> Iterator[str]:
-    backend = InProcess(session.model.llm)
+    backend = LocalBackend(session.model.llm)
     with threaded(app(Service(session.model, backend, questions=ASKED, system=LISTEN))) as address:
         yield address
 
@@ -92,7 +92,7 @@ def test_a_stream_tells_its_seconds(url: str) -> None:
 
 
 def test_an_llm_elsewhere_tells_no_likelihoods() -> None:
-    service = Service(tiny.load(answers=False), Slow(0.001), questions=ASKED, system=LISTEN)
+    service = Service(tiny.load(load_llm=False), Slow(0.001), questions=ASKED, system=LISTEN)
     with threaded(app(service)) as url:
         assert httpx2.get(f"{url}/about").json() == {"model": "dualslm", "system": LISTEN, "likelihoods": False}
         told = post(url, "heard", input_audio=heard(ANGRY)["input_audio"]).json()

@@ -13,7 +13,7 @@ from support.browser import PATIENCE, chromium, drop, drop_file, last_reply, pla
 from support.servekit import Slow, process, threaded
 
 from dualslm import tiny
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import NORMAL, Conversation, Speech, View
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
 ANGRY, HAPPY, EXAM = CLIPS / "hear_1_angry.wav", CLIPS / "hear_2_happy.wav", CLIPS / "tones_1_happy.wav"
-NORMAL = View()
 TONE = {"gender": "male", "pitch": "middle", "tempo": "fast", "energy": "loud", "emotion": "angry"}
 
 
@@ -207,7 +206,7 @@ def test_a_recording_from_the_microphone_is_heard(play: Playwright, server: str)
 
 @pytest.fixture(scope="module")
 def ears_only() -> DualSLM:
-    return tiny.load(answers=False)
+    return tiny.load(load_llm=False)
 
 
 @pytest.fixture

@@ -164,8 +164,8 @@ def test_state(url: str) -> None:
 
 
 def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
-    how = GenerationSettings(120, temperature=2.0, seed=5)
-    want = model.reply(Conversation(LISTEN).user(Speech(SAD)), how=how)
+    generation = GenerationSettings(120, temperature=2.0, seed=5)
+    want = model.reply(Conversation(LISTEN).user(Speech(SAD)), generation=generation)
     with process() as (address, run):
         api = client(address).chat.completions
         told: Any = {"temperature": 2.0, "seed": 5, "max_tokens": 120, "stream": True}

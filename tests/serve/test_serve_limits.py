@@ -28,7 +28,7 @@ MODEL: Any = "dualslm"
 
 @pytest.fixture(scope="module")
 def model() -> DualSLM:
-    return tiny.load(answers=False)
+    return tiny.load(load_llm=False)
 
 
 @pytest.fixture

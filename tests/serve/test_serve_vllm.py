@@ -76,7 +76,7 @@ def test_sampling_options_pass_through(urls: list[str], model: DualSLM) -> None:
     whole = api.create(model=MODEL, messages=[message]).choices[0].message.content or ""
     cut = api.create(model=MODEL, messages=[message], max_tokens=4).choices[0]
     assert cut.finish_reason == "length"
-    assert cut.message.content == model.reply(Conversation(LISTEN).user(Speech(SAD)), how=GenerationSettings(4))
+    assert cut.message.content == model.reply(Conversation(LISTEN).user(Speech(SAD)), generation=GenerationSettings(4))
     word = whole.split()[3]
     stopped = api.create(model=MODEL, messages=[message], stop=word).choices[0]
     assert (stopped.finish_reason, stopped.message.content) == ("stop", whole[: whole.index(word)])

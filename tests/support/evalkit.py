@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dualslm.conversation import View
-from dualslm.evaluation.systems.item import Answer, Item
+from dualslm.conversation import Reply, View
+from dualslm.evaluation.systems.item import Item
 from support.badaudio import wav
 
 MOODS = ("sad", "happy", "angry")
@@ -42,16 +42,16 @@ class Parrot:
     def unfit(self, item: Item) -> str | None:
         return None
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         self.asked += [item.id for item in items]
         return [self._one(item) for item in items]
 
-    def _one(self, item: Item) -> Answer:
+    def _one(self, item: Item) -> Reply:
         said = item.target or item.truth or "I see."
         if sum(item.id.encode()) % self.wrong == 0:
             others = [choice for choice in item.choices or () if choice != item.truth]
             said = said.replace(str(item.truth), others[0]) if others else said.partition(" ")[2]
-        return Answer(said)
+        return Reply(said)
 
 
 def exam(folder: Path, count: int = 12) -> list[Path]:

@@ -17,6 +17,9 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
+from dualslm.model.llm import FrozenLM
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -121,3 +124,9 @@ def save_encoder(folder: Path, *, width: int = 32, window_s: int = 4, seed: int 
 
 
 Maker = Callable[..., Path]
+
+
+def prompt_of(llm: FrozenLM, ids: list[int]) -> PromptEmbeds:
+    """A prompt of token ids, as the LLM reads it."""
+    labels_T = torch.full((len(ids),), IGNORE_INDEX)
+    return PromptEmbeds(llm.embed(torch.tensor(ids)), ids, labels_T)

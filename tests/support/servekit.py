@@ -18,9 +18,9 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
-from dualslm.inference.audio_cache import PromptEmbeds
 from dualslm.inference.backend import Piece
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.inputs import PromptEmbeds
 from dualslm.tiny import CLIPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,15 +37,15 @@ class Slow:
         self.pace, self.open, self.left = pace, 0, 0
 
     async def stream(
-        self, prompt: PromptEmbeds, how: GenerationSettings, stop: Sequence[str] = ()
+        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
         self.open += 1
         self.left += 1
         try:
-            for number in range(1, how.max_new_tokens):
+            for number in range(1, generation.max_new_tokens):
                 await asyncio.sleep(self.pace)
                 yield Piece("la ", number)
-            yield Piece("", how.max_new_tokens, reason="length")
+            yield Piece("", generation.max_new_tokens, reason="length")
             self.left -= 1
         finally:
             self.open -= 1

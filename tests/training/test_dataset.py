@@ -18,7 +18,7 @@ from dualslm.data.manifest import Examples, recordings
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.llm import FrozenLM
-from dualslm.prompt import Slot
+from dualslm.prompt import Slot, SlotLengths
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
 from dualslm.training.dataset import BLOCK, StageDataset, _pattern
 from dualslm.training.feature_cache import FrameCache, Rule, build
@@ -47,7 +47,7 @@ def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> 
     build(encoder, recordings(talks), folder, say=lambda _: None)
     cache = FrameCache(folder, Rule.of(encoder))
     tokenizer = FrozenLM.from_pretrained(recipe.model.llm).tokenizer
-    return StageDataset(stage, talks, cache, tokenizer, recipe.seed, rank=rank, world=world)
+    return StageDataset(stage, talks, cache, tokenizer, recipe.seed, lengths=SlotLengths(16, 5), rank=rank, world=world)
 
 
 def test_a_lesson_follows_from_its_place_alone(recipe: Recipe, samples: StageDataset) -> None:
@@ -138,7 +138,7 @@ def test_processes_share_a_batch(recipe: Recipe, samples: StageDataset) -> None:
 def test_what_learns_is_what_the_stage_says(samples: StageDataset) -> None:
     for place in range(50):
         sample = samples.sample(place)
-        frozen = {slot.channel: slot.frozen for slot in sample.prompt.segments if isinstance(slot, Slot)}
+        frozen = {slot.channel: slot.detached for slot in sample.prompt.segments if isinstance(slot, Slot)}
         own: Channel = "ling" if sample.kind == "linguistic" else "para"
         assert not frozen[own]
         assert all(frozen[channel] for channel in frozen if channel != own)

@@ -63,8 +63,8 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
     targets[-12:] = 7
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         spoken = [para(frames, lengths)[0], ling(frames[-1], lengths)[0]]
-        row = PromptEmbeds(torch.cat([before, *spoken, after]), targets, tuple(range(60)))
-        next_token_loss(mind, [row], worth=0.0).nll_B.sum().backward()
+        row = PromptEmbeds(torch.cat([before, *spoken, after]), range(len(targets)), targets, fixed=60)
+        next_token_loss(mind, [row], min_saved_share=0.0).nll_B.sum().backward()
     counted = counter.get_total_flops()
     assert estimate.lesson_cost(recipe, AUDIO_CACHE, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
 

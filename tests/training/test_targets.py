@@ -18,7 +18,7 @@ from support.targetskit import RECIPE, SAID, lines
 
 from dualslm import openai_client
 from dualslm.cli import main as cli
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import Conversation, Reply, Speech, View
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.generation import GenerationSettings
@@ -27,7 +27,7 @@ from dualslm.prompt import Text, render
 from dualslm.tiny import WEIGHTS
 from dualslm.training import targets
 from dualslm.training.targets import Job, fault, jobs_of, write
-from dualslm.training.teacher import InProcess, Reply, Server, messages
+from dualslm.training.teacher import LocalTeacher, ServerTeacher, messages
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_drawn_replies_follow_from_the_seed(folder: Path, llm: FrozenLM) -> None
     outs = []
     for name, seed in (("x", 0), ("y", 0), ("z", 1)):
         one = Job((folder / "b.jsonl",), folder / name / "b.jsonl")
-        write(one, InProcess(llm, GenerationSettings(12, temperature=2.0)), seed=seed)
+        write(one, LocalTeacher(llm, GenerationSettings(12, temperature=2.0)), seed=seed)
         outs.append(replies(one.out))
     assert outs[0] == outs[1] != outs[2]
 
@@ -288,7 +288,7 @@ def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
 def test_a_server_that_is_none(folder: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_client, "WAIT", 0.01)
     with pytest.raises(DualSLMError, match="does not answer as an OpenAI-compatible server: got status 404"):
-        write(job(folder), Server(server, "unknown", GenerationSettings()), seed=0)
+        write(job(folder), ServerTeacher(server, "unknown", GenerationSettings()), seed=0)
     assert targets.Job((), folder / "x.jsonl").work.name == ".x.jsonl.work"
 
 

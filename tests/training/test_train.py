@@ -200,7 +200,9 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
 
 def lesson_batch(recipe: Recipe, model: DualSLM, stage: Stage) -> Batch:
     cache = FrameCache(Path(recipe.data.features), Rule.of(SpeechEncoder.from_pretrained(recipe.model.encoder)))
-    return StageDataset(stage, Examples(recipe.data.train), cache, model.llm.tokenizer, seed=0)[0]
+    return StageDataset(stage, Examples(recipe.data.train), cache, model.llm.tokenizer, 0, lengths=model.slot_lengths)[
+        0
+    ]
 
 
 def test_unreadable_recordings_are_counted_and_listed(recipe: Recipe, tmp_path: Path) -> None:

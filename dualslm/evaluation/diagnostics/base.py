@@ -14,20 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.evaluation.metrics.bootstrap import figure
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
 from dualslm.model.generation import GenerationSettings
-from dualslm.model.inputs import IGNORE_INDEX, Hear, rows
-from dualslm.model.llm import pad_left
+from dualslm.model.inputs import Hear, fill
+from dualslm.model.loss import label_log_probs
 from dualslm.prompt import render
-
-BOTH, P, L = View(), View("speech", "none"), View("none", "speech")
-TEXT, WORDS, NOTHING = View("text", "text"), View("none", "text"), View("none", "none")
-CAPTION_L, P_TRANSCRIPT = View("text", "speech"), View("speech", "text")
 
 
 @dataclass(frozen=True)
@@ -123,10 +118,12 @@ class Examiner:
 
     def answers(self, talks: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0) -> list[str]:
         """What the model answers to unanswered talks; drawn at a temperature where `heat` is above 0."""
-        how = GenerationSettings(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
+        generation = GenerationSettings(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
         prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]
         return [
-            answer for some in _some(prompts, self.batch) for answer in self.model.answer(some, hear=self.hear, how=how)
+            answer
+            for some in _some(prompts, self.batch)
+            for answer in self.model.generate(some, hear=self.hear, generation=generation)
         ]
 
     @torch.no_grad()
@@ -136,16 +133,8 @@ class Examiner:
         """For each answered talk the log-chances before each token of the answer (K, V), and the tokens (K)."""
         for some in _some(talks, self.batch):
             prompts = [render(talk, self.model.llm.tokenizer, view, history=history, supervise="last") for talk in some]
-            made = rows(prompts, self.model.llm, self.model.adapt, self.hear or self.model.hear)
-            embeds_BTD, mask_BT = pad_left([row.embeds_TD for row in made])
-            labels_BT, padding_BT = pad_left([row.labels_T for row in made])
-            next_BT = labels_BT.masked_fill(padding_BT == 0, IGNORE_INDEX)[:, 1:]
-            wanted_BT = next_BT != IGNORE_INDEX
-            logits_KV = self.model.llm(embeds_BTD, mask_BT, keep_BT=F.pad(wanted_BT, (0, 1)))
-            lengths = wanted_BT.sum(1).tolist()
-            yield from zip(
-                logits_KV.float().log_softmax(-1).split(lengths), next_BT[wanted_BT].split(lengths), strict=True
-            )
+            filled = fill(prompts, self.model.llm, self.model.adapt, self.hear or self.model.hear)
+            yield from label_log_probs(self.model.llm, filled)
 
     def nats(
         self, talks: Sequence[Conversation], view: View, *, history: View | None = None

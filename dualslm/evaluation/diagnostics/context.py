@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dualslm.conversation import Conversation, Turn
-from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Examiner, Line, Result, line
+from dualslm.conversation import NORMAL, ORACLE, Conversation, Turn
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 from dualslm.evaluation.metrics import word_errors, words
 
@@ -39,7 +39,7 @@ def history(desk: Examiner, material: Material) -> Result:
         "no history": [last_exchanges(item, 0) for item in items],
         "another talk's history": shuffled,
     }
-    nats = {name: desk.nats(talks, BOTH) for name, talks in versions.items()}
+    nats = {name: desk.nats(talks, NORMAL) for name, talks in versions.items()}
     lines = [_line(f"reply after {name}, nats a token", items, told) for name, told in nats.items()]
     for name in ("no history", "another talk's history"):
         lost = [(a - b, n) for (a, n), (b, _) in zip(nats[name], nats["the true history"], strict=True)]
@@ -47,7 +47,7 @@ def history(desk: Examiner, material: Material) -> Result:
     deepest = max(map(exchanges, items))
     for depth in (depth for depth in DEPTHS if depth <= deepest):
         some = [item for item in items if exchanges(item) == deepest]
-        told = desk.nats([last_exchanges(item, depth) for item in some], BOTH)
+        told = desk.nats([last_exchanges(item, depth) for item in some], NORMAL)
         lines.append(_line(f"of {deepest} exchanges the last {depth}, nats a token", some, told))
     used = lines[4].low > 0
     says = "The reply draws on the history" if used else "It is not shown that the reply draws on the history"
@@ -61,7 +61,7 @@ def alarm(desk: Examiner, material: Material) -> Result:
     groups = [item.group for item in items]
     told = [Conversation(UNSEEN[place % len(UNSEEN)]).user(item.speech) for place, item in enumerate(items)]
     shares = {}
-    for name, view in (("heard", BOTH), ("read as text", TEXT)):
+    for name, view in (("heard", NORMAL), ("read as text", ORACLE)):
         kinds = [_kind(a, item, labels) for a, item in zip(desk.answers(told, view), items, strict=True)]
         shares[name] = {kind: [one == kind for one in kinds] for kind in ("transcript", "label")}
     lines = []

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dualslm.conversation import View
-from dualslm.evaluation.diagnostics.base import BOTH, NOTHING, WORDS, Examiner, L, Line, P, Result, line
+from dualslm.conversation import L_ONLY, NORMAL, NOTHING, P_ONLY, TRANSCRIPT, View
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material, with_value
 from dualslm.evaluation.metrics import word_errors, words
 
@@ -24,14 +24,14 @@ def tone_from_words(desk: Examiner, material: Material) -> Result:
     items, values = material.about(attribute), material.choices(attribute)
     groups = [item.group for item in items]
     truth = [item.speech.labels[attribute] for item in items]
-    told = {view: heard(desk, items, attribute, values, view) for view in (L, P, BOTH, WORDS)}
+    told = {view: heard(desk, items, attribute, values, view) for view in (L_ONLY, P_ONLY, NORMAL, TRANSCRIPT)}
     commonest = max(truth.count(value) for value in values) / len(truth)
     right = {view: [a == b for a, b in zip(told[view], truth, strict=True)] for view in told}
-    zero = 100 * max(commonest, sum(right[WORDS]) / len(truth))
-    labels = {L: "L alone", P: "P alone", BOTH: "P and L", WORDS: "the LLM reading the transcript"}
+    zero = 100 * max(commonest, sum(right[TRANSCRIPT]) / len(truth))
+    labels = {L_ONLY: "L alone", P_ONLY: "P alone", NORMAL: "P and L", TRANSCRIPT: "the LLM reading the transcript"}
     lines = [
-        line(f"{attribute} from {labels[view]}, %", right[view], groups, zero=zero if view == L else None)
-        for view in (L, P, BOTH, WORDS)
+        line(f"{attribute} from {labels[view]}, %", right[view], groups, zero=zero if view == L_ONLY else None)
+        for view in (L_ONLY, P_ONLY, NORMAL, TRANSCRIPT)
     ]
     found = lines[0].low > zero
     says = "L tells more of the tone than words can: it leaks" if found else "no leak of the tone into L can be seen"
@@ -50,7 +50,7 @@ def words_from_tone(desk: Examiner, material: Material, *, among: int = AMONG) -
     groups = [item.group for item in items]
     pairs = [
         (words(item.answer), words(answer))
-        for item, answer in zip(items, desk.answers([item.asked for item in items], P), strict=True)
+        for item, answer in zip(items, desk.answers([item.asked for item in items], P_ONLY), strict=True)
     ]
     right = [max(0, len(said) - word_errors(said, got)) for said, got in pairs]
     written = line("words right from P alone (100 - WER), %", right, groups, wholes=[len(said) for said, _ in pairs])
@@ -70,7 +70,7 @@ def _chosen(desk: Examiner, items: Sequence[Item], among: int) -> Line:
         rng = random.Random(f"{desk.seed}/{item.speech.audio!s}")
         others = rng.sample([text for text in texts if text != item.answer], among - 1)
         talks = [item.saying(text) for text in (item.answer, *others)]
-        gains = [b - a for (a, _), (b, _) in zip(desk.nats(talks, P), desk.nats(talks, NOTHING), strict=True)]
+        gains = [b - a for (a, _), (b, _) in zip(desk.nats(talks, P_ONLY), desk.nats(talks, NOTHING), strict=True)]
         right.append(gains[0] > max(gains[1:], default=0.0))
     label = f"the right transcript among {among} from P alone, %"
     return line(label, right, [item.group for item in some], zero=100 / among)

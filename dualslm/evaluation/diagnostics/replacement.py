@@ -13,19 +13,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dualslm.conversation import View
-from dualslm.evaluation.diagnostics.base import (
-    BOTH,
-    CAPTION_L,
-    NOTHING,
-    P_TRANSCRIPT,
-    Examiner,
-    L,
-    Line,
-    P,
-    Result,
-    line,
-)
+from dualslm.conversation import CAPTION_AND_L, L_ONLY, NORMAL, NOTHING, P_AND_TRANSCRIPT, P_ONLY, View
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 
 FIRM = 0.1  # nats; a token that loses less hangs on nothing
@@ -34,9 +23,9 @@ FIRM = 0.1  # nats; a token that loses less hangs on nothing
 def equivalence(desk: Examiner, material: Material) -> Result:
     """How far the chances of the answer's tokens move when a channel is replaced."""
     asked: list[tuple[str, Sequence[Item], dict[View, str]]] = [
-        ("transcripts", material.words, {CAPTION_L: "P as its caption", L: "no P"}),
-        ("answers about the voice", material.voices, {P_TRANSCRIPT: "L as its transcript", P: "no L"}),
-        ("replies", material.replies, {CAPTION_L: "P as its caption", P_TRANSCRIPT: "L as its transcript"}),
+        ("transcripts", material.words, {CAPTION_AND_L: "P as its caption", L_ONLY: "no P"}),
+        ("answers about the voice", material.voices, {P_AND_TRANSCRIPT: "L as its transcript", P_ONLY: "no L"}),
+        ("replies", material.replies, {CAPTION_AND_L: "P as its caption", P_AND_TRANSCRIPT: "L as its transcript"}),
     ]
     lines = []
     for what, items, views in asked:
@@ -54,9 +43,12 @@ def equivalence(desk: Examiner, material: Material) -> Result:
 def attribution(desk: Examiner, material: Material) -> Result:
     """What each token of a reply loses without P and without L."""
     items = [item for item in material.replies if item.speech.audio is not None]
-    moved = moves(desk, items, (L, P))
-    each = [(para.tolist(), ling.tolist()) for para, ling in zip(moved[L], moved[P], strict=True)]
-    lines = [_line("without P, nats a token", items, moved[L]), _line("without L, nats a token", items, moved[P])]
+    moved = moves(desk, items, (L_ONLY, P_ONLY))
+    each = [(para.tolist(), ling.tolist()) for para, ling in zip(moved[L_ONLY], moved[P_ONLY], strict=True)]
+    lines = [
+        _line("without P, nats a token", items, moved[L_ONLY]),
+        _line("without L, nats a token", items, moved[P_ONLY]),
+    ]
     groups, lengths = [item.group for item in items], [len(one) for one, _ in each]
     for label, mine, other in (("tokens that hang on P most, %", 0, 1), ("tokens that hang on L most, %", 1, 0)):
         hang = [sum(a > max(b, FIRM) for a, b in zip(one[mine], one[other], strict=True)) for one in each]
@@ -70,7 +62,7 @@ def moves(desk: Examiner, items: Sequence[Item], views: Sequence[View]) -> dict[
     found: dict[View, list[Tensor]] = {view: [] for view in views}
     for start in range(0, len(items), desk.batch):  # a whole vocabulary for each token: some talks at a time
         talks = [item.talk for item in items[start : start + desk.batch]]
-        true = [log_KV for log_KV, _ in desk.distributions(talks, BOTH)]
+        true = [log_KV for log_KV, _ in desk.distributions(talks, NORMAL)]
         for view in views:
             other = desk.distributions(talks, view)
             found[view] += [divergence(one_KV, two_KV) for one_KV, (two_KV, _) in zip(true, other, strict=True)]
@@ -90,7 +82,7 @@ def _line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: floa
 def _example(desk: Examiner, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:
     """One reply with a mark at every token that hangs on a channel."""
     tokenizer = desk.model.llm.tokenizer
-    (_, tokens_K), *_ = desk.distributions([item.talk], BOTH)
+    (_, tokens_K), *_ = desk.distributions([item.talk], NORMAL)
     marked = []
     for token, from_p, from_l in zip(tokens_K.tolist(), para, ling, strict=True):
         mark = "" if max(from_p, from_l) < FIRM else "(P)" if from_p > from_l else "(L)"

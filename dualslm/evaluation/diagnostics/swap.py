@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dualslm.conversation import Speech
-from dualslm.evaluation.diagnostics.base import BOTH, TEXT, Examiner, Result, line
+from dualslm.conversation import NORMAL, ORACLE, Speech
+from dualslm.evaluation.diagnostics.base import Examiner, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 from dualslm.evaluation.diagnostics.leaks import heard
 from dualslm.evaluation.metrics import word_errors, words
@@ -24,7 +24,7 @@ def source_swap(desk: Examiner, material: Material) -> Result:
     items, values = material.about(attribute), material.choices(attribute)
     pairs = _with_others(items, desk.seed, attribute)
     mixed = [item.spoken(item.speech.in_the_tone_of(other)) for item, other in pairs]
-    told = heard(desk, mixed, attribute, values, BOTH)
+    told = heard(desk, mixed, attribute, values, NORMAL)
     groups = [item.group for item, _ in pairs]
     follows_p = [got == other.labels[attribute] for got, (_, other) in zip(told, pairs, strict=True)]
     follows_l = [got == item.speech.labels[attribute] for got, (item, _) in zip(told, pairs, strict=True)]
@@ -37,7 +37,9 @@ def source_swap(desk: Examiner, material: Material) -> Result:
         "as recorded": [item.asked for item, _ in spoken],
         "with another's P": [item.spoken(item.speech.in_the_tone_of(other)).asked for item, other in spoken],
     }.items():
-        said = [(words(item.answer), words(a)) for (item, _), a in zip(spoken, desk.answers(talks, BOTH), strict=True)]
+        said = [
+            (words(item.answer), words(a)) for (item, _), a in zip(spoken, desk.answers(talks, NORMAL), strict=True)
+        ]
         errors, lengths = [word_errors(a, b) for a, b in said], [len(a) for a, _ in said]
         lines.append(line(f"word errors, {label}, %", errors, [item.group for item, _ in spoken], wholes=lengths))
     good = lines[0].low > lines[1].high and lines[3].low <= lines[2].high
@@ -55,13 +57,13 @@ def style_contrast(desk: Examiner, material: Material) -> Result:
     ]
     groups = [item.group for item, _ in pairs]
     own, other = [item for item, _ in pairs], [mixed for _, mixed in pairs]
-    replies = [desk.answers([item.asked for item in side], BOTH) for side in (own, other)]
-    fitting = [desk.answers([item.asked for item in side], TEXT) for side in (own, other)]
+    replies = [desk.answers([item.asked for item in side], NORMAL) for side in (own, other)]
+    fitting = [desk.answers([item.asked for item in side], ORACLE) for side in (own, other)]
     told = [place for place in range(len(pairs)) if fitting[0][place] != fitting[1][place]]
     choices = [[other[place].saying(fitting[side][place]) for side in (1, 0)] for place in told]
-    right = [place == 0 for place in desk.likeliest(choices, BOTH)] if told else []
+    right = [place == 0 for place in desk.likeliest(choices, NORMAL)] if told else []
     drawn = [
-        desk.answers([item.asked for item in side], BOTH, heat=HEAT, seed=seed)
+        desk.answers([item.asked for item in side], NORMAL, heat=HEAT, seed=seed)
         for side, seed in ((own, 1), (own, 2), (other, 3))
     ]
     noise = [_apart(a, b) for a, b in zip(drawn[0], drawn[1], strict=True)]

@@ -3,6 +3,6 @@
 A system is one file and one entry of `dualslm.systems.named.SYSTEMS`.
 """
 
-from dualslm.evaluation.systems.item import Answer, Item, System
+from dualslm.evaluation.systems.item import Item, System
 
-__all__ = ["Answer", "Item", "System"]
+__all__ = ["Item", "System"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualslm.audio import load
-from dualslm.conversation import View
+from dualslm.conversation import Reply, View
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.systems.item import Answer, Item
+from dualslm.evaluation.systems.item import Item
 
 DEFAULT = "iic/emotion2vec_plus_large"
 
@@ -45,9 +45,9 @@ class Emotion2Vec:
         """It knows emotions alone."""
         return "no recording" if not item.speech.audio else None if item.task == "emotion" else "no emotion asked"
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """The likeliest emotion of each recording."""
-        return [Answer(self._one(load(item.speech.audio))) for item in items]  # type: ignore[arg-type]
+        return [Reply(self._one(load(item.speech.audio))) for item in items]  # type: ignore[arg-type]
 
     def _one(self, samples: Any) -> str:
         (found,) = self.model.generate(samples, granularity="utterance", extract_embedding=False)

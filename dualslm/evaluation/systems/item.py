@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.recipe import TaskKind
 
 PLACES = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
@@ -55,21 +55,6 @@ class Item:
         return {choice: before + choice + after for choice in self.choices}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a system said.
-
-    Attributes:
-        text: as it came.
-        ended: by its own end, and not cut off.
-        likelihoods: the mean log-probability of a token of each choice's sentence, in nats, where it was asked for.
-    """
-
-    text: str
-    ended: bool = True
-    likelihoods: Mapping[str, float] = field(default_factory=dict)
-
-
 class System(Protocol):
     """Answers items; an object of any class with these serves."""
 
@@ -87,7 +72,7 @@ class System(Protocol):
     def unfit(self, item: Item) -> str | None:
         """Why it cannot be asked an item; None where it can."""
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Its answers, in order."""
 
 

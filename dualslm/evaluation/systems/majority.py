@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualslm.conversation import View
+from dualslm.conversation import Reply, View
 from dualslm.evaluation.metrics.labels import commonest
-from dualslm.evaluation.systems.item import Answer, Item
+from dualslm.evaluation.systems.item import Item
 
 
 class Majority:
@@ -40,9 +40,9 @@ class Majority:
         """Choices alone have a commonest one."""
         return None if item.choices else "no choices"
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """The commonest label, as a bare word."""
-        return [Answer(self.said[_set(item)]) for item in items]
+        return [Reply(self.said[_set(item)]) for item in items]
 
 
 def _set(item: Item) -> tuple[str, str, str]:

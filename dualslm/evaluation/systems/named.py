@@ -33,7 +33,7 @@ class Means:
     weigh: bool = False
 
     @property
-    def how(self) -> GenerationSettings:
+    def generation(self) -> GenerationSettings:
         """Greedy."""
         from dualslm.model.generation import GenerationSettings
 
@@ -100,14 +100,14 @@ def _checkpoint(given: Mapping[str, str], means: Means) -> System:
 
     folder = checkpoint_of(given["model"])
     model = DualSLM.from_pretrained(folder, device=means.device)
-    return Ours(model, means.how, given.get("name") or called(folder), means.weigh)
+    return Ours(model, means.generation, given.get("name") or called(folder), means.weigh)
 
 
 def _lm(name: str, means: Means) -> FrozenLM:
-    from dualslm.model.dualslm import place
+    from dualslm.model.dualslm import resolve_device
     from dualslm.model.llm import FrozenLM
 
-    where, dtype = place(means.device)
+    where, dtype = resolve_device(means.device)
     return FrozenLM.from_pretrained(name, dtype=dtype, device=where)
 
 
@@ -126,7 +126,7 @@ def _server(given: Mapping[str, str], means: Means) -> System:
 def _text(given: Mapping[str, str], means: Means) -> System:
     from dualslm.evaluation.systems.ours import TextLM
 
-    return TextLM(_lm(given["model"], means), means.how, given.get("name", given["model"]))
+    return TextLM(_lm(given["model"], means), means.generation, given.get("name", given["model"]))
 
 
 def _cascade(given: Mapping[str, str], means: Means) -> System:
@@ -134,14 +134,16 @@ def _cascade(given: Mapping[str, str], means: Means) -> System:
     from dualslm.evaluation.systems.recogniser import recogniser
 
     name = given.get("name", f"{given['asr']} + {given['llm']}")
-    return Cascade(recogniser(given["asr"], means.device), given["asr"], _lm(given["llm"], means), means.how, name)
+    return Cascade(
+        recogniser(given["asr"], means.device), given["asr"], _lm(given["llm"], means), means.generation, name
+    )
 
 
 def _qwen2_audio(given: Mapping[str, str], means: Means) -> System:
     from dualslm.evaluation.systems.qwen2_audio import Qwen2Audio
-    from dualslm.model.dualslm import place
+    from dualslm.model.dualslm import resolve_device
 
-    where, dtype = place(means.device)
+    where, dtype = resolve_device(means.device)
     name = given.get("name", "qwen2-audio")
     return Qwen2Audio(given["model"], device=where, dtype=dtype, name=name, longest=means.longest)
 

@@ -15,8 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualslm.conversation import Conversation, Speech, Turn, View
-from dualslm.evaluation.systems.item import Answer, Item
+from dualslm.conversation import (
+    L_ONLY,
+    NORMAL,
+    ORACLE,
+    P_ONLY,
+    TRANSCRIPT,
+    Conversation,
+    Reply,
+    Speech,
+    Turn,
+    View,
+)
+from dualslm.evaluation.systems.item import Item
 from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
@@ -25,12 +36,10 @@ from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, render
 from dualslm.recipe import TaskKind
 
-BOTH, P, L = View(), View("speech", "none"), View("none", "speech")
-ORACLE, TRANSCRIPT = View("text", "text"), View("none", "text")
 VIEWS: Mapping[TaskKind, tuple[View, ...]] = {
-    "linguistic": (BOTH, L, P),  # P: the leak cell
-    "paralinguistic": (BOTH, P, L, ORACLE, TRANSCRIPT),  # L and the transcript: what words alone give away
-    "dual": (BOTH, P, L, ORACLE, TRANSCRIPT),
+    "linguistic": (NORMAL, L_ONLY, P_ONLY),  # P: the leak cell
+    "paralinguistic": (NORMAL, P_ONLY, L_ONLY, ORACLE, TRANSCRIPT),  # L and the transcript: what words alone give away
+    "dual": (NORMAL, P_ONLY, L_ONLY, ORACLE, TRANSCRIPT),
 }
 
 
@@ -46,7 +55,7 @@ class Ours:
     """
 
     model: DualSLM
-    how: GenerationSettings
+    generation: GenerationSettings
     name: str
     weigh: bool = False
     kept: tuple[tuple[str, ...], Frames] | None = None
@@ -64,7 +73,7 @@ class Ours:
             "llm_fingerprint": fingerprint(model.llm),
             "adapters_fingerprint": fingerprint(model.adapters),
             "stage": dict(model.metrics).get("stage"),
-            "decoding": self.how.stated,
+            "decoding": self.generation.stated,
             "likelihoods": self.weigh,
         }
 
@@ -77,11 +86,11 @@ class Ours:
         return None
 
     @torch.no_grad()
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Replies of one batch, and the likelihoods of the choices where they are asked for."""
         assert view is not None
         prompts = [render(item.talk, self.model.llm.tokenizer, view) for item in items]
-        answers = decode(self.model.llm, self.model.embed(prompts, self.hear), self.how)
+        answers = decode(self.model.llm, self.model.embed(prompts, self.hear), self.generation)
         if not self.weigh:
             return answers
         return [
@@ -113,13 +122,13 @@ class TextLM:
     """
 
     llm: FrozenLM
-    how: GenerationSettings
+    generation: GenerationSettings
     name: str
 
     @property
     def about(self) -> dict[str, Any]:
         """The LLM and its decoding."""
-        return {"kind": "llm", **_llm(self.llm), "decoding": self.how.stated}
+        return {"kind": "llm", **_llm(self.llm), "decoding": self.generation.stated}
 
     def views(self, item: Item) -> Sequence[View]:
         """From text alone."""
@@ -129,12 +138,12 @@ class TextLM:
         """Any item will do that is not a transcription."""
         return "it hears nothing" if item.task == "asr" else None
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Replies of one batch."""
         assert view is not None
         if "speech" in (view.para, view.ling):
             raise ValueError(f"{self.name} hears no speech")
-        return _read([item.talk for item in items], view, self.llm, self.how)
+        return _read([item.talk for item in items], view, self.llm, self.generation)
 
 
 @dataclass
@@ -152,14 +161,14 @@ class Cascade:
     asr: Callable[[Sequence[Any]], list[str]]
     asr_name: str
     llm: FrozenLM
-    how: GenerationSettings
+    generation: GenerationSettings
     name: str
     written: dict[str, str] = field(default_factory=dict)
 
     @property
     def about(self) -> dict[str, Any]:
         """Both parts."""
-        return {"kind": "cascade", "asr": self.asr_name, **_llm(self.llm), "decoding": self.how.stated}
+        return {"kind": "cascade", "asr": self.asr_name, **_llm(self.llm), "decoding": self.generation.stated}
 
     def views(self, item: Item) -> Sequence[None]:
         """It has one way of hearing."""
@@ -169,15 +178,15 @@ class Cascade:
         """It must have every recording."""
         return None if all(clip.audio for turn in item.talk.turns for clip in turn.speeches) else "no recording"
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """A transcription is the recogniser's own; everything else the LLM answers from its words."""
         clips = {str(clip.audio): clip for item in items for turn in item.talk.turns for clip in turn.speeches}
         new = [path for path in clips if path not in self.written]
         self.written |= dict(zip(new, self.asr([clips[path].audio for path in new]), strict=True)) if new else {}
         asked = [item for item in items if item.task != "asr"]
         talks = [self._as_written(item.talk) for item in asked]
-        replies = iter(_read(talks, TRANSCRIPT, self.llm, self.how) if talks else [])
-        return [Answer(self.written[str(item.speech.audio)]) if item.task == "asr" else next(replies) for item in items]
+        replies = iter(_read(talks, TRANSCRIPT, self.llm, self.generation) if talks else [])
+        return [Reply(self.written[str(item.speech.audio)]) if item.task == "asr" else next(replies) for item in items]
 
     def _as_written(self, talk: Conversation) -> Conversation:
         def part(one: str | Speech) -> str | Speech:
@@ -187,9 +196,9 @@ class Cascade:
 
 
 @torch.no_grad()
-def decode(llm: FrozenLM, prompts: Sequence[Tensor], how: GenerationSettings) -> list[Answer]:
+def decode(llm: FrozenLM, prompts: Sequence[Tensor], generation: GenerationSettings) -> list[Reply]:
     """Replies to prompts of embeddings, each (T, D), and whether each came to its end."""
-    return [Answer(text.strip(), ended) for text, ended in llm.replies(prompts, how)]
+    return [replace(reply, text=reply.text.strip()) for reply in llm.generate(prompts, generation)]
 
 
 @torch.no_grad()
@@ -204,10 +213,10 @@ def likelihoods(item: Item, view: View, llm: FrozenLM, loss: Callable[[Sequence[
     return {choice: round(mean, 6) for choice, mean in zip(options, means, strict=True)}
 
 
-def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, how: GenerationSettings) -> list[Answer]:
+def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, generation: GenerationSettings) -> list[Reply]:
     """An LLM's replies to talks that it reads."""
     prompts = [render(talk, llm.tokenizer, view) for talk in talks]
-    return decode(llm, [llm.embed_text(prompt) for prompt in prompts], how)
+    return decode(llm, [llm.embed_text(prompt) for prompt in prompts], generation)
 
 
 def _llm(llm: FrozenLM) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dualslm.audio import SAMPLE_RATE, load
-from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.systems.item import Answer, Item, given
+from dualslm.evaluation.systems.item import Item, given
 
 MAX_SECONDS = 30  # its encoder hears no more, and its processor cuts off the rest without a word
 
@@ -66,7 +66,7 @@ class Qwen2Audio:
         return "longer than 30 s" if (item.seconds or 0) > MAX_SECONDS else None
 
     @torch.no_grad()
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Replies of one batch."""
         texts = [
             self.processor.apply_chat_template(
@@ -84,7 +84,7 @@ class Qwen2Audio:
         stops = self._stops()
         said = self.processor.batch_decode(ids_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ended = [any(int(token) in stops for token in ids) for ids in ids_BT]
-        return [Answer(str(text).strip(), end) for text, end in zip(said, ended, strict=True)]
+        return [Reply(str(text).strip(), end) for text, end in zip(said, ended, strict=True)]
 
     def _stops(self) -> frozenset[int]:
         eos = self.model.generation_config.eos_token_id

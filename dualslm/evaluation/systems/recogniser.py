@@ -7,7 +7,7 @@ from typing import Any
 
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.errors import DualSLMError
-from dualslm.model.dualslm import place
+from dualslm.model.dualslm import resolve_device
 
 
 def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], list[str]]:
@@ -22,7 +22,7 @@ def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], lis
     """
     from transformers import pipeline
 
-    where, dtype = place(device)
+    where, dtype = resolve_device(device)
     try:
         pipe = pipeline("automatic-speech-recognition", model=source, device=where, dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

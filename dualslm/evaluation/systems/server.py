@@ -15,9 +15,9 @@ from typing import Any
 import soundfile
 
 from dualslm.audio import SAMPLE_RATE, load
-from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.systems.item import Answer, Item, given
+from dualslm.evaluation.systems.item import Item, given
 from dualslm.openai_client import Client, key_of
 
 
@@ -49,19 +49,19 @@ class AudioServer:
         """It must have the recording."""
         return None if item.speech.audio else "no recording"
 
-    def answer(self, items: Sequence[Item], view: View | None) -> list[Answer]:
+    def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """All requests at once, in order."""
         with ThreadPoolExecutor(len(items)) as pool:
             return list(pool.map(self._ask, items))
 
-    def _ask(self, item: Item) -> Answer:
+    def _ask(self, item: Item) -> Reply:
         body = {"model": self.model, "messages": messages(item.talk, item.speech), "stream": False}
         answer = self.client.chat(body | {"max_tokens": self.longest, "temperature": 0, "seed": 0})
         text, ended, served = self.client.said(answer)
         if self.served not in (None, served):
             raise DualSLMError("the server changed its model", got=f"{served} after {self.served}", do="use one model")
         self.served = served
-        return Answer(text, ended)
+        return Reply(text, ended)
 
 
 def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import track
 
-from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.conversation import ORACLE, Conversation, Part, Speech
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import TaskKind
@@ -29,7 +29,6 @@ from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Take, plan, waves
 from dualslm.tiny.voices import RATE
 
-ORACLE = View("text", "text")
 AUGMENTED = 0.3  # share that is heard in a room or in noise
 ANSWERED_AT_ONCE = 256
 Row = tuple[str, TaskKind, Conversation]
@@ -120,7 +119,7 @@ def _answered(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     starts = range(0, len(rows), ANSWERED_AT_ONCE)
     for start in track(starts, "answering", console=Console(stderr=True)):
         some = rows[start : start + ANSWERED_AT_ONCE]
-        replies = model.replies([talk for _, _, talk in some], view=ORACLE)
+        replies = model.reply([talk for _, _, talk in some], view=ORACLE)
         answered += [
             (name, kind, talk.copy().assistant(reply)) for (name, kind, talk), reply in zip(some, replies, strict=True)
         ]

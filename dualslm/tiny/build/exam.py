@@ -12,7 +12,16 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from dualslm.conversation import Conversation, Part, View
+from dualslm.conversation import (
+    CAPTION_AND_L,
+    L_ONLY,
+    NORMAL,
+    P_AND_TRANSCRIPT,
+    P_ONLY,
+    Conversation,
+    Part,
+    View,
+)
 from dualslm.evaluation.metrics import Figure, share, word_error_rate
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
@@ -21,8 +30,6 @@ from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Recordings, Take
 from dualslm.tiny.style import ATTRIBUTES
 
-P, L, BOTH = View("speech", "none"), View("none", "speech"), View()
-CASCADE_P, CASCADE_L = View("speech", "text"), View("text", "speech")
 SLOTS = ("tone", "content", "memory")
 Figures = dict[str, dict[str, object]]
 Say = Callable[[str], None]
@@ -62,8 +69,8 @@ def examine(
 class _Desk:
     """Examines one set of recordings."""
 
-    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, how: GenerationSettings) -> None:
-        self.model, self.recordings, self.batch, self.how = model, recordings, batch, how
+    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, generation: GenerationSettings) -> None:
+        self.model, self.recordings, self.batch, self.generation = model, recordings, batch, generation
 
     def words(self) -> dict[str, Figure]:
         """Word error rates by view."""
@@ -72,7 +79,7 @@ class _Desk:
             _question(world.transcription(take.speech, random.Random(f"exam/{index}")))
             for index, take in enumerate(self.recordings.takes)
         ]
-        views = (L, BOTH, CASCADE_L)
+        views = (L_ONLY, NORMAL, CAPTION_AND_L)
         return {f"wer/{view}": word_error_rate(right, self._answers(talks, view)) for view in views}
 
     def attributes(self, asked: Sequence[str]) -> dict[str, Figure]:
@@ -84,7 +91,7 @@ class _Desk:
                 for index, take in enumerate(self.recordings.takes)
             ]
             truth = [take.speech.labels[attribute] for take in self.recordings.takes]
-            for view in (P, BOTH, L):
+            for view in (P_ONLY, NORMAL, L_ONLY):
                 heard = [world.chosen(answer, attribute) for answer in self._answers(talks, view)]
                 found[f"{attribute}/{view}"] = share([a == b for a, b in zip(heard, truth, strict=True)])
             most = max(truth.count(value) for value in set(truth))
@@ -98,7 +105,7 @@ class _Desk:
             for index, take in enumerate(self.recordings.takes)
         ]
         found = {}
-        for view in (BOTH, L, P, CASCADE_P, CASCADE_L):
+        for view in (NORMAL, L_ONLY, P_ONLY, P_AND_TRANSCRIPT, CAPTION_AND_L):
             answers = self._answers([talk.conversation for talk in drawn], view)
             marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
             for slot in SLOTS:
@@ -111,9 +118,9 @@ class _Desk:
         if not self.recordings.told:
             return {}
         talks = [self._after_a_fact(take, index) for index, take in enumerate(self.recordings.takes)]
-        answers = self._answers([talk.conversation for talk in talks], BOTH)
+        answers = self._answers([talk.conversation for talk in talks], NORMAL)
         right = [world.check(answer, talk.reply)["memory"] for answer, talk in zip(answers, talks, strict=True)]
-        return {f"reply memory of speech/{BOTH}": share(right)}
+        return {f"reply memory of speech/{NORMAL}": share(right)}
 
     def _after_a_fact(self, take: Take, index: int) -> world.Talk:
         """A talk that ends with a take, and before it a spoken fact among typed small talk."""
@@ -131,7 +138,7 @@ class _Desk:
         answers: list[str] = []
         for start in range(0, len(prompts), self.batch):
             some = prompts[start : start + self.batch]
-            answers += self.model.answer(some, hear=self.recordings.hear, how=self.how)
+            answers += self.model.generate(some, hear=self.recordings.hear, generation=self.generation)
         return answers
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import ORACLE, Conversation, Speech
 from dualslm.evaluation.metrics import share
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
@@ -18,7 +18,6 @@ from dualslm.prompt import Text, render
 from dualslm.tiny import world
 from dualslm.tiny.style import ATTRIBUTES, sample_style
 
-ORACLE = View("text", "text")
 BATCH = 100
 
 
