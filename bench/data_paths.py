@@ -101,19 +101,19 @@ def alone(measure: Callable[[Path], dict[str, float]], path: Path) -> dict[str, 
 def manifest(path: Path) -> dict[str, float]:
     """Opens a manifest, lists its recordings, and reads talks at random."""
     before, began = memory_mb(), time.perf_counter()
-    talks = Examples([path])
+    examples = Examples([path])
     opened = time.perf_counter() - began
-    assert len(recordings(talks)) > 0
+    assert len(recordings(examples)) > 0
     listed, opened_mb = time.perf_counter() - began, memory_mb() - before
     rng = random.Random(0)
-    kinds = [kind for kind in TASK_KINDS if talks.count(kind)]
+    kinds = [kind for kind in TASK_KINDS if examples.count(kind)]
 
     def get() -> None:
         kind = rng.choice(kinds)
-        talks.get(kind, rng.randrange(talks.count(kind)))
+        examples.get(kind, rng.randrange(examples.count(kind)))
 
     return {
-        "talks": sum(map(talks.count, kinds)),
+        "talks": sum(map(examples.count, kinds)),
         "open_s": opened,
         "listed_s": listed,
         "open_mb": opened_mb,

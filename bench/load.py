@@ -41,7 +41,7 @@ Turn = tuple[int, int]
 """Which clip says the words, and which one lends its tone."""
 
 
-def talks(count: int, seed: int) -> list[list[Turn]]:
+def conversations(count: int, seed: int) -> list[list[Turn]]:
     """Turns of talks that all differ."""
     draw = random.Random(seed)
     found: set[tuple[Turn, ...]] = set()
@@ -56,14 +56,14 @@ def expected(asked: list[list[Turn]]) -> list[list[str]]:
     audio_cache, clips = AudioCache(model), [Speech(path) for path in CLIPS]
     replies = []
     for turns in asked:
-        talk = Session(
+        conversation = Session(
             model,
             Conversation(LISTEN),
             generation=GenerationSettings(LONGEST),
             context=tiny.CONTEXT,
             audio_cache=audio_cache,
         )
-        replies.append([talk.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
+        replies.append([conversation.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
     return replies
 
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    asked = talks(args.talks, args.seed)
+    asked = conversations(args.conversations, args.seed)
     want = expected(asked)
     command = [sys.executable, "-m", "dualslm", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as run:
@@ -125,7 +125,7 @@ def main() -> None:
             run.terminate()
     result = {
         **about(),
-        "talks": args.talks,
+        "talks": args.conversations,
         "turns": TURNS,
         "seed": args.seed,
         "different_talks": len({tuple(one) for one in want}),

@@ -39,8 +39,10 @@ def main() -> int:
         before, began = memory_mb(), time.monotonic()
         report = prepare(CORPORA["jsonl"], folder / "mine" / "all.jsonl", folder / "out", verify=args.verify)
         seconds = time.monotonic() - began
-    talks = sum(counts["talks"] for counts in report["splits"].values())
-    print(f"{talks:,} talks in {seconds:.0f} s: {talks / seconds:,.0f} rows and looks at a clip a second")
+    conversations = sum(counts["talks"] for counts in report["splits"].values())
+    print(
+        f"{conversations:,} talks in {seconds:.0f} s: {conversations / seconds:,.0f} rows and looks at a clip a second"
+    )
     print(f"extra memory: {memory_mb() - before:.0f} MB")
     return 0
 

@@ -85,15 +85,18 @@ def _on_gpu(again: Callable[[], Any]) -> dict[str, float]:
 def losses(model: DualSLM, recordings: Recordings, way: str) -> Losses:
     """Nats and target tokens of each sentence."""
     kind, view = WAYS[way]
-    talks = [_talk(take, kind, index) for index, take in enumerate(recordings.takes)]
+    conversations = [_conversation(take, kind, index) for index, take in enumerate(recordings.takes)]
     words = model.llm.tokenizer
-    prompts = [render(talk, words, view, learns=frozenset(("para", "ling")), supervise="last") for talk in talks]
+    prompts = [
+        render(conversation, words, view, learns=frozenset(("para", "ling")), supervise="last")
+        for conversation in conversations
+    ]
     parts = [model(prompts[at : at + AT_ONCE], recordings.hear) for at in range(0, len(prompts), AT_ONCE)]
     nats = torch.cat([part.nll_B for part in parts]).double().cpu().numpy()
     return nats, torch.cat([part.tokens_B for part in parts]).double().cpu().numpy()
 
 
-def _talk(take: Take, kind: str, index: int) -> Conversation:
+def _conversation(take: Take, kind: str, index: int) -> Conversation:
     rng = random.Random(f"quantized/{index}")
     if kind == "words":
         return world.transcription(take.speech, rng)

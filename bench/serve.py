@@ -88,9 +88,9 @@ def made(size: str) -> tuple[DualSLM, list[Speech]]:
     return model, [Speech(wave.astype(np.float32)) for wave in waves]
 
 
-def first_token(session: Session, talk: Conversation) -> float:
+def first_token(session: Session, conversation: Conversation) -> float:
     """Seconds until a session has the first token of its reply to a talk."""
-    for _ in session.answer(talk, generation=GenerationSettings(max_new_tokens=1)):
+    for _ in session.answer(conversation, generation=GenerationSettings(max_new_tokens=1)):
         pass
     assert session.times is not None
     return session.times.first_token
@@ -98,23 +98,23 @@ def first_token(session: Session, talk: Conversation) -> float:
 
 def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
     """A talk from beginning to end: seconds to the first token, each way, at the first turn and the last."""
-    talk = Session(model, Conversation("You are a good listener."), generation=HOW)
+    conversation = Session(model, Conversation("You are a good listener."), generation=HOW)
     for turn, clip in enumerate(clips, 1):
-        talk.reply(Speech(clip.audio))
-        assert talk.times is not None
+        conversation.reply(Speech(clip.audio))
+        assert conversation.times is not None
         if turn in (1, TURNS):
-            asked = Conversation(talk.talk.system, talk.talk.turns[:-1])
-            times = talk.times
+            asked = Conversation(conversation.conversation.system, conversation.conversation.turns[:-1])
+            times = conversation.times
             took = {OURS: times.first_token, READ: first_token(Session(model, audio_cache=known(model, asked)), asked)}
             took[ALL] = first_token(Session(model), asked)
             yield {"turn": turn, "seconds": took, "positions": times.positions, "reused": times.reused}
 
 
-def known(model: DualSLM, talk: Conversation) -> AudioCache:
+def known(model: DualSLM, conversation: Conversation) -> AudioCache:
     """Ears that have heard every recording of a talk but the last."""
     audio_cache = AudioCache(model)
-    if earlier := talk.turns[:-2]:
-        audio_cache.embed([render(Conversation(talk.system, earlier), model.llm.tokenizer)])
+    if earlier := conversation.turns[:-2]:
+        audio_cache.embed([render(Conversation(conversation.system, earlier), model.llm.tokenizer)])
     return audio_cache
 
 
@@ -150,8 +150,8 @@ def _ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
     }
 
 
-def _shape(talk: list[dict[str, Any]]) -> list[dict[str, int]]:
-    return [{key: turn[key] for key in ("turn", "positions", "reused")} for turn in talk]
+def _shape(conversation: list[dict[str, Any]]) -> list[dict[str, int]]:
+    return [{key: turn[key] for key in ("turn", "positions", "reused")} for turn in conversation]
 
 
 def show_latency(result: dict[str, Any]) -> Iterator[Table]:
@@ -168,7 +168,7 @@ def show_latency(result: dict[str, Any]) -> Iterator[Table]:
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], Iterator[Table]]]]
 PARTS = {
     "latency": (latency, show_latency),
-    "talks": (throughput.talks, throughput.show_talks),
+    "talks": (throughput.conversations, throughput.show_talks),
     "vllm": (throughput.vllm, throughput.show_vllm),
 }
 

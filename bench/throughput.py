@@ -50,12 +50,12 @@ WAYS = ("text", "recordings new", "recordings known")
 SIDE_BY_SIDE, REQUESTS = 16, 32  # requests that are open at once behind vLLM, and in a round
 
 
-def talks(args: argparse.Namespace) -> dict[str, Any]:
+def conversations(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second in process, by the number of talks at once."""
-    return {"rows": asyncio.run(_talks(args.rounds)), "reply": REPLY}
+    return {"rows": asyncio.run(_conversations(args.rounds)), "reply": REPLY}
 
 
-async def _talks(rounds: int) -> list[dict[str, Any]]:
+async def _conversations(rounds: int) -> list[dict[str, Any]]:
     model = tiny.load()
     service = Service(
         model, LocalBackend(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN

@@ -68,8 +68,8 @@ def written(model: DualSLM, recordings: Recordings) -> list[str]:
     """What the LLM writes down, from L alone."""
     prompts = []
     for index, take in enumerate(recordings.takes):
-        talk = world.transcription(take.speech, random.Random(f"exam/{index}"))
-        question = Conversation(talk.system, talk.turns[:-1])
+        conversation = world.transcription(take.speech, random.Random(f"exam/{index}"))
+        question = Conversation(conversation.system, conversation.turns[:-1])
         prompts.append(render(question, model.llm.tokenizer, View("none", "speech")))
     answers: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):

@@ -187,13 +187,13 @@ class Stage:
         """The kinds of task that this stage trains on."""
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
 
-    def steps_over(self, talks: Mapping[TaskKind, int]) -> int:
+    def steps_over(self, conversations: Mapping[TaskKind, int]) -> int:
         """Its optimizer steps, with so many talks of each kind in an epoch."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         shares = {name: kind.share for name, kind in self.kinds.items()}
-        share, count = max((share, talks[name]) for name, share in shares.items())
+        share, count = max((share, conversations[name]) for name, share in shares.items())
         return max(1, round(self.epochs * count * sum(shares.values()) / share / self.batch))
 
     @property

@@ -29,12 +29,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def talk(system: str | None = SYSTEM) -> Conversation:
+def conversation(system: str | None = SYSTEM) -> Conversation:
     return Conversation(system).user(LOST).assistant("Oh no, bad luck!").user("Listen:", RAIN, "What now?")
 
 
 def answered() -> Conversation:
-    return talk().assistant("Take a taxi.")
+    return conversation().assistant("Take a taxi.")
 
 
 def plain_text(conversation: Conversation, name: str, generation: bool = True) -> str:
@@ -97,9 +97,9 @@ def kept(prompt: Prompt) -> list[Text | Slot]:
 
 
 def test_text_view_is_the_plain_rendering_piece_for_piece(family: str) -> None:
-    text = plain_text(talk(), family)
-    prompt = render(talk(), cached(family), ORACLE)
-    pieces = [tuple(cached(family).encode(piece, add_special_tokens=False)) for piece in cuts(text, talk())]
+    text = plain_text(conversation(), family)
+    prompt = render(conversation(), cached(family), ORACLE)
+    pieces = [tuple(cached(family).encode(piece, add_special_tokens=False)) for piece in cuts(text, conversation())]
     assert [segment.ids for segment in prompt.segments if isinstance(segment, Text)] == pieces
     assert read(family, ids_of(prompt)) == text
     assert prompt.clips == ()
@@ -112,8 +112,8 @@ def test_text_alone_has_the_ids_that_transformers_gives(family: str) -> None:
 
 
 def test_slots_stand_where_the_text_stood(family: str) -> None:
-    oracle = [s for s in render(talk(), cached(family), ORACLE).segments if isinstance(s, Text)]
-    heard = render(talk(), cached(family))
+    oracle = [s for s in render(conversation(), cached(family), ORACLE).segments if isinstance(s, Text)]
+    heard = render(conversation(), cached(family))
     texts = {segment.ids for segment in heard.segments if isinstance(segment, Text)}
     spoken = [segment for segment in oracle if segment.ids not in texts]
     slots = [segment for segment in heard.segments if isinstance(segment, Slot)]
@@ -189,7 +189,7 @@ def test_special_tokens_in_what_is_said_stay_plain_text() -> None:
 
 @pytest.mark.parametrize("view", [View(), ORACLE, View("none", "speech")])
 def test_the_last_answer_is_trained_in_the_prompt_that_asks_for_it(family: str, view: View) -> None:
-    asked = render(talk(), cached(family), view)
+    asked = render(conversation(), cached(family), view)
     trained = render(answered(), cached(family), view, supervise="last")
     assert kept(trained) == kept(asked)
     lead, end = " " * ("".join(learnt(trained, family))[0] == " "), FAMILIES[family].end
@@ -229,7 +229,7 @@ def test_no_end_at_all_is_an_error() -> None:
 
 
 def test_a_channel_that_does_not_learn_is_frozen() -> None:
-    prompt = render(talk(), cached("chatml"), learns=frozenset({"ling"}))
+    prompt = render(conversation(), cached("chatml"), learns=frozenset({"ling"}))
     slots = [segment for segment in prompt.segments if isinstance(segment, Slot)]
     assert [slot.detached for slot in slots] == [True, False, True, False]
 
@@ -238,11 +238,11 @@ def test_a_channel_that_does_not_learn_is_frozen() -> None:
 
 
 def test_history_is_every_spoken_turn_but_the_last() -> None:
-    prompt = render(talk(), cached("chatml"), history=View("none", "text"))
+    prompt = render(conversation(), cached("chatml"), history=View("none", "text"))
     assert prompt.clips == (RAIN,)
     text = read("chatml", ids_of(prompt))
     assert "user\ni lost my umbrella<|im_end|>" in text
-    later = talk().assistant("Take a taxi.").user("And in text?")
+    later = conversation().assistant("Take a taxi.").user("And in text?")
     assert render(later, cached("chatml"), history=ORACLE).clips == (RAIN,)
 
 
@@ -288,8 +288,8 @@ def test_a_spoken_part_without_sources_leaves_nothing() -> None:
 
 
 def test_an_empty_system_text_is_not_the_default_one() -> None:
-    assert "You are Qwen" in read("qwen2.5", ids_of(render(talk(None), cached("qwen2.5"))))
-    assert "You are Qwen" not in read("qwen2.5", ids_of(render(talk(""), cached("qwen2.5"))))
+    assert "You are Qwen" in read("qwen2.5", ids_of(render(conversation(None), cached("qwen2.5"))))
+    assert "You are Qwen" not in read("qwen2.5", ids_of(render(conversation(""), cached("qwen2.5"))))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_templates_that_refuse_or_lose_turns() -> None:
     forgetful = tokenizer("chatml")
     forgetful.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
     with pytest.raises(DualSLMError, match="drops, repeats or moves turns"):
-        render(talk(), forgetful)
+        render(conversation(), forgetful)
 
 
 def test_a_template_set_anew_counts() -> None:
@@ -345,8 +345,8 @@ def test_pieces_do_not_begin_with_a_space_of_their_own(name: str) -> None:
     sentences = spaced("first")
     sentences.chat_template = FAMILIES[name].template
     prompt = render(answered(), sentences, ORACLE, supervise="last")
-    asked = ids_of(render(talk(), sentences, ORACLE))
-    whole = _ids(sentences, plain_text(talk(), name))
+    asked = ids_of(render(conversation(), sentences, ORACLE))
+    whole = _ids(sentences, plain_text(conversation(), name))
     assert sentences.decode(asked) == sentences.decode(whole)
     reply = next(segment.ids for segment in prompt.segments if isinstance(segment, Text) and segment.loss)
     after_newline = _ids(sentences, "\nTake a taxi.")[len(_ids(sentences, "\n")) :]
@@ -361,7 +361,7 @@ def test_a_real_base_model(shared: Path) -> None:
     from transformers import AutoTokenizer
 
     stories = AutoTokenizer.from_pretrained(shared / "weights" / "stories260K")
-    prompt = render(talk(), stories, ORACLE)
-    wanted = plain_text(talk(), "none")
+    prompt = render(conversation(), stories, ORACLE)
+    wanted = plain_text(conversation(), "none")
     assert stories.decode(ids_of(prompt)) == stories.decode(_ids(stories, wanted))
     assert stop_ids(stories) == {stories.eos_token_id}

@@ -120,7 +120,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "data_paths": ("data_paths", tables.data_paths),
     },
     "serve.md": {
-        "talks": ("serve", tables.talks),
+        "talks": ("serve", tables.conversations),
         "vllm": ("serve", tables.vllm),
         "load": ("load", tables.load),
     },

@@ -122,7 +122,7 @@ def data_paths(result: dict[str, Any]) -> str:
     return "\n".join([*said, ""])
 
 
-def talks(result: dict[str, Any]) -> str:
+def conversations(result: dict[str, Any]) -> str:
     """Tokens a second of many talks at once in process."""
     said = [_made(result), row("talks at once", "tokens/s", "times one talk's [lowest, highest]"), "|--:|--:|--:|"]
     for one in result["rows"]:

@@ -23,12 +23,12 @@ from dualslm.files import replacing
 TALK, FORMAT = "talk.json", 1
 
 
-def save(folder: Path, talk: Conversation, settings: Mapping[str, str | None]) -> Path:
+def save(folder: Path, conversation: Conversation, settings: Mapping[str, str | None]) -> Path:
     """Saves a talk; one that was saved in the folder before is replaced.
 
     Args:
         folder: made where it is missing.
-        talk: with all its turns.
+        conversation: with all its turns.
         settings: how it is heard, for whoever goes on with it.
 
     Raises:
@@ -38,8 +38,10 @@ def save(folder: Path, talk: Conversation, settings: Mapping[str, str | None]) -
         raise DualSLMError(f"{folder} holds something else", got="files and no talk.json", do="name a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        turns = [{"role": turn.role, "parts": [_written(part, folder) for part in turn.parts]} for turn in talk.turns]
-        whole = {"format": FORMAT, "system": talk.system, "turns": turns, "settings": dict(settings)}
+        turns = [
+            {"role": turn.role, "parts": [_written(part, folder) for part in turn.parts]} for turn in conversation.turns
+        ]
+        whole = {"format": FORMAT, "system": conversation.system, "turns": turns, "settings": dict(settings)}
         with replacing(folder / TALK) as partial:
             partial.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     except (OSError, soundfile.LibsndfileError) as error:
@@ -58,11 +60,11 @@ def restore(folder: Path) -> tuple[Conversation, dict[str, str | None]]:
         whole = json.loads((folder / TALK).read_text())
         if whole["format"] != FORMAT:
             raise ValueError(f"format {whole['format']!r}, not {FORMAT}")
-        talk = Conversation(whole["system"])
+        conversation = Conversation(whole["system"])
         for turn in whole["turns"]:
-            add = {"user": talk.user, "assistant": talk.assistant}[turn["role"]]
+            add = {"user": conversation.user, "assistant": conversation.assistant}[turn["role"]]
             add(*(_read(part, folder) for part in turn["parts"]))
-        return talk, dict(whole["settings"])
+        return conversation, dict(whole["settings"])
     except DualSLMError:
         raise
     except OSError as error:

@@ -159,7 +159,7 @@ class Chat:
 
     def _spoken_turn(self, number: str) -> Speech:
         """The recording of a turn, by the number in front of it."""
-        turns = [turn for turn in self.session.talk.turns if turn.role == "user"]
+        turns = [turn for turn in self.session.conversation.turns if turn.role == "user"]
         if not number.isdecimal() or not 1 <= int(number) <= len(turns) or not turns[int(number) - 1].speeches:
             numbers = [str(place) for place, turn in enumerate(turns, 1) if turn.speeches]
             do = f"give one of {', '.join(numbers)}" if numbers else "say something first"
@@ -170,7 +170,7 @@ class Chat:
 
     def heard(self, number: str) -> None:
         """Prints what was heard in a spoken turn, the last one unless numbered."""
-        spoken_turns = [turn for turn in self.session.talk.turns if turn.role == "user" and turn.speeches]
+        spoken_turns = [turn for turn in self.session.conversation.turns if turn.role == "user" and turn.speeches]
         speech = spoken_turns[-1].speeches[-1] if spoken_turns and not number else self._spoken_turn(number)
         with self.console.status("[dim]asks for words and voice[/]"):
             heard = self.session.heard(speech)
@@ -211,7 +211,7 @@ class Chat:
             raise DualSLMError("save it where?", got="no folder", do="write /save FOLDER")
         past = self.session.past
         settings = {"view": str(self.session.view), "past": None if past is None else str(past)}
-        path = saved.save(_path(folder), self.session.talk, settings)
+        path = saved.save(_path(folder), self.session.conversation, settings)
         self._note(f"saved; dualslm chat --load {shlex.quote(str(path))} goes on with it")
 
     def undo(self, _: str) -> None:
@@ -246,7 +246,7 @@ class Chat:
             self._note("type something, or name a recording; /help says more")
             self._note(self.no_microphone) if self.no_microphone else None
         number = 0
-        for turn in self.session.talk.turns:
+        for turn in self.session.conversation.turns:
             number += turn.role == "user"
             text = " ".join(part if isinstance(part, str) else _duration(part) for part in turn.parts)
             start = f"[bold cyan]{number} >[/] " if turn.role == "user" else ""
@@ -254,7 +254,7 @@ class Chat:
 
     def _prompt(self) -> str:
         """The number of the turn and the tone; colours are marked so that line editing does not count them."""
-        number = 1 + sum(turn.role == "user" for turn in self.session.talk.turns)
+        number = 1 + sum(turn.role == "user" for turn in self.session.conversation.turns)
         text = f"{number}{f' ({self.tone_name})' if self.tone_name else ''} > "
         return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if self.console.is_terminal else ""
 

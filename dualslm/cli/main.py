@@ -21,7 +21,7 @@ from dualslm.cli.data import add_features, add_label, add_targets
 from dualslm.cli.evaluation import add_eval
 from dualslm.cli.options import add_model, quiet_transformers
 from dualslm.cli.options import model_of as _model
-from dualslm.cli.options import new_talk as _new_talk
+from dualslm.cli.options import new_conversation as _new_conversation
 from dualslm.cli.talk import add_chat, add_serve
 from dualslm.errors import DualSLMError
 
@@ -179,14 +179,14 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
 def _ask(args: argparse.Namespace) -> int:
     view, said = _view(args), _utterances(args)
     answer = _answerer(args, view)
-    talk = _new_talk(args)
+    conversation = _new_conversation(args)
     for utterance in said:
-        talk = talk if args.talk else _new_talk(args)
-        talk.user(utterance.speech)
+        conversation = conversation if args.talk else _new_conversation(args)
+        conversation.user(utterance.speech)
         if len(said) > 1 and not args.json:
             print(f"{utterance.name}: ", end="")
-        reply = answer(talk)
-        talk.assistant(reply)
+        reply = answer(conversation)
+        conversation.assistant(reply)
         if args.json:
             result = {"said": utterance.name, "view": str(view), "reply": reply}
             print(json.dumps(result, ensure_ascii=False), flush=True)
@@ -202,7 +202,7 @@ def _show(args: argparse.Namespace) -> int:
     from dualslm.prompt import render
 
     for utterance in said:
-        prompt = render(_new_talk(args).user(utterance.speech), model.llm.tokenizer, view)
+        prompt = render(_new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
         slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
         show(prompt, model.llm.tokenizer, slot_length, Console())
     return 0
@@ -336,11 +336,11 @@ def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], 
 
     generation = GenerationSettings(max_new_tokens=args.max_new_tokens)
 
-    def answer(talk: Conversation) -> str:
+    def answer(conversation: Conversation) -> str:
         if args.json:
-            return model.reply(talk, view=view, generation=generation)
+            return model.reply(conversation, view=view, generation=generation)
         pieces = []
-        for piece in model.stream(talk, view=view, generation=generation):
+        for piece in model.stream(conversation, view=view, generation=generation):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()

@@ -28,7 +28,7 @@ def embedded(args: argparse.Namespace) -> bool:
     return args.model is None and args.llm is None
 
 
-def new_talk(args: argparse.Namespace) -> Conversation:
+def new_conversation(args: argparse.Namespace) -> Conversation:
     """An empty talk; the embedded LLM knows no talk without a system text, so it gets the one of a listener."""
     from dualslm.conversation import Conversation
     from dualslm.tiny.world import LISTEN

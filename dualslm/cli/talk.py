@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualslm.cli.options import add_model, context_of, model_of, new_talk, questions_of
+from dualslm.cli.options import add_model, context_of, model_of, new_conversation, questions_of
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _serve(args: argparse.Namespace) -> int:
     model = model_of(args, load_llm=args.vllm is None)
     if args.capture:
         model.llm.enable_cuda_graphs()
-    system = new_talk(args).system
+    system = new_conversation(args).system
     run(model, settings, listening, questions=questions_of(args), context=context_of(args), system=system)
     return 0
 
@@ -103,7 +103,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> int:
     from dualslm.chat.saved import restore
 
-    talk, settings = restore(Path(args.load)) if args.load else (new_talk(args), {})
+    conversation, settings = restore(Path(args.load)) if args.load else (new_conversation(args), {})
     if args.load and args.system is not None:
         raise DualSLMError("a loaded talk has its own system text", got="--system", do="leave one of them out")
     view, past = _view(args.view or settings.get("view")), _view(args.past or settings.get("past"))
@@ -120,7 +120,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     session = Session(
         model,
-        talk,
+        conversation,
         view=view or View(),
         past=past,
         generation=GenerationSettings(max_new_tokens=args.max_new_tokens),

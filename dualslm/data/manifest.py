@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
-from dualslm.data.manifest_index import AS_IT_IS, NAMES, llm_of, names, places, rows, talks_of
+from dualslm.data.manifest_index import AS_IT_IS, NAMES, examples_of, llm_of, names, places, rows
 from dualslm.data.tasks import NO_ANSWER, caption, draw, left_out, one_task
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, TaskKind
@@ -33,12 +33,12 @@ class Example(NamedTuple):
 
     Attributes:
         id: of its line, and the task where the line has tasks.
-        talk: with its answer.
+        conversation: with its answer.
         cut_off: the answer does not end where it stops (`"early_stop": false`).
     """
 
     id: str
-    talk: Conversation
+    conversation: Conversation
     cut_off: bool = False
 
 
@@ -125,7 +125,9 @@ class Examples:
             file.seek(offset)
             row = json.loads(file.readline())
         asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
-        return Example(str(asked["id"]), read_talk(asked, path.parent, self.seed), row.get("early_stop") is False)
+        return Example(
+            str(asked["id"]), read_conversation(asked, path.parent, self.seed), row.get("early_stop") is False
+        )
 
     def _place(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
         for some in self.places[kind]:
@@ -138,9 +140,9 @@ class Examples:
         """Every recording of every line that gives a talk, in order of the lines."""
         for path in self.paths:
             for _, row in rows(path):
-                if next(talks_of(row, left_out(row)), None) is not None:
-                    talk = read_talk(row, path.parent, self.seed)
-                    yield from (speech for turn in talk.turns for speech in turn.speeches)
+                if next(examples_of(row, left_out(row)), None) is not None:
+                    conversation = read_conversation(row, path.parent, self.seed)
+                    yield from (speech for turn in conversation.turns for speech in turn.speeches)
 
     def _check_writers(self, writers: Sequence[Mapping[str, Any]], path: Path) -> None:
         """Refuses targets of two LLMs: each writes in its own way."""
@@ -154,9 +156,9 @@ class Examples:
                 )
 
 
-def recordings(talks: Examples) -> list[str]:
+def recordings(conversations: Examples) -> list[str]:
     """The paths of all recordings, each once, in order."""
-    found = zip(talks.paths, talks.heard, strict=True)
+    found = zip(conversations.paths, conversations.heard, strict=True)
     return list(dict.fromkeys(name for path, heard in found for name in _paths(path.parent, heard)))
 
 
@@ -165,24 +167,24 @@ def _paths(folder: Path, heard: bytes) -> Iterator[str]:
     return (os.path.join(before, name) for name in names(heard))
 
 
-def transcripts(talks: Examples) -> Iterator[str]:
+def transcripts(conversations: Examples) -> Iterator[str]:
     """The words of all recordings that have any."""
-    return (speech.transcript for speech in talks.speeches() if speech.transcript)
+    return (speech.transcript for speech in conversations.speeches() if speech.transcript)
 
 
-def read_talk(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Conversation:
+def read_conversation(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Conversation:
     """A line as a talk, and captions made from labels where it has none; None makes none, which is quicker.
 
     Raises:
         ValueError, KeyError, TypeError: it is no talk.
     """
-    talk = Conversation(row.get("system"))
+    conversation = Conversation(row.get("system"))
     for turn in row["turns"]:
         if turn["role"] not in ("user", "assistant"):
             raise ValueError(f"role {turn['role']!r}")
-        add = talk.user if turn["role"] == "user" else talk.assistant
+        add = conversation.user if turn["role"] == "user" else conversation.assistant
         add(*(_part(part, folder, seed) for part in turn["parts"]))
-    return talk
+    return conversation
 
 
 def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:

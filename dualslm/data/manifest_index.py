@@ -141,7 +141,7 @@ def _made_by(path: Path) -> str:
     return "check the path, or make it by dualslm prepare"
 
 
-def talks_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
+def examples_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tuple[TaskKind, int]]:
     """The talks that a line gives: kind, and number of the task.
 
     Args:
@@ -235,7 +235,7 @@ def _read(path: Path, start: int = 0, stop: int | None = None) -> Places:
             writers.setdefault(llm_of(row["provenance"]), row["provenance"])
         if out := left_out(row):
             counts.update(f"{name}: {why}" for name, why in out.items())
-        given = list(talks_of(row, out))
+        given = list(examples_of(row, out))
         for kind, task in given:
             kinds[kind].task.append(task)
             kinds[kind].offset.append(offset)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.data.manifest import read_talk
+from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import TASKS, asks, one_task
 from dualslm.data.tasks.attributes import ATTRIBUTES
@@ -71,7 +71,7 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
 
 def lacks(item: Item, view: View) -> str | None:
     """Why an item cannot be heard through a view; None where it can."""
-    clips = [clip for turn in item.talk.turns for clip in turn.speeches]
+    clips = [clip for turn in item.conversation.turns for clip in turn.speeches]
     if view.ling == "text" and any(clip.transcript is None for clip in clips):
         return "no transcript"
     if view.para == "text" and any(clip.caption is None for clip in clips):
@@ -108,9 +108,9 @@ def _finished(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Itera
 
 def _item(row: Mapping[str, Any], task: str, path: Path, seed: int) -> Item | str:
     """A finished talk as an item, or why it is none."""
-    whole = read_talk(row, path.parent, seed)
+    whole = read_conversation(row, path.parent, seed)
     answered = whole.turns[-1].role == "assistant"
-    talk = Conversation(whole.system, whole.turns[: len(whole.turns) - answered])
+    conversation = Conversation(whole.system, whole.turns[: len(whole.turns) - answered])
     target = " ".join(str(part) for part in whole.turns[-1].parts) if answered else None
     said = _last_clip(row)
     if said is None:
@@ -133,8 +133,8 @@ def _item(row: Mapping[str, Any], task: str, path: Path, seed: int) -> Item | st
         corpus=corpus,
         split=name,
         cluster=f"{corpus}/{_cluster(row, said)}",
-        talk=talk,
-        speech=_speech(talk),
+        conversation=conversation,
+        speech=_speech(conversation),
         direction=("reversed" if name.endswith(REVERSED) else "forward") if task == "respond" else None,
         choices=choices,
         truth=truth,
@@ -154,8 +154,8 @@ def _last_clip(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _speech(talk: Conversation) -> Speech:
-    return next(turn.speeches[-1] for turn in reversed(talk.turns) if turn.role == "user" and turn.speeches)
+def _speech(conversation: Conversation) -> Speech:
+    return next(turn.speeches[-1] for turn in reversed(conversation.turns) if turn.role == "user" and turn.speeches)
 
 
 def _attribute(clip: Mapping[str, Any], answer: str) -> str:

@@ -165,7 +165,7 @@ def _lines(job: Job, out: Path) -> list[dict[str, Any]]:
 
 def _line(job: Job, item: Item, answer: Reply, out: Path) -> dict[str, Any]:
     """A prediction."""
-    speech, last = item.speech, item.talk.turns[-1]
+    speech, last = item.speech, item.conversation.turns[-1]
     known = {
         "id": item.id,
         "system": job.system.name,
@@ -176,8 +176,8 @@ def _line(job: Job, item: Item, answer: Reply, out: Path) -> dict[str, Any]:
         "split": item.split,
         "cluster": item.cluster,
         "direction": item.direction,
-        "system_text": item.talk.system,
-        "context": [{"role": turn.role, "text": _text(turn.parts)} for turn in item.talk.turns[:-1]],
+        "system_text": item.conversation.system,
+        "context": [{"role": turn.role, "text": _text(turn.parts)} for turn in item.conversation.turns[:-1]],
         "asked": " ".join(part for part in last.parts if isinstance(part, str)) or None,
         "transcript": speech.transcript,
         "caption": speech.caption,

@@ -79,19 +79,19 @@ def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard
     }
 
 
-def influence(audio_cache: AudioCache, talk: Conversation, reply: str, view: View) -> Influence:
+def influence(audio_cache: AudioCache, conversation: Conversation, reply: str, view: View) -> Influence:
     """What the reply to a conversation rests on.
 
     Args:
         audio_cache: encodes the recordings.
-        talk: ends with a spoken user turn.
+        conversation: ends with a spoken user turn.
         reply: that was given.
         view: in which it was given.
 
     Raises:
         DualSLMError: a recording that cannot be used.
     """
-    whole = talk.copy().assistant(reply)
+    whole = conversation.copy().assistant(reply)
     views = [view, View("none", view.ling), View(view.para, "none")]
     tokenizer = audio_cache.model.llm.tokenizer
     prompts = [render(whole, tokenizer, one, history=view, supervise="last", cut_off=True) for one in views]

@@ -82,7 +82,7 @@ class Session:
 
     Args:
         model: who answers.
-        talk: to go on with, an empty one without a system text when None. It is continued in place.
+        conversation: to go on with, an empty one without a system text when None. It is continued in place.
         view: where the channels of the last spoken turn come from.
         past: where those of earlier spoken turns come from; as `view` when None. Words that a text source needs and
             a recording lacks are those that were heard.
@@ -99,7 +99,7 @@ class Session:
     def __init__(
         self,
         model: DualSLM,
-        talk: Conversation | None = None,
+        conversation: Conversation | None = None,
         *,
         view: View = NORMAL,
         past: View | None = None,
@@ -108,7 +108,7 @@ class Session:
         questions: Questions = ASKED,
         audio_cache: AudioCache | None = None,
     ) -> None:
-        self.model, self.talk = model, talk if talk is not None else Conversation()
+        self.model, self.conversation = model, conversation if conversation is not None else Conversation()
         self.view, self.past, self.generation, self.questions = view, past, generation, questions
         self.context = context_of(model.llm, context)
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
@@ -128,14 +128,14 @@ class Session:
         Raises:
             DualSLMError: a recording that cannot be used, or a turn that the context has no place for.
         """
-        self.talk.user(*parts)
+        self.conversation.user(*parts)
         self.times, said = None, ""
         try:
-            for piece in self.answer(self.talk):
+            for piece in self.answer(self.conversation):
                 said += piece
                 yield piece
         except Exception:
-            self.talk.turns.pop()
+            self.conversation.turns.pop()
             raise
         except BaseException:  # closed, or Ctrl-C
             self._keep(parts, said, whole=False)
@@ -145,7 +145,7 @@ class Session:
     def _keep(self, parts: tuple[Part, ...], said: str, *, whole: bool) -> None:
         """A reply of which nothing was said leaves the user's turn open, to be joined by the next."""
         if whole or said:
-            self.talk.assistant(said)
+            self.conversation.assistant(said)
         self.record.append(Exchange(parts, said, whole, self.times))
 
     def reply(self, *parts: Part) -> str:
@@ -154,7 +154,7 @@ class Session:
 
     def undo(self) -> Turn | None:
         """Takes back the last user turn with its reply, and gives it; None where there is none."""
-        turns = self.talk.turns
+        turns = self.conversation.turns
         place = next((place for place in reversed(range(len(turns))) if turns[place].role == "user"), None)
         if place is None:
             return None
@@ -177,18 +177,18 @@ class Session:
 
     # ------------------------------------------------------------------ any talk
 
-    def answer(self, talk: Conversation, *, generation: GenerationSettings | None = None) -> Generator[str]:
+    def answer(self, conversation: Conversation, *, generation: GenerationSettings | None = None) -> Generator[str]:
         """Yields the reply to a conversation in pieces and leaves it as it is; joined they are the whole reply.
 
         What this session has read before is reused as far as the conversation begins alike.
 
         Args:
-            talk: ends with a user turn.
+            conversation: ends with a user turn.
             generation: settings of the reply; the session's own when None.
         """
         generation = generation or self.generation
         began = time.perf_counter()
-        prompt, left_out = self._fitted(talk, generation)
+        prompt, left_out = self._fitted(conversation, generation)
         (embeds,) = self.audio_cache.embed([prompt])
         encoded = self._now()
         positions = len(embeds.keys)
@@ -222,24 +222,24 @@ class Session:
         finally:
             self.batch.leave(request)  # what was read stays in the prefix cache
 
-    def _fitted(self, talk: Conversation, generation: GenerationSettings) -> tuple[Prompt, int]:
-        return fitted(talk, self._prompt, self.audio_cache.length, self.context, generation.max_new_tokens)
+    def _fitted(self, conversation: Conversation, generation: GenerationSettings) -> tuple[Prompt, int]:
+        return fitted(conversation, self._prompt, self.audio_cache.length, self.context, generation.max_new_tokens)
 
-    def _prompt(self, talk: Conversation) -> Prompt:
+    def _prompt(self, conversation: Conversation) -> Prompt:
         past = self.past or self.view
-        return render(self._worded(talk), self.model.llm.tokenizer, self.view, history=past)
+        return render(self._worded(conversation), self.model.llm.tokenizer, self.view, history=past)
 
-    def _worded(self, talk: Conversation) -> Conversation:
+    def _worded(self, conversation: Conversation) -> Conversation:
         """The talk with the words that were heard, where earlier turns are given as text and lack them."""
         past = self.past or self.view
-        spoken = [place for place, turn in enumerate(talk.turns) if turn.role == "user" and turn.speeches]
+        spoken = [place for place, turn in enumerate(conversation.turns) if turn.role == "user" and turn.speeches]
         if "text" not in (past.para, past.ling) or past == self.view:
-            return talk
-        turns = list(talk.turns)
+            return conversation
+        turns = list(conversation.turns)
         for place in spoken[:-1]:
             parts = (self._in_words(part, past) if isinstance(part, Speech) else part for part in turns[place].parts)
             turns[place] = Turn("user", tuple(parts))
-        return Conversation(talk.system, turns)
+        return Conversation(conversation.system, turns)
 
     def _in_words(self, speech: Speech, past: View) -> Speech:
         """A recording with its words and its voice as they were heard; what it came with stays."""
@@ -260,7 +260,7 @@ class Session:
 
 
 def fitted(
-    talk: Conversation,
+    conversation: Conversation,
     prompt_of: Callable[[Conversation], Prompt],
     length: Callable[[Prompt], int],
     context: int | None,
@@ -272,7 +272,7 @@ def fitted(
     follows it, so the whole context has to be read anew.
 
     Args:
-        talk: ends with a user turn.
+        conversation: ends with a user turn.
         prompt_of: renders a talk.
         length: positions that a prompt takes.
         context: positions that prompt and reply may take together; None where nothing limits them.
@@ -284,15 +284,15 @@ def fitted(
     Raises:
         DualSLMError: the last exchange alone is too long.
     """
-    starts = [0, *_exchanges(talk)[1:]]
-    prompts = {0: prompt_of(talk)}
+    starts = [0, *_exchanges(conversation)[1:]]
+    prompts = {0: prompt_of(conversation)}
     if context is None:
         return prompts[0], 0
     room = context - min(most, context // REPLY_SHARE)
 
     def fits(number: int) -> bool:
         if number not in prompts:
-            prompts[number] = prompt_of(Conversation(talk.system, talk.turns[starts[number] :]))
+            prompts[number] = prompt_of(Conversation(conversation.system, conversation.turns[starts[number] :]))
         return length(prompts[number]) <= room
 
     fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
@@ -308,9 +308,9 @@ def fitted(
     return prompts[number], starts[number]
 
 
-def _exchanges(talk: Conversation) -> list[int]:
+def _exchanges(conversation: Conversation) -> list[int]:
     """Where the user begins to speak."""
-    turns = talk.turns
+    turns = conversation.turns
     return [
         place
         for place, turn in enumerate(turns)

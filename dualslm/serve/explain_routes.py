@@ -62,14 +62,14 @@ def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
         async with server.placed(request):
             ask = await server.within(request, asyncio.to_thread(ask_of, body, server.limits, service.system))
-            if len(ask.talk.turns) < 2 or ask.talk.turns[-1].role != "assistant":
+            if len(ask.conversation.turns) < 2 or ask.conversation.turns[-1].role != "assistant":
                 raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")
-            reply = "".join(part for part in ask.talk.turns.pop().parts if isinstance(part, str))
+            reply = "".join(part for part in ask.conversation.turns.pop().parts if isinstance(part, str))
             read = await server.within(request, service.read(ask))
             if len(read.prompt.keys) > LONGEST or not reply.strip():
                 got = f"{len(read.prompt.keys)} positions before a reply of {len(reply)} characters"
                 raise DualSLMError("this reply cannot be weighed", got=got, do=f"weigh talks of up to {LONGEST}")
-            work = service.in_ears(influence, service.audio_cache, ask.talk, reply, ask.view)
+            work = service.in_ears(influence, service.audio_cache, ask.conversation, reply, ask.view)
             return asdict(await server.within(request, work))
 
 

@@ -146,7 +146,7 @@ def ask_of(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
     generation = GenerationSettings(
         most, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed
     )
-    return Ask(_talk(request.messages, limits, system), View.parse(request.view), generation, stop)
+    return Ask(_conversation(request.messages, limits, system), View.parse(request.view), generation, stop)
 
 
 def speech_of(data: bytes, limits: Limits, **known: Any) -> Speech:
@@ -167,21 +167,21 @@ def speech_of_data(audio: AudioData, limits: Limits, **known: Any) -> Speech:
     return speech_of(_bytes(audio), limits, **known)
 
 
-def _talk(
+def _conversation(
     messages: Sequence[SystemMessage | UserMessage | AssistantMessage], limits: Limits, system: str | None
 ) -> Conversation:
     first = next((place for place, one in enumerate(messages) if not isinstance(one, SystemMessage)), len(messages))
     recordings = _Recordings(limits)
     texts = [_text(one.content) for one in messages[:first] if isinstance(one, SystemMessage)]
-    talk = Conversation("\n".join(texts) if texts else system)
+    conversation = Conversation("\n".join(texts) if texts else system)
     for one in messages[first:]:
         if isinstance(one, SystemMessage):
             raise RefusedError(400, "A system message stands in the middle; put it first.", "invalid_value")
         if isinstance(one, AssistantMessage):
-            talk.assistant(_text(one.content or ""))
+            conversation.assistant(_text(one.content or ""))
         else:
-            talk.user(*_parts(one, recordings))
-    return talk
+            conversation.user(*_parts(one, recordings))
+    return conversation
 
 
 def _parts(message: UserMessage, recordings: _Recordings) -> list[Part]:

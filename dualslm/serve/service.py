@@ -35,13 +35,13 @@ class Ask:
     """What is asked of the LLM.
 
     Attributes:
-        talk: ends with a user turn.
+        conversation: ends with a user turn.
         view: where the channels of its spoken turns come from.
         how: decoding settings.
         stop: the reply ends before the first of these texts.
     """
 
-    talk: Conversation
+    conversation: Conversation
     view: View = NORMAL
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     stop: Sequence[str] = ()
@@ -192,8 +192,8 @@ class Service:
     def _fitted(self, ask: Ask) -> tuple[Prompt, int]:
         tokenizer = self.model.llm.tokenizer
         return fitted(
-            ask.talk,
-            lambda talk: render(talk, tokenizer, ask.view),
+            ask.conversation,
+            lambda conversation: render(conversation, tokenizer, ask.view),
             self.audio_cache.length,
             self.context,
             ask.generation.max_new_tokens,

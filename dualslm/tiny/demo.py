@@ -99,10 +99,10 @@ def _tones(show: Console, model: DualSLM, said: list[Clip]) -> None:
 
 def _memory(show: Console, model: DualSLM, said: list[Clip]) -> None:
     show.rule("[bold]3  a talk: the last reply uses what was said two turns before", align="left")
-    talk = Conversation(world.LISTEN)
+    conversation = Conversation(world.LISTEN)
     for clip in said:
-        reply = model.reply(talk.user(clip.speech))
-        talk.assistant(reply)
+        reply = model.reply(conversation.user(clip.speech))
+        conversation.assistant(reply)
         show.print(Text.assemble("  you    ", _said(clip.text, clip.style["emotion"])))
         show.print(f"  model  [bold green]{reply}[/]")
     show.print()

@@ -2,7 +2,7 @@
 
 Manifests like anybody's (docs/manifest.md), of sentences and voices that no part of the model was trained on:
 `voice` asks for words and five attributes (Tables I and III), `dialogue` for the emotion of lines of dialogues,
-with classes as uneven as MELD's (Table II), `talk` for replies to the same words in two tones, as StyleTalk has
+with classes as uneven as MELD's (Table II), `conversation` for replies to the same words in two tones, as StyleTalk has
 them, after some turns of talk (Table IV).
 """
 
@@ -63,7 +63,7 @@ def write(folder: Path, *, count: int = 80, seed: int = 0, processes: int = 1) -
         DualSLMError: the extra `voices` is missing.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    made = {"voice": (_voice, _asked), "dialogue": (_dialogue, _felt), "talk": (_talk, _answered)}
+    made = {"voice": (_voice, _asked), "dialogue": (_dialogue, _felt), "talk": (_conversation, _answered)}
     paths = []
     for name, (draw, rows) in made.items():
         path = folder / f"{name}.jsonl"
@@ -94,7 +94,7 @@ def _dialogue(count: int, name: str) -> list[Said]:
     return found
 
 
-def _talk(count: int, name: str) -> list[Said]:
+def _conversation(count: int, name: str) -> list[Said]:
     """The same words by the same speaker, in several tones."""
     found = []
     for group in range(count // TONES):
@@ -134,22 +134,22 @@ def _asked(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
     about = {"speaker": said.voice.name, "seconds": seconds}
     yield _row(f"{said.name}/words", "linguistic", world.transcription(speech, rng), about)
     for attribute in ATTRIBUTES:
-        talk = world.questions(speech, rng, (attribute,))
-        yield _row(f"{said.name}/{attribute}", "paralinguistic", talk, about, attribute)
+        conversation = world.questions(speech, rng, (attribute,))
+        yield _row(f"{said.name}/{attribute}", "paralinguistic", conversation, about, attribute)
 
 
 def _felt(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
-    talk = world.questions(_speech(said), random.Random(f"{said.name}/felt"), ("emotion",))
+    conversation = world.questions(_speech(said), random.Random(f"{said.name}/felt"), ("emotion",))
     about = {"speaker": said.voice.name, "dialogue": said.name.rpartition("/")[0], "seconds": seconds}
-    yield _row(said.name, "paralinguistic", talk, about, "emotion")
+    yield _row(said.name, "paralinguistic", conversation, about, "emotion")
 
 
 def _answered(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
     """A talk that ends with it, and what a good listener replies; the turns before are the same in every tone."""
     group = said.name.rpartition("/")[0]
-    talk = world.sample_talk(random.Random(f"{group}/talk"), _speech(said), said.utterance, said.style)
+    conversation = world.sample_talk(random.Random(f"{group}/talk"), _speech(said), said.utterance, said.style)
     about = {"speaker": said.voice.name, "group": group, "seconds": seconds}
-    yield _row(said.name, "dual", talk.conversation.copy().assistant(talk.reply.text), about)
+    yield _row(said.name, "dual", conversation.conversation.copy().assistant(conversation.reply.text), about)
 
 
 def _speech(said: Said) -> Speech:
@@ -158,14 +158,14 @@ def _speech(said: Said) -> Speech:
 
 
 def _row(
-    name: str, kind: TaskKind, talk: Conversation, about: dict[str, Any], attribute: str | None = None
+    name: str, kind: TaskKind, conversation: Conversation, about: dict[str, Any], attribute: str | None = None
 ) -> dict[str, Any]:
     """A line of a manifest; the choices of the attribute that is asked for stand in it."""
     turns = [
         {"role": turn.role, "parts": [part if isinstance(part, str) else _part(part, attribute) for part in turn.parts]}
-        for turn in talk.turns
+        for turn in conversation.turns
     ]
-    return {"id": name, "kind": kind, "corpus": CORPUS, "system": talk.system, "turns": turns, **about}
+    return {"id": name, "kind": kind, "corpus": CORPUS, "system": conversation.system, "turns": turns, **about}
 
 
 def _part(speech: Speech, attribute: str | None) -> dict[str, Any]:

@@ -241,11 +241,11 @@ def transcription(speech: Speech, rng: random.Random) -> Conversation:
 def questions(speech: Speech, rng: random.Random, attributes: Sequence[str] | None = None) -> Conversation:
     """Questions about how something is said, in one talk, with their answers; 2 to 5 of them unless named."""
     asked = list(attributes or rng.sample(list(ATTRIBUTES), rng.randint(2, len(ATTRIBUTES))))
-    talk = Conversation(rng.choice(ASK_PROMPTS))
+    conversation = Conversation(rng.choice(ASK_PROMPTS))
     for place, name in enumerate(asked):
-        talk.user(*([speech] if place == 0 else []), question(name, rng))
-        talk.assistant(ANSWERS[name].format(value=speech.labels[name]))
-    return talk
+        conversation.user(*([speech] if place == 0 else []), question(name, rng))
+        conversation.assistant(ANSWERS[name].format(value=speech.labels[name]))
+    return conversation
 
 
 def question(attribute: str, rng: random.Random) -> str:
@@ -345,15 +345,15 @@ def sample_talk(
         style: how it is said.
         earlier: draws a fact or small talk and the part of a turn that says it.
     """
-    talk = Conversation(rng.choice(LISTEN_PROMPTS))
+    conversation = Conversation(rng.choice(LISTEN_PROMPTS))
     memory, before = None, rng.randint(0, 3)
     told = rng.randrange(before) if before and rng.random() < 0.75 else None
     for place in range(before):
         said, part = earlier(rng, "fact" if place == told else "small")
         memory = said if place == told else memory
         assert said.family is not None
-        talk.user(part).assistant(_with(said.family.content, said.slots))
-    return Talk(talk.user(speech), reply_to(utterance, style.emotion, memory), memory)
+        conversation.user(part).assistant(_with(said.family.content, said.slots))
+    return Talk(conversation.user(speech), reply_to(utterance, style.emotion, memory), memory)
 
 
 def check(answer: str, reply: Reply) -> dict[str, bool]:

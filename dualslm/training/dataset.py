@@ -1,6 +1,6 @@
 """Talks → batches of lessons (paper §III-B, §III-C): seeded, stateless, counted.
 
-The talks are those of `talks.py`. What stands at place p of a stage follows from the seed, the stage and p alone:
+The talks are those of `examples.py`. What stands at place p of a stage follows from the seed, the stage and p alone:
 the kind, the talk, the sources. So a run may stop anywhere, and have any number of worker processes, and sees
 the same.
 """
@@ -37,14 +37,14 @@ class TrainingSample:
         kind: of its task.
         view: the sources that were drawn for it.
         prompt: rendered, with its targets.
-        talk: the id of its talk.
+        conversation: the id of its talk.
         skipped: talks that stood here but have a recording that cannot be read: id and reason.
     """
 
     kind: TaskKind
     view: View
     prompt: Prompt
-    talk: str
+    conversation: str
     skipped: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -77,7 +77,7 @@ class StageDataset(Dataset[Batch]):
 
     Args:
         stage: of the recipe.
-        talks: to learn from.
+        examples: to learn from.
         cache: frames of their recordings.
         tokenizer: of the frozen LLM.
         seed: of every draw.
@@ -89,7 +89,7 @@ class StageDataset(Dataset[Batch]):
     def __init__(
         self,
         stage: Stage,
-        talks: Examples,
+        examples: Examples,
         cache: FrameCache,
         tokenizer: Any,
         seed: int,
@@ -98,13 +98,13 @@ class StageDataset(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.stage, self.talks, self.cache, self.tokenizer, self.seed = stage, talks, cache, tokenizer, seed
+        self.stage, self.examples, self.cache, self.tokenizer, self.seed = stage, examples, cache, tokenizer, seed
         self.lengths, self.rank, self.world = lengths, rank, world
         self.pattern = _pattern(stage)
         for kind in stage.kinds:
-            if not talks.count(kind):
-                where = ", ".join(map(str, talks.paths))
-                out = "".join(f"; {count} {why}" for why, count in talks.left_out.items())
+            if not examples.count(kind):
+                where = ", ".join(map(str, examples.paths))
+                out = "".join(f"; {count} {why}" for why, count in examples.left_out.items())
                 raise DualSLMError(
                     f"stage {stage.name} has no {kind} talks", got=f"none in {where}{out}", do="add some"
                 )
@@ -112,7 +112,7 @@ class StageDataset(Dataset[Batch]):
     @property
     def steps(self) -> int:
         """Optimizer steps of the stage."""
-        return self.stage.steps_over({kind: self.talks.count(kind) for kind in self.stage.kinds})
+        return self.stage.steps_over({kind: self.examples.count(kind) for kind in self.stage.kinds})
 
     def __len__(self) -> int:
         return self.steps
@@ -134,9 +134,9 @@ class StageDataset(Dataset[Batch]):
         turn = block * self.pattern.count(name) + order[:within].count(name)
         kind = self.stage.kinds[name]
         told, skipped = self._usable(name, turn)
-        view = _sources(kind, told.talk).draw(rng)
+        view = _sources(kind, told.conversation).draw(rng)
         prompt = render(
-            told.talk,
+            told.conversation,
             self.tokenizer,
             view,
             learns=frozenset(kind.learns),
@@ -152,20 +152,22 @@ class StageDataset(Dataset[Batch]):
     def _usable(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
         """The talk whose turn it is, or the next one whose recordings can be read."""
         skipped: list[tuple[str, str]] = []
-        count = self.talks.count(kind)
+        count = self.examples.count(kind)
         for ahead in range(min(count, TRIES)):
             epoch, place = divmod(turn + ahead, count)
             together = self.stage.kinds[kind].together
             index = int(permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
-            told = self.talks.get(kind, index, epoch)
-            fault = self._fault(told.talk)
+            told = self.examples.get(kind, index, epoch)
+            fault = self._fault(told.conversation)
             if fault is None:
                 return told, tuple(skipped)
             skipped.append((told.id, fault))
         raise DualSLMError(f"{len(skipped)} {kind} talks in a row cannot be used", got=skipped[0], do="check the audio")
 
-    def _fault(self, talk: Conversation) -> str | None:
-        paths = [str(speech.audio) for turn in talk.turns for speech in turn.speeches if speech.audio is not None]
+    def _fault(self, conversation: Conversation) -> str | None:
+        paths = [
+            str(speech.audio) for turn in conversation.turns for speech in turn.speeches if speech.audio is not None
+        ]
         return next((self.cache.faults[path] for path in paths if path in self.cache.faults), None)
 
 
@@ -188,9 +190,9 @@ def _shuffled(pattern: tuple[TaskKind, ...], seed: str) -> tuple[TaskKind, ...]:
     return tuple(order)
 
 
-def _sources(kind: Kind, talk: Conversation) -> ViewDraw:
+def _sources(kind: Kind, conversation: Conversation) -> ViewDraw:
     """The sources that a talk has: without a caption or transcript, "text" is not among those that are drawn."""
-    clips = [clip for turn in talk.turns if turn.role == "user" for clip in turn.speeches]
+    clips = [clip for turn in conversation.turns if turn.role == "user" for clip in turn.speeches]
     known = {"para": all(clip.caption for clip in clips), "ling": all(clip.transcript for clip in clips)}
 
     def left(channel: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:

@@ -85,7 +85,7 @@ class Estimate:
     """A recipe's cost.
 
     Attributes:
-        talks: how many of each kind.
+        examples: how many of each kind.
         lengths: of each kind.
         assumed: the manifests are not there.
         steps: of each stage.
@@ -95,7 +95,7 @@ class Estimate:
         memory_bytes: the most on the card.
     """
 
-    talks: Mapping[TaskKind, int]
+    examples: Mapping[TaskKind, int]
     lengths: Mapping[TaskKind, Lengths]
     assumed: bool
     steps: Mapping[str, int]
@@ -122,8 +122,8 @@ def estimate(recipe: Recipe) -> Estimate:
     weights |= {path: 1.0 for stage in recipe.stages for path in stage.also}
     weights = {path: weight for path, weight in weights.items() if Path(path).exists()}
     assumed = not weights
-    talks, lengths, seconds = _assumed() if assumed else _counted(weights)
-    steps = {stage.name: stage.steps_over(talks) for stage in recipe.stages}
+    examples, lengths, seconds = _assumed() if assumed else _counted(weights)
+    steps = {stage.name: stage.steps_over(examples) for stage in recipe.stages}
     flops = {}
     for stage in recipe.stages:
         samples = _drawn(stage, steps[stage.name])
@@ -134,12 +134,12 @@ def estimate(recipe: Recipe) -> Estimate:
         )
     windows = seconds * FRAMES_A_SECOND / encoder.window
     return Estimate(
-        talks=talks,
+        examples=examples,
         lengths=lengths,
         assumed=assumed,
         steps=steps,
         stage_flops=flops,
-        encoder_flops=max(windows, sum(talks.values()) / 2 if assumed else windows) * encoder.flops(),
+        encoder_flops=max(windows, sum(examples.values()) / 2 if assumed else windows) * encoder.flops(),
         cache_bytes=seconds * FRAMES_A_SECOND * encoder.width * 2,
         memory_bytes=_memory(recipe, encoder, llm, lengths),
     )
@@ -192,11 +192,11 @@ def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mappi
 def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Iterator[Table]:
     """What there is to learn from, what each stage does, and what all of it takes."""
     source = _source(recipe, found)
-    talks = Table("kind", "talks", "tokens before", "speech, s", "reply, tokens", title=source, **LOOK)
-    for kind, count in found.talks.items():
+    examples = Table("kind", "talks", "tokens before", "speech, s", "reply, tokens", title=source, **LOOK)
+    for kind, count in found.examples.items():
         one = found.lengths[kind]
-        talks.add_row(kind, f"{count:,}", f"{one.context:.0f}", f"{one.seconds:.1f}", f"{one.reply:.0f}")
-    yield talks
+        examples.add_row(kind, f"{count:,}", f"{one.context:.0f}", f"{one.seconds:.1f}", f"{one.reply:.0f}")
+    yield examples
     stages = Table("stage", "steps", "batch", "PFLOP", title="stages; frames are cached", **LOOK)
     for stage in recipe.stages:
         cells = (f"{found.steps[stage.name]:,}", str(stage.batch), f"{found.stage_flops[stage.name] / 1e15:,.3g}")
@@ -271,8 +271,8 @@ def _rows(weights: Mapping[str, float]) -> Iterator[tuple[TaskKind | Literal["wa
     for path, weight in weights.items():
         for _, row in rows(Path(path)):
             yield from ((made["kind"], made, weight) for made in finished(row))
-            if (talk := waiting(row)) is not None:
-                yield "waiting", {**talk, "turns": [*talk["turns"], stand_in]}, weight
+            if (conversation := waiting(row)) is not None:
+                yield "waiting", {**conversation, "turns": [*conversation["turns"], stand_in]}, weight
 
 
 def _measured(turns: Sequence[Mapping[str, Any]], recordings: dict[str, float]) -> tuple[float, float, float, float]:

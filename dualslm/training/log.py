@@ -59,7 +59,7 @@ class StageStats:
             cell = self.window[f"{sample.kind} {sample.view}"]
             for place, value in enumerate((nll, tokens, 1)):
                 cell[place] += value
-            self.faults += [{"talk": talk, "reason": reason} for talk, reason in sample.skipped]
+            self.faults += [{"talk": conversation, "reason": reason} for conversation, reason in sample.skipped]
 
 
 class RunLog:
@@ -189,16 +189,18 @@ def _parts_table(model: DualSLM) -> Table:
 def _stages_table(recipe: Recipe, stages: Sequence[StageDataset]) -> Table:
     columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "epochs", "learns", "P, L from")
     caption = "any: text, speech or nothing, equally often (equivalence replacement)"
-    left_out = {why: count for samples in stages for why, count in samples.talks.left_out.items()}
+    left_out = {why: count for samples in stages for why, count in samples.examples.left_out.items()}
     caption += "".join(f"\nleft out: {count} talks, {why}" for why, count in left_out.items())
     table = Table(*columns, title="what it learns from", title_justify="left", caption=caption, box=box.SIMPLE)
     for stage, samples in zip(recipe.stages, stages, strict=True):
         head = f"[bold]{stage.name}[/]\n{samples.steps} x {stage.batch}\nlr {stage.lr:g}"
         for name, kind in stage.kinds.items():
             drawn = round(samples.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
-            talks = samples.talks.count(name)
+            examples = samples.examples.count(name)
             sources = f"{_sources(kind.view.para)}, {_sources(kind.view.ling)}"
-            table.add_row(head, name, f"{drawn}", f"{talks}", f"{drawn / talks:.2g}", " ".join(kind.learns), sources)
+            table.add_row(
+                head, name, f"{drawn}", f"{examples}", f"{drawn / examples:.2g}", " ".join(kind.learns), sources
+            )
             head = ""
     return table
 

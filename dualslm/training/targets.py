@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dualslm.conversation import Conversation, Reply
-from dualslm.data.manifest import caption_of, moved, read_talk
+from dualslm.data.manifest import caption_of, moved, read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
@@ -107,12 +107,12 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
         return _finished(job, settings)
     job.out.parent.mkdir(parents=True, exist_ok=True)
     done = _resume(job, settings, batch)
-    total = sum(1 for _ in islice(_talks(job, seed), limit))
-    left = _batches(islice(_talks(job, seed), done, limit), batch)
+    total = sum(1 for _ in islice(_conversations(job, seed), limit))
+    left = _batches(islice(_conversations(job, seed), done, limit), batch)
     with job.work.open("ab") as file, Progress(console=Console(stderr=True)) as bar:
         steps = bar.track(left, -(-(total - done) // batch), description="targets")
         for number, some in enumerate(steps, done // batch):
-            replies = writer.write([talk for _, talk in some], zlib.crc32(f"{seed}/{number}".encode()))
+            replies = writer.write([conversation for _, conversation in some], zlib.crc32(f"{seed}/{number}".encode()))
             lines = [_line_of(*one, reply, about) for one, reply in zip(some, replies, strict=True)]
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
             file.flush()
@@ -134,14 +134,14 @@ def fault(text: str) -> str | None:
 # ---------------------------------------------------------------------- talks in, lines out
 
 
-def _talks(job: Job, seed: int) -> Iterator[tuple[Row, Conversation]]:
+def _conversations(job: Job, seed: int) -> Iterator[tuple[Row, Conversation]]:
     """Every talk that waits for its answer: as a line for the new file, and as the LLM reads it."""
     for path in job.sources:
         for _, row in rows(path):
             asked = waiting(row, seed)
             if asked is not None:
-                talk = read_talk(asked, path.parent, seed)
-                yield moved(_captioned(asked, seed), path.parent, job.out.parent), talk
+                conversation = read_conversation(asked, path.parent, seed)
+                yield moved(_captioned(asked, seed), path.parent, job.out.parent), conversation
 
 
 def _captioned(row: Row, seed: int) -> Row:
@@ -154,20 +154,20 @@ def _captioned(row: Row, seed: int) -> Row:
     return {**row, "turns": [{**turn, "parts": [part(one) for one in turn["parts"]]} for turn in row["turns"]]}
 
 
-def _batches(talks: Iterator[tuple[Row, Conversation]], size: int) -> Iterator[list[tuple[Row, Conversation]]]:
-    while some := list(islice(talks, size)):
+def _batches(examples: Iterator[tuple[Row, Conversation]], size: int) -> Iterator[list[tuple[Row, Conversation]]]:
+    while some := list(islice(examples, size)):
         yield some
 
 
-def _line_of(row: Row, talk: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
+def _line_of(row: Row, conversation: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the work file: a target, or why there is none."""
     if why := fault(reply.text):
         return {"id": row["id"], "dropped": why, "reply": reply.text}
-    return _target(row, talk, reply, about)
+    return _target(row, conversation, reply, about)
 
 
-def _target(row: Row, talk: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
-    prompt = hashlib.sha256(json.dumps(messages(talk), ensure_ascii=False).encode()).hexdigest()
+def _target(row: Row, conversation: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = hashlib.sha256(json.dumps(messages(conversation), ensure_ascii=False).encode()).hexdigest()
     return {
         **row,
         "turns": [*row["turns"], {"role": "assistant", "parts": [reply.text]}],
@@ -298,8 +298,8 @@ def _sheet(job: Job, report: Mapping[str, Any]) -> str:
 
 
 def _sample(line: dict[str, Any], folder: Path) -> str:
-    talk = read_talk(line, folder)
-    turns = [f"- **{message['role']}**: {_line(message['content'])}" for message in messages(talk)]
+    conversation = read_conversation(line, folder)
+    turns = [f"- **{message['role']}**: {_line(message['content'])}" for message in messages(conversation)]
     return f"## {line['id']}{'' if line['early_stop'] else ' (cut off)'}\n\n" + "\n".join(turns) + "\n"
 
 

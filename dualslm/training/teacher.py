@@ -30,14 +30,14 @@ class Teacher(Protocol):
     def about(self) -> Mapping[str, Any]:
         """Provenance: the LLM, its revision, how it was run, its decoding."""
 
-    def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         """The reply to each talk; `seed` matters only where tokens are drawn."""
 
 
-def messages(talk: Conversation) -> list[dict[str, str]]:
+def messages(conversation: Conversation) -> list[dict[str, str]]:
     """A talk as chat messages, spoken parts as styled transcripts; one without a caption as its words alone."""
-    said = [{"role": "system", "content": talk.system}] if talk.system else []
-    for role, turns in groupby(talk.turns, key=lambda turn: turn.role):
+    said = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for role, turns in groupby(conversation.turns, key=lambda turn: turn.role):
         said.append({"role": role, "content": JOIN.join(_text(part) for turn in turns for part in turn.parts)})
     return said
 
@@ -63,15 +63,15 @@ class LocalTeacher:
         return {**own, "by": "in process", "decoding": self.generation.stated}
 
     @torch.no_grad()
-    def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         """One prefill and one decoding loop for all of them."""
-        prompts = [self._embedded(talk) for talk in talks]
+        prompts = [self._embedded(conversation) for conversation in examples]
         replies = self.llm.generate(prompts, replace(self.generation, seed=seed))
         return [replace(reply, text=reply.text.strip()) for reply in replies]
 
-    def _embedded(self, talk: Conversation) -> torch.Tensor:
-        spelt = Conversation(talk.system)
-        for message in messages(talk):
+    def _embedded(self, conversation: Conversation) -> torch.Tensor:
+        spelt = Conversation(conversation.system)
+        for message in messages(conversation):
             if message["role"] != "system":
                 (spelt.user if message["role"] == "user" else spelt.assistant)(message["content"])
         return self.llm.embed_text(render(spelt, self.llm.tokenizer))
@@ -102,14 +102,14 @@ class ServerTeacher:
         """Provenance."""
         return {"llm": self.model, "revision": None, "by": "server", "decoding": self.generation.stated}
 
-    def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         """All requests at once, in order."""
-        bodies = [self._body(talk, seed + place) for place, talk in enumerate(talks)]
+        bodies = [self._body(conversation, seed + place) for place, conversation in enumerate(examples)]
         with ThreadPoolExecutor(len(bodies)) as pool:
             return [self._reply(answer) for answer in pool.map(self.client.chat, bodies)]
 
-    def _body(self, talk: Conversation, seed: int) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": messages(talk), "stream": False}
+    def _body(self, conversation: Conversation, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model, "messages": messages(conversation), "stream": False}
         body |= {
             "max_tokens": self.generation.max_new_tokens,
             "temperature": self.generation.temperature,

@@ -57,7 +57,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     accelerator.init_trackers("logs")
     trainer.at = _position(out / STATE)
     if accelerator.is_main_process:
-        stages = [trainer.samples(stage, trainer.talks[stage.name], recipe.seed) for stage in recipe.stages]
+        stages = [trainer.samples(stage, trainer.examples[stage.name], recipe.seed) for stage in recipe.stages]
         for table in overview(recipe, trainer.model, stages):
             Console(stderr=True).print(table)
     trainer.run()
@@ -67,7 +67,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
 
 def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
-    talks, validation = read(recipe)
+    examples, validation = read(recipe)
     torch.manual_seed(recipe.seed)
     model = DualSLM.from_parts(
         recipe.model.encoder,
@@ -79,20 +79,20 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     )
     if recipe.model.adapters is not None:
         model.load_adapters(recipe.model.adapters)
-    _check_writer(model, [*talks.values(), validation])
+    _check_writer(model, [*examples.values(), validation])
     _carry_out(model, recipe)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
-        counts = feature_cache.build(model.encoder, _heard(talks, validation), folder, every_layer=model.every_layer)
+        counts = feature_cache.build(model.encoder, _heard(examples, validation), folder, every_layer=model.every_layer)
         _tell_unusable(counts)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
     if model.para.standardize and recipe.model.adapters is None:  # trained ones keep their own scale
-        learnt = (path for path in _heard(talks, None) if path in cache.rows)
+        learnt = (path for path in _heard(examples, None) if path in cache.rows)
         model.para.calibrate(map(cache.get, _some(learnt)))
     if accelerator.device.type == "cuda":  # after the frames were made, which are the same wherever they are made
         torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
-    return Trainer(recipe, model, out, talks, validation, cache, accelerator)
+    return Trainer(recipe, model, out, examples, validation, cache, accelerator)
 
 
 def _tell_unusable(counts: Counter[str]) -> None:
@@ -116,12 +116,12 @@ def read(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
     once = lru_cache(None)(partial(Examples, seed=recipe.seed, weights=recipe.data.weights))
-    talks = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    return talks, Examples(recipe.data.validation, recipe.seed) if recipe.data.validation else None
+    examples = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
+    return examples, Examples(recipe.data.validation, recipe.seed) if recipe.data.validation else None
 
 
-def _heard(talks: Mapping[str, Examples], validation: Examples | None) -> list[str]:
-    every = [*talks.values(), validation]
+def _heard(examples: Mapping[str, Examples], validation: Examples | None) -> list[str]:
+    every = [*examples.values(), validation]
     return [path for some in dict.fromkeys(every) if some is not None for path in recordings(some)]
 
 
@@ -146,10 +146,10 @@ def encode(
     return feature_cache.build(encoder, heard, folder, every_layer=every_layer, shard=shard, check=check)
 
 
-def _check_writer(model: DualSLM, talks: Sequence[Examples | None]) -> None:
+def _check_writer(model: DualSLM, examples: Sequence[Examples | None]) -> None:
     """Refuses targets that another LLM wrote, where their provenance tells its weights."""
     own = fingerprint(model.llm)
-    for writer in (some.writer for some in talks if some is not None and some.writer):
+    for writer in (some.writer for some in examples if some is not None and some.writer):
         if own and writer.get("fingerprint", writer.get("print")) not in (None, "", own):
             got = f"targets of {writer.get('llm')}, not of {model.llm.name}"
             raise DualSLMError("another LLM wrote these targets", got=got, do="write them anew: dualslm targets")

@@ -60,7 +60,7 @@ class Trainer:
         recipe: of the run.
         model: whose adapters learn.
         out: the run folder.
-        talks: to learn from, by stage.
+        examples: to learn from, by stage.
         checks: talks that choose the best checkpoint; none keeps the last one.
         cache: frames of all recordings.
         accelerator: device and processes.
@@ -69,7 +69,7 @@ class Trainer:
     recipe: Recipe
     model: DualSLM
     out: Path
-    talks: Mapping[str, Examples]
+    examples: Mapping[str, Examples]
     validation: Examples | None
     cache: FrameCache
     accelerator: Accelerator
@@ -83,12 +83,14 @@ class Trainer:
     @cached_property
     def spoken(self) -> Tensor:
         """The tokens of all transcripts to learn from."""
-        return spoken_tokens(self.model, (text for talks in self.talks.values() for text in transcripts(talks)))
+        return spoken_tokens(
+            self.model, (text for examples in self.examples.values() for text in transcripts(examples))
+        )
 
     @cached_property
     def values(self) -> dict[str, list[str]]:
         """The values of every attribute among all recordings to learn from."""
-        return label_values(speech for talks in self.talks.values() for speech in talks.speeches())
+        return label_values(speech for examples in self.examples.values() for speech in examples.speeches())
 
     # ------------------------------------------------------------------ the run
 
@@ -101,7 +103,7 @@ class Trainer:
         assert weights_hash(self.model.llm) == before, "a frozen weight moved"
 
     def _stage(self, stage: Stage) -> None:
-        samples = self.samples(stage, self.talks[stage.name], self.recipe.seed)
+        samples = self.samples(stage, self.examples[stage.name], self.recipe.seed)
         adamw, schedule = optimizer_of(self.model, stage, self.recipe.optimizer, samples.steps)
         self._load_state(adamw, schedule)
         stats = self.log.start(stage, samples.steps, self.at.step)
@@ -180,11 +182,11 @@ class Trainer:
         for weight in self.weights:
             _grad(weight).div_(count)
 
-    def samples(self, stage: Stage, talks: Examples, seed: int) -> StageDataset:
+    def samples(self, stage: Stage, examples: Examples, seed: int) -> StageDataset:
         """This process's part of a stage's batches."""
         return StageDataset(
             stage,
-            talks,
+            examples,
             self.cache,
             self.model.llm.tokenizer,
             seed,

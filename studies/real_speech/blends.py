@@ -69,12 +69,12 @@ def teach(model: Qwen2ForCausalLM, llm: FrozenLM, draw: object, steps: int, seed
 
 def _prompt(llm: FrozenLM, rng: random.Random, draw: object) -> Prompt:
     """A talk whose caption, where the view has one, is a blend."""
-    talk, view = draw(rng)  # type: ignore[operator]
+    conversation, view = draw(rng)  # type: ignore[operator]
     if view.para == "text" and rng.random() >= PLAIN:
-        clip = talk.turns[0].speeches[0]
-        talk.turns[0] = Turn("user", (replace(clip, audio=str(rng.random())),))
+        clip = conversation.turns[0].speeches[0]
+        conversation.turns[0] = Turn("user", (replace(clip, audio=str(rng.random())),))
         view = View("speech", view.ling)
-    return render(Conversation(talk.system, talk.turns), llm.tokenizer, view, supervise="all")
+    return render(Conversation(conversation.system, conversation.turns), llm.tokenizer, view, supervise="all")
 
 
 class _Blender:

@@ -24,7 +24,7 @@ from dualslm.data.corpora.jsonl import CORPUS
 from dualslm.data.corpora.prepare import prepare
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
-from studies.real_speech.wording import SPEAKERS, digit, ravdess, talk
+from studies.real_speech.wording import SPEAKERS, conversation, digit, ravdess
 
 SOUNDS = (".flac", ".wav")
 SPOKEN = ("asr", "gender", "emotion", "respond")
@@ -48,7 +48,7 @@ def actors(folder: Path, out: Path, copies: int = 0) -> list[str]:
     if not found:
         got, do = "none", "give a folder with files such as Actor_19/03-01-05-01-01-01-19.wav"
         raise DualSLMError(f"no spoken clip of RAVDESS in {folder}", got=got, do=do)
-    rows = [(fields["speaker"], talk(fields, str(path.resolve()), SPOKEN)) for path, fields in found]
+    rows = [(fields["speaker"], conversation(fields, str(path.resolve()), SPOKEN)) for path, fields in found]
     _prepare(rows, out)
     for copy in range(1, copies + 1):
         altered = []
@@ -57,7 +57,7 @@ def actors(folder: Path, out: Path, copies: int = 0) -> list[str]:
             target = out / "altered" / f"{name}.flac"
             if not target.exists():
                 _write(target, alter(load(path), name))
-            altered.append((f"{fields['speaker']}-{copy}", talk(fields, str(target.resolve()), COPIED, name)))
+            altered.append((f"{fields['speaker']}-{copy}", conversation(fields, str(target.resolve()), COPIED, name)))
         _prepare(altered, out / f"copy{copy}")
     return sorted({fields["speaker"] for _, fields in found})
 
@@ -73,7 +73,7 @@ def digits(folder: Path, out: Path, strings: int, singles: int) -> None:
         for word, take, path in own:
             if take in TESTED_TAKES:
                 fields = {"id": path.stem, "speaker": speaker, "transcript": word, "labels": {"gender": "male"}}
-                rows.append((f"{speaker}-test", talk(fields, str(path.resolve()), ("asr",))))
+                rows.append((f"{speaker}-test", conversation(fields, str(path.resolve()), ("asr",))))
         learnt = [(word, path) for word, take, path in own if take in LEARNT_TAKES]
         for number in range(strings + singles):
             rows.append(
@@ -94,7 +94,7 @@ def _string(speaker: str, number: int, clips: Sequence[tuple[str, Path]], out: P
         _write(target, alter(np.concatenate([gaps[0], *parts]), name))
     words = " ".join(word for word, _ in chosen)
     fields = {"id": name, "speaker": speaker, "transcript": words, "labels": {"gender": "male"}}
-    return talk(fields, str(target.resolve()), ("asr",))
+    return conversation(fields, str(target.resolve()), ("asr",))
 
 
 def librispeech(folder: Path, out: Path) -> None:
@@ -106,7 +106,7 @@ def librispeech(folder: Path, out: Path) -> None:
             path = listing.parent / f"{name}.flac"
             if path.exists():
                 fields = {"id": name, "speaker": name.split("-")[0], "transcript": text.lower()}
-                rows.append(("librispeech", talk(fields, str(path.resolve()), ("asr",))))
+                rows.append(("librispeech", conversation(fields, str(path.resolve()), ("asr",))))
     if rows:
         _prepare(rows, out)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import L_ONLY, NORMAL, ORACLE, P_ONLY, Conversation, Speech, View
-from dualslm.data.manifest import read_talk
+from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import ATTRIBUTES, last_clip, one_task
 from dualslm.evaluation.metrics import Figure, share, word_error_rate, words
@@ -38,14 +38,14 @@ def questions(manifests: Sequence[Path], task: str, seed: int = 0) -> Question:
         for _, row in rows(path):
             if task in row["tasks"]:
                 asked = one_task(row, task, seed)
-                talk = read_talk(asked, path.parent, seed)
-                found.append((Conversation(talk.system, talk.turns[:1]), last_clip(row)))
+                conversation = read_conversation(asked, path.parent, seed)
+                found.append((Conversation(conversation.system, conversation.turns[:1]), last_clip(row)))
     return found
 
 
 def answers(model: DualSLM, asked: Question, view: View, hear: Hear | None, longest: int = 24) -> list[str]:
     """What the LLM says."""
-    prompts = [render(talk, model.llm.tokenizer, view) for talk, _ in asked]
+    prompts = [render(conversation, model.llm.tokenizer, view) for conversation, _ in asked]
     said: list[str] = []
     for start in range(0, len(prompts), AT_ONCE):
         said += model.generate(

@@ -23,14 +23,14 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from dualslm.conversation import Conversation, Turn, View
-from dualslm.data.manifest import read_talk
+from dualslm.data.manifest import read_conversation
 from dualslm.data.tasks import ATTRIBUTES, TASKS, one_task
 from dualslm.files import replacing
 from dualslm.prompt import Text, render
 from dualslm.tiny import WEIGHTS, world
 from dualslm.tiny.build import pretrain_llm
 from studies.real_speech import blends as blended
-from studies.real_speech.wording import DIGITS, EMOTIONS, talk
+from studies.real_speech.wording import DIGITS, EMOTIONS, conversation
 
 PEAK_LR = 1e-3
 WHO = ["Kids", "Dogs", "Cats", "Birds", "Men", "Women", "Boys", "Girls", "Horses", "Rabbits"]
@@ -124,10 +124,10 @@ def example(rng: random.Random) -> tuple[Conversation, View]:
     fields = {"id": str(rng.random()), "speaker": "text", "labels": labels, "transcript": sentence(rng, task)}
     if task == "asr" and rng.random() < 0.3:
         del labels["emotion"]
-    row = one_task(talk(fields, fields["id"], (task,)), task)
+    row = one_task(conversation(fields, fields["id"], (task,)), task)
     if task == "respond":
         row["turns"] = [*row["turns"], {"role": "assistant", "parts": [reply(fields["transcript"], labels["emotion"])]}]
-    told = read_talk(row, Path())
+    told = read_conversation(row, Path())
     clip = told.turns[0].speeches[0]
     told.turns[0] = Turn("user", (replace(clip, transcript=pretrain_llm.stretch(clip.transcript or "", rng)),))
     sources = (

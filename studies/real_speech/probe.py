@@ -35,8 +35,8 @@ def measure(learnt: Sequence[Path], reported: Sequence[Path], hear: Hear) -> dic
 
 def _pooled(manifests: Sequence[Path], name: str, choices: Sequence[str], hear: Hear) -> tuple[Tensor, Tensor]:
     rows, labels = [], []
-    for talk, clip in questions(manifests, name):
-        frames_NTS = hear(talk.turns[0].speeches).layers_NBTD[:, 0].float()
+    for conversation, clip in questions(manifests, name):
+        frames_NTS = hear(conversation.turns[0].speeches).layers_NBTD[:, 0].float()
         rows.append(torch.cat([frames_NTS.mean(1), frames_NTS.std(1)], dim=-1))
         labels.append(choices.index(clip["labels"][name]))
     return torch.stack(rows), torch.tensor(labels)

@@ -140,13 +140,13 @@ class Study:
         encoder, folder = SpeechEncoder.from_pretrained(str(self.encoder)), self.work / "frames-30"
         learnt = self._ravdess(plans.TUNED_WITH)
         asked = exam.questions([*learnt, *reported], "asr")
-        paths = [str(talk.turns[0].speeches[0].audio) for talk, _ in asked]
+        paths = [str(conversation.turns[0].speeches[0].audio) for conversation, _ in asked]
         feature_cache.build(encoder, paths, folder, every_layer=True)
         return probe.measure(learnt, reported, FrameCache(folder, Rule.of(encoder, every_layer=True)).hear)
 
     def _ears_for(self, manifests: Sequence[Path]) -> None:
         """Encodes what some manifests hold; `self.hear` then gives it."""
-        paths = [str(talk.turns[0].speeches[0].audio) for talk, _ in exam.questions(manifests, "asr")]
+        paths = [str(conversation.turns[0].speeches[0].audio) for conversation, _ in exam.questions(manifests, "asr")]
         feature_cache.build(self.bare.encoder, paths, self.work / "frames", every_layer=True)
         self.hear = FrameCache(self.work / "frames", Rule.of(self.bare.encoder, every_layer=True)).hear
 

@@ -39,7 +39,7 @@ def digit(path: Path) -> tuple[str, str, int] | None:
     return DIGITS[int(number)], speaker, int(take)
 
 
-def talk(fields: Mapping[str, Any], audio: str, tasks: tuple[str, ...], name: str = "") -> dict[str, Any]:
+def conversation(fields: Mapping[str, Any], audio: str, tasks: tuple[str, ...], name: str = "") -> dict[str, Any]:
     """A recording as a line for `dualslm prepare jsonl`: a talk that is asked by tasks."""
     known = {key: fields[key] for key in ("transcript", "labels") if fields.get(key)}
     choices = {"choices": {"emotion": list(EMOTIONS)}} if "emotion" in fields.get("labels", {}) else {}

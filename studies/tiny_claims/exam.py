@@ -67,8 +67,12 @@ def context(model: DualSLM, tested: Recordings) -> Marks:
     for depth in DEPTHS:
         drawn = [_deep(take, depth) for take in tested.takes]
         for company, view in (("both", VIEWS["both"]), ("text", TEXT)):
-            answers = _answers(model, tested, [talk.conversation for talk in drawn], view, LONGEST["reply"])
-            marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
+            answers = _answers(
+                model, tested, [conversation.conversation for conversation in drawn], view, LONGEST["reply"]
+            )
+            marks = [
+                world.check(answer, conversation.reply) for answer, conversation in zip(answers, drawn, strict=True)
+            ]
             for slot in ("content", "memory"):
                 found[f"depth {depth} {slot}/{company}"] = [[int(mark[slot]), 1] for mark in marks]
     return found
@@ -79,8 +83,10 @@ def _marked(model: DualSLM, tested: Recordings, question: str, company: str, vie
     rngs = [random.Random(f"exam/{index}") for index in range(len(takes))]
     if question == "reply":
         drawn = [world.sample_talk(rng, t.speech, t.utterance, t.style) for rng, t in zip(rngs, takes, strict=True)]
-        answers = _answers(model, tested, [talk.conversation for talk in drawn], view, LONGEST[question])
-        marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
+        answers = _answers(
+            model, tested, [conversation.conversation for conversation in drawn], view, LONGEST[question]
+        )
+        marks = [world.check(answer, conversation.reply) for answer, conversation in zip(answers, drawn, strict=True)]
         slots = {f"{slot}/{company}": [[int(mark[slot]), 1] for mark in marks] for slot in marks[0]}
         return {**slots, f"reply/{company}": [[int(all(mark.values())), 1] for mark in marks]}
     if question == "words":
@@ -98,18 +104,20 @@ def _marked(model: DualSLM, tested: Recordings, question: str, company: str, vie
 def _nats(model: DualSLM, tested: Recordings, view: View) -> list[list[float]]:
     """How unlikely the right words are, in nats, and how many tokens they have: tells apart what all misread."""
     asked = [world.transcription(t.speech, random.Random(f"exam/{i}")) for i, t in enumerate(tested.takes)]
-    prompts = [render(talk, model.llm.tokenizer, view, supervise="last") for talk in asked]
+    prompts = [render(conversation, model.llm.tokenizer, view, supervise="last") for conversation in asked]
     loss = model(prompts, tested.hear)
     return [[round(nll, 4), tokens] for nll, tokens in zip(loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)]
 
 
-def _answers(model: DualSLM, tested: Recordings, talks: Sequence[Conversation], view: View, longest: int) -> list[str]:
-    prompts = [render(talk, model.llm.tokenizer, view) for talk in talks]
+def _answers(
+    model: DualSLM, tested: Recordings, conversations: Sequence[Conversation], view: View, longest: int
+) -> list[str]:
+    prompts = [render(conversation, model.llm.tokenizer, view) for conversation in conversations]
     return model.generate(prompts, hear=tested.hear, generation=GenerationSettings(max_new_tokens=longest))
 
 
-def _unanswered(talk: Conversation) -> Conversation:
-    return Conversation(talk.system, talk.turns[:-1])
+def _unanswered(conversation: Conversation) -> Conversation:
+    return Conversation(conversation.system, conversation.turns[:-1])
 
 
 def _deep(take: Take, depth: int) -> world.Talk:
@@ -117,14 +125,14 @@ def _deep(take: Take, depth: int) -> world.Talk:
     within = min(depth, 3)
     for attempt in itertools.count():
         rng = random.Random(f"depth/{within}/{take.speech.audio!s}/{attempt}")
-        talk = world.sample_talk(rng, take.speech, take.utterance, take.style)
-        exchanges = len(talk.conversation.turns) // 2
-        if exchanges == within and (talk.memory is not None) == (within > 0):
+        conversation = world.sample_talk(rng, take.speech, take.utterance, take.style)
+        exchanges = len(conversation.conversation.turns) // 2
+        if exchanges == within and (conversation.memory is not None) == (within > 0):
             break
-    earlier = Conversation(talk.conversation.system)
+    earlier = Conversation(conversation.conversation.system)
     for _ in range(depth - within):
         said, part = world.typed(rng, "small")
         assert said.family is not None
         earlier.user(part).assistant(said.family.content)
-    earlier.turns += talk.conversation.turns
-    return world.Talk(earlier, talk.reply, talk.memory)
+    earlier.turns += conversation.conversation.turns
+    return world.Talk(earlier, conversation.reply, conversation.memory)

@@ -199,7 +199,7 @@ class Study:
         return DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), dtype=torch.float32, device="cpu")
 
     @cached_property
-    def talks(self) -> dict[str, Examples]:
+    def conversations(self) -> dict[str, Examples]:
         """What each stage learns from; `fixed-history` has a stage 3 of its own."""
         folder = self.out / "talks"
         conversations.write(self.parts, folder, SIZES, 1)
@@ -213,7 +213,7 @@ class Study:
     @cached_property
     def cache(self) -> FrameCache:
         """Every layer of every recording, so that one cache serves all rows."""
-        heard, folder = recordings(self.talks["align"]), self.out / "frames"
+        heard, folder = recordings(self.conversations["align"]), self.out / "frames"
         feature_cache.build(self.parts.encoder, heard, folder, every_layer=True)
         return FrameCache(folder, Rule.of(self.parts.encoder, every_layer=True))
 
@@ -243,7 +243,7 @@ class Study:
         if not (folder / leg.stage / ADAPTERS).exists():
             if leg.parent:
                 _begin(model, self.trained(leg.parent), shared=leg.parent.stage == "align")
-            given = {leg.stage: self.talks.get(leg.variant, self.talks[leg.stage])}
+            given = {leg.stage: self.conversations.get(leg.variant, self.conversations[leg.stage])}
             folder.mkdir(parents=True, exist_ok=True)
             Trainer(recipe, model, folder, given, None, self.cache, Accelerator(cpu=True)).run()
         model.adapters.load_state_dict(read_weights(folder / leg.stage, "cpu"))

@@ -49,9 +49,9 @@ class Desk:
 
     def __init__(self, model: DualSLM) -> None:
         self.screen = io.StringIO()
-        talk = Conversation(world.LISTEN)
+        conversation = Conversation(world.LISTEN)
         self.session = Session(
-            model, talk, generation=GenerationSettings(max_new_tokens=48), context=tiny.CONTEXT, questions=ASKED
+            model, conversation, generation=GenerationSettings(max_new_tokens=48), context=tiny.CONTEXT, questions=ASKED
         )
         self.chat = Chat(self.session, Console(file=self.screen, width=100, highlight=False))
 
@@ -146,13 +146,13 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Desk, monkeypatch:
     monkeypatch.setattr(desk.session.batch, "step", slow)
     shown = desk(LOST)
     assert "(stopped)" in shown
-    (reply,) = desk.session.talk.turns[-1].parts
+    (reply,) = desk.session.conversation.turns[-1].parts
     assert isinstance(reply, str)
     assert 0 < len(reply) < 30
     assert shown.split("\n")[1] == f"{reply} (stopped)"
     monkeypatch.undo()
     assert "s to the first token" in desk(DAY)
-    assert len(desk.session.talk.turns) == 4
+    assert len(desk.session.conversation.turns) == 4
 
 
 @pytest.mark.parametrize(("make", "word"), [BAD[name] for name in list(BAD)[:3]], ids=list(BAD)[:3])
@@ -160,7 +160,7 @@ def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: M
     shown = desk(make(tmp_path / "a.wav")).splitlines()
     assert word in shown[1]
     assert len(shown) == 3
-    assert not desk.session.talk.turns
+    assert not desk.session.conversation.turns
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_every_command_is_in_the_help(desk: Desk) -> None:
 def test_tones_and_swaps(desk: Desk) -> None:
     """P is another clip's, or words; L stays."""
     shown = desk(HAPPY, "/tone sounding sad", "/undo", HAPPY, "/heard", "/tone off", ANGRY, "/swap 1 2")
-    first, second, swapped = (turn.speeches[0] for turn in desk.session.talk.turns if turn.role == "user")
+    first, second, swapped = (turn.speeches[0] for turn in desk.session.conversation.turns if turn.role == "user")
     assert first.tone is not None
     assert (first.tone.audio, first.tone.caption) == (None, "sounding sad")
     assert second.tone is None
@@ -205,7 +205,7 @@ def test_tones_and_swaps(desk: Desk) -> None:
 
 def test_a_recording_and_a_question(desk: Desk) -> None:
     desk(f"{ANGRY} What's that?")
-    speech, text = desk.session.talk.turns[0].parts
+    speech, text = desk.session.conversation.turns[0].parts
     assert isinstance(speech, Speech)
     assert text == "What's that?"
 
@@ -266,12 +266,16 @@ def test_lines_break_between_words() -> None:
 
 def test_a_saved_talk_is_the_talk(tmp_path: Path, desk: Desk) -> None:
     desk(ANGRY, "hello", f"/tone {SAD}", HAPPY, "/tone sounding afraid", DAY, "/view speech,none", f"/save {tmp_path}")
-    talk, settings = saved.restore(tmp_path)
+    conversation, settings = saved.restore(tmp_path)
     assert settings == {"view": "speech,none", "past": None}
-    assert talk.system == world.LISTEN
+    assert conversation.system == world.LISTEN
     assert len(list(tmp_path.glob("*.wav"))) == 4  # each recording once
     again = Session(
-        desk.session.model, talk, view=View.parse("speech,none"), generation=desk.session.generation, context=320
+        desk.session.model,
+        conversation,
+        view=View.parse("speech,none"),
+        generation=desk.session.generation,
+        context=320,
     )
     assert again.reply(LOST_SPEECH) == desk.session.reply(LOST_SPEECH)
     desk(f"/save {tmp_path}")  # over itself

@@ -31,12 +31,12 @@ class Parrot:
     def __init__(self) -> None:
         self.heard: list[tuple[Conversation, View]] = []
 
-    def reply(self, talk: Conversation, *, view: View, how: object) -> str:
-        self.heard.append((talk.copy(), view))
-        return f"turn {len(talk.turns)}"
+    def reply(self, conversation: Conversation, *, view: View, how: object) -> str:
+        self.heard.append((conversation.copy(), view))
+        return f"turn {len(conversation.turns)}"
 
-    def stream(self, talk: Conversation, *, view: View, how: object) -> Iterator[str]:
-        yield from self.reply(talk, view=view, how=how).partition(" ")
+    def stream(self, conversation: Conversation, *, view: View, how: object) -> Iterator[str]:
+        yield from self.reply(conversation, view=view, how=how).partition(" ")
 
 
 @pytest.fixture
@@ -166,15 +166,15 @@ def test_unknown_arguments(capsys: pytest.CaptureFixture[str], arguments: list[s
 def test_a_reply_is_printed(parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", clip, "--system", "Be brief.", "--view", "none,speech"]) == 0
     assert capsys.readouterr().out == "turn 1\n"
-    talk, view = parrot.heard[0]
-    assert (talk.system, view) == ("Be brief.", View("none", "speech"))
+    conversation, view = parrot.heard[0]
+    assert (conversation.system, view) == ("Be brief.", View("none", "speech"))
 
 
 @pytest.mark.parametrize(("talk", "replies"), [([], [1, 1]), (["--talk"], [1, 3])])
 def test_files_are_asked_apart_or_as_one_talk(
-    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], talk: list[str], replies: list[int]
+    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], conversation: list[str], replies: list[int]
 ) -> None:
-    assert cli.main(["ask", clip, clip, *talk]) == 0
+    assert cli.main(["ask", clip, clip, *conversation]) == 0
     assert capsys.readouterr().out == "".join(f"{clip}: turn {count}\n" for count in replies)
 
 

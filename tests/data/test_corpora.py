@@ -110,8 +110,8 @@ def test_meld_has_the_emotions_of_the_release(meld: Prepared) -> None:
 
 
 def test_styletalk_has_all_rows_forward_and_reversed(styletalk: Prepared) -> None:
-    rows, talks = styletalk.counts("rows"), styletalk.counts("talks")
-    assert rows == talks
+    rows, conversations = styletalk.counts("rows"), styletalk.counts("talks")
+    assert rows == conversations
     assert rows["train"] + rows["validation"] == 1838
     assert 60 < rows["validation"] < 125
     assert (rows["test"], rows["test-reversed"]) == (858, 858)

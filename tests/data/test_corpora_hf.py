@@ -28,7 +28,7 @@ def tone(number: int) -> bytes:
 
 
 @pytest.fixture
-def talks() -> Any:
+def conversations() -> Any:
     features = datasets.Features(
         {
             "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
@@ -54,9 +54,9 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in kept}
 
 
-def test_whole_saved_and_streamed_give_the_same(talks: Any, tmp_path: Path) -> None:
-    talks.save_to_disk(str(tmp_path / "saved"))
-    for split, data in talks.items():
+def test_whole_saved_and_streamed_give_the_same(conversations: Any, tmp_path: Path) -> None:
+    conversations.save_to_disk(str(tmp_path / "saved"))
+    for split, data in conversations.items():
         (tmp_path / "parquet").mkdir(exist_ok=True)
         data.to_parquet(str(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet"))
     for name, more in (("saved", []), ("parquet", []), ("parquet", ["--streaming"])):
@@ -71,8 +71,8 @@ def test_whole_saved_and_streamed_give_the_same(talks: Any, tmp_path: Path) -> N
     assert len(list(read(tmp_path / "saved0" / "validation.jsonl"))) == 2
 
 
-def test_again_after_a_stop_gives_the_same(talks: Any, tmp_path: Path) -> None:
-    talks.save_to_disk(str(tmp_path / "saved"))
+def test_again_after_a_stop_gives_the_same(conversations: Any, tmp_path: Path) -> None:
+    conversations.save_to_disk(str(tmp_path / "saved"))
     command = ["prepare", "hf", str(tmp_path / "saved"), *MAP, "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
     half = tmp_path / "two" / "clips" / "train"
@@ -93,14 +93,14 @@ def test_again_after_a_stop_gives_the_same(talks: Any, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    talks: Any,
+    conversations: Any,
     tmp_path: Path,
     arguments: list[str],
     told: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    talks.save_to_disk(str(tmp_path / "saved"))
+    conversations.save_to_disk(str(tmp_path / "saved"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.wav").write_bytes(tone(0))
@@ -115,8 +115,8 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_limit(talks: Any, tmp_path: Path) -> None:
-    talks.save_to_disk(str(tmp_path / "saved"))
+def test_a_limit(conversations: Any, tmp_path: Path) -> None:
+    conversations.save_to_disk(str(tmp_path / "saved"))
     command = ["--json", "prepare", f"hf:{tmp_path / 'saved'}", *MAP, "--limit", "1", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -238,17 +238,21 @@ def dialogue(speakers: str) -> dict[str, dict[str, Any]]:
 
 def test_dailytalk_orders_by_number_and_joins_turns(raw: Path, tmp_path: Path) -> None:
     metadata = tmp_path / "metadata.json"
-    talk = dialogue("0110" + "10" * 5)
-    metadata.write_text(json.dumps({"7": dict(sorted(talk.items()))}))  # "10" before "2", as JSON keys sort
+    conversation = dialogue("0110" + "10" * 5)
+    metadata.write_text(json.dumps({"7": dict(sorted(conversation.items()))}))  # "10" before "2", as JSON keys sort
     standins.dailytalk(raw, metadata)
     (raw / "data/7/3_0_d7.wav").unlink()
     report = run("dailytalk", raw, tmp_path / "out")
     (split,) = report["splits"]
     assert report["splits"][split]["excluded"] == {"missing audio": 1}
-    talks = {row["id"]: row for row in rows(tmp_path / f"out/{split}.jsonl")}
-    assert list(talks) == ["0_0_d7", "5_0_d7", "7_0_d7", "9_0_d7", "11_0_d7"]
-    assert [turn["parts"][0] for turn in talks["5_0_d7"]["turns"][1:4]] == ["Line 1. Line 2.", "Line 3.", "Line 4."]
-    assert last(talks["11_0_d7"])["transcript"] == "Line 11."
+    conversations = {row["id"]: row for row in rows(tmp_path / f"out/{split}.jsonl")}
+    assert list(conversations) == ["0_0_d7", "5_0_d7", "7_0_d7", "9_0_d7", "11_0_d7"]
+    assert [turn["parts"][0] for turn in conversations["5_0_d7"]["turns"][1:4]] == [
+        "Line 1. Line 2.",
+        "Line 3.",
+        "Line 4.",
+    ]
+    assert last(conversations["11_0_d7"])["transcript"] == "Line 11."
     run("dailytalk", raw, tmp_path / "out", options={"roles": "both"})
     double = next(row for row in rows(tmp_path / f"out/{split}.jsonl") if row["id"] == "2_1_d7")
     assert [part["transcript"] for part in double["turns"][-1]["parts"]] == ["Line 1.", "Line 2."]

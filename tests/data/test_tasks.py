@@ -51,10 +51,10 @@ def test_one_talk_for_each_task_that_has_its_label() -> None:
 
 
 def test_what_waits_keeps_its_talk_and_its_system_text() -> None:
-    talk = waiting(line(["asr", "respond"]))
-    assert talk is not None
-    assert (talk["id"], talk["kind"], len(talk["turns"])) == ("a/respond", "dual", 3)
-    assert talk["system"] in TASKS["respond"].prompts
+    conversation = waiting(line(["asr", "respond"]))
+    assert conversation is not None
+    assert (conversation["id"], conversation["kind"], len(conversation["turns"])) == ("a/respond", "dual", 3)
+    assert conversation["system"] in TASKS["respond"].prompts
     own = waiting({**line(["respond"]), "system": "Be brief."})
     assert own is not None
     assert own["system"] == "Be brief."

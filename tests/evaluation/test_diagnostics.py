@@ -103,13 +103,13 @@ def of_world(name: str, count: int) -> Material:
         rng, speech = random.Random(number), replace(take.speech, labels={"emotion": take.style.emotion})
         found.words.append(item(world.transcription(speech, rng), speech))
         found.voices.append(item(world.questions(speech, rng, ("emotion",)), speech))
-        talk = world.sample_talk(random.Random(number + 7), speech, take.utterance, take.style)
-        found.replies.append(item(talk.conversation.assistant(talk.reply.text), speech))
+        conversation = world.sample_talk(random.Random(number + 7), speech, take.utterance, take.style)
+        found.replies.append(item(conversation.conversation.assistant(conversation.reply.text), speech))
     return found
 
 
-def item(talk: Conversation, speech: Speech) -> Item:
-    return Item(talk, speech, said(speech).lower())
+def item(conversation: Conversation, speech: Speech) -> Item:
+    return Item(conversation, speech, said(speech).lower())
 
 
 def desk(parts: DualSLM, material: Material, para: Tells, ling: Tells) -> Examiner:
@@ -207,9 +207,13 @@ class Forgetful(Examiner):
     """A model that hears the last turn only."""
 
     def nats(
-        self, talks: Sequence[Conversation], view: View, *, history: View | None = None
+        self, conversations: Sequence[Conversation], view: View, *, history: View | None = None
     ) -> list[tuple[float, int]]:
-        return super().nats([Conversation(talk.system, talk.turns[-2:]) for talk in talks], view, history=history)
+        return super().nats(
+            [Conversation(conversation.system, conversation.turns[-2:]) for conversation in conversations],
+            view,
+            history=history,
+        )
 
 
 def test_a_model_that_forgets_is_found(parts: DualSLM, material: Material) -> None:

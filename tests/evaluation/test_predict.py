@@ -35,9 +35,9 @@ def test_items(paths: list[Path]) -> None:
     assert (words.truth, words.choices, words.cluster) == ("i lost my umbrella 1", None, "mine/speaker s1")
     assert (felt.task, felt.truth, felt.choices) == ("emotion", "happy", MOODS)
     assert felt.options() == {mood: f"It sounds {mood}." for mood in MOODS}
-    assert felt.talk.turns[-1].parts[1] == "How does it sound?"
-    assert (reply.direction, reply.truth, len(reply.talk.turns)) == ("forward", None, 3)
-    assert all(item.talk.turns[-1].role == "user" for item in found.items)
+    assert felt.conversation.turns[-1].parts[1] == "How does it sound?"
+    assert (reply.direction, reply.truth, len(reply.conversation.turns)) == ("forward", None, 3)
+    assert all(item.conversation.turns[-1].role == "user" for item in found.items)
 
 
 def test_what_is_not_asked_is_counted(paths: list[Path]) -> None:

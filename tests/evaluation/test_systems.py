@@ -68,7 +68,7 @@ def test_ours_answers_as_the_model_does(model: DualSLM, asked: list[Item]) -> No
     system = Ours(model, HOW, "ours")
     for view in (View(), View("speech", "none"), View("none", "speech"), ORACLE, TRANSCRIPT, View("none", "none")):
         found = system.answer(asked[:6], view)
-        alone = [model.reply(item.talk, view=view, generation=HOW).strip() for item in asked[:6]]
+        alone = [model.reply(item.conversation, view=view, generation=HOW).strip() for item in asked[:6]]
         assert [answer.text for answer in found] == alone
     assert {answer.finished for answer in system.answer(asked, View())} <= {True, False}
 
@@ -78,7 +78,7 @@ def test_likelihoods_are_those_of_the_answers(model: DualSLM, asked: list[Item])
     (answer,) = Ours(model, HOW, "ours", weigh=True).answer([item], View())
     assert list(answer.likelihoods) == list(item.choices or ())
     for choice, value in answer.likelihoods.items():
-        said = item.talk.copy().assistant(item.options()[choice])
+        said = item.conversation.copy().assistant(item.options()[choice])
         loss = model([render(said, model.llm.tokenizer, View(), supervise="last")])
         assert value == pytest.approx(-float(loss.mean.detach()), abs=1e-5)
     assert not Ours(model, HOW, "ours", weigh=True).answer(of(asked, "asr")[:1], View())[0].likelihoods

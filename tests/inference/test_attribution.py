@@ -28,9 +28,9 @@ def session() -> Session:
     return Session(tiny.load(), Conversation(world.LISTEN), questions=ASKED)
 
 
-def nll(model: DualSLM, talk: Conversation, view: View, *, cut_off: bool = False) -> float:
+def nll(model: DualSLM, conversation: Conversation, view: View, *, cut_off: bool = False) -> float:
     """As training counts it."""
-    prompt = render(talk, model.llm.tokenizer, view, supervise="last", cut_off=cut_off)
+    prompt = render(conversation, model.llm.tokenizer, view, supervise="last", cut_off=cut_off)
     with torch.no_grad():
         return float(model([prompt]).nll_B[0])
 
@@ -48,9 +48,10 @@ def test_degrees_are_the_shares_of_the_choices(session: Session) -> None:
 def test_degrees_are_those_of_the_plain_loss(session: Session) -> None:
     heard = session.heard(CLIP)
     asked, found = ASKED.attributes["energy"], degrees(session.audio_cache, CLIP, ASKED, heard)["energy"]
-    talk = Conversation(asked.system).user(CLIP, asked.question)
+    conversation = Conversation(asked.system).user(CLIP, asked.question)
     quiet, loud = (
-        nll(session.model, talk.copy().assistant(f"The energy is {value}."), P_ONLY) for value in ("quiet", "loud")
+        nll(session.model, conversation.copy().assistant(f"The energy is {value}."), P_ONLY)
+        for value in ("quiet", "loud")
     )
     assert found["quiet"] / found["loud"] == pytest.approx(2.718281828 ** (loud - quiet), rel=1e-3)
 
@@ -65,8 +66,8 @@ def test_a_question_without_a_clear_answer_has_no_degrees(session: Session) -> N
 
 
 def test_influence_is_the_loss_that_leaving_out_costs(session: Session) -> None:
-    talk = Conversation(world.LISTEN).user("It was a long day.").assistant("I see.").user(CLIP)
-    found, whole = influence(session.audio_cache, talk, REPLY, View()), talk.copy().assistant(REPLY)
+    conversation = Conversation(world.LISTEN).user("It was a long day.").assistant("I see.").user(CLIP)
+    found, whole = influence(session.audio_cache, conversation, REPLY, View()), conversation.copy().assistant(REPLY)
     views = [View(), View("none", "speech"), View("speech", "none")]
     full, no_para, no_ling = (nll(session.model, whole, view, cut_off=True) for view in views)
     assert sum(found.para) == pytest.approx(no_para - full, abs=1e-2)
@@ -77,21 +78,26 @@ def test_influence_is_the_loss_that_leaving_out_costs(session: Session) -> None:
 
 
 def test_pieces_are_those_of_the_last_recording_and_leave_nothing_out(session: Session) -> None:
-    talk = Conversation(world.LISTEN).user(Speech(CLIPS / "tones_1_happy.wav")).assistant("I see.").user(CLIP)
-    pieces = influence(session.audio_cache, talk, REPLY, View()).pieces
+    conversation = Conversation(world.LISTEN).user(Speech(CLIPS / "tones_1_happy.wav")).assistant("I see.").user(CLIP)
+    pieces = influence(session.audio_cache, conversation, REPLY, View()).pieces
     assert 1 < len(pieces) <= MAX_PIECES
     assert pieces[0][0] == 0
     assert all(one[1] == pytest.approx(other[0]) for one, other in pairwise(pieces))
     assert pieces[-1][1] == pytest.approx(duration(CLIPS / "hear_1_angry.wav"), abs=0.1)
-    assert influence(session.audio_cache, talk, REPLY, View("speech", "none")).pieces == []
+    assert influence(session.audio_cache, conversation, REPLY, View("speech", "none")).pieces == []
 
 
 def test_a_second_thread_changes_nothing(session: Session) -> None:
-    talk = Conversation(world.LISTEN).user(CLIP)
-    alone, heard = influence(session.audio_cache, talk, REPLY, View()), describe(session.audio_cache, CLIP, ASKED)
+    conversation = Conversation(world.LISTEN).user(CLIP)
+    alone, heard = (
+        influence(session.audio_cache, conversation, REPLY, View()),
+        describe(session.audio_cache, CLIP, ASKED),
+    )
     with ThreadPoolExecutor(1) as pool:
         for _ in range(3):
-            other = pool.submit(session.model.reply, talk)
-            assert influence(session.audio_cache, talk, REPLY, View()).para == pytest.approx(alone.para, abs=1e-4)
+            other = pool.submit(session.model.reply, conversation)
+            assert influence(session.audio_cache, conversation, REPLY, View()).para == pytest.approx(
+                alone.para, abs=1e-4
+            )
             assert other.result().startswith("You have every right")
     assert degrees(session.audio_cache, CLIP, ASKED, heard)["gender"]["male"] > 0.9

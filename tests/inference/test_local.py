@@ -52,7 +52,7 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
             raise faults.pop()
         keep_rows(batch, going)
 
-    async def talks(backend: LocalBackend) -> int:
+    async def conversations(backend: LocalBackend) -> int:
         stays = backend.stream(prompt_of(llm, [30, 31, 32]), GenerationSettings(100_000))
         await anext(stays)
         async with aclosing(backend.stream(prompt_of(llm, [20, 21]), GenerationSettings(500))) as left:
@@ -65,4 +65,4 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
         return after
 
     monkeypatch.setattr(ContinuousBatch, "_keep_rows", failing)
-    assert asyncio.run(talks(LocalBackend(llm, 4))) == 6
+    assert asyncio.run(conversations(LocalBackend(llm, 4))) == 6

@@ -92,9 +92,9 @@ TURNS: list[tuple[Part, ...]] = [
 
 def fresh(session: Session) -> str:
     """What the model answers to the talk before its last reply, without any memory."""
-    talk = session.talk.copy()
-    talk.turns.pop()
-    return session.model.reply(talk, view=session.view, generation=session.generation)
+    conversation = session.conversation.copy()
+    conversation.turns.pop()
+    return session.model.reply(conversation, view=session.view, generation=session.generation)
 
 
 # ---------------------------------------------------------------------- with and without the cache
@@ -110,8 +110,8 @@ def test_reading_what_is_new_equals_reading_all(build: Build, family: str) -> No
         assert session.times is not None
         most = max(most, session.times.reused)
         assert reply == fresh(session)
-        talk = session.talk.copy().user("And so on.")
-        (row,) = session.audio_cache.embed([render(talk, model.llm.tokenizer)])
+        conversation = session.conversation.copy().user("And so on.")
+        (row,) = session.audio_cache.embed([render(conversation, model.llm.tokenizer)])
         whole = model.llm.prefill([row.embeds_TD]).logits_BV
         request = session.batch.join(row, SHORT)
         torch.testing.assert_close(request.logits_V[None], whole, atol=1e-4, rtol=0)
@@ -158,8 +158,8 @@ def test_captured_steps_leave_a_cache_to_go_on_with(build: Build) -> None:
 
 def test_a_conversation_without_state_reuses_what_it_shares(session: Session) -> None:
     """As a server sees it: the whole talk comes with every request, other recordings of equal sound."""
-    talk = Conversation("Be kind.").user(clip(1.0, 1))
-    first = "".join(session.answer(talk))
+    conversation = Conversation("Be kind.").user(clip(1.0, 1))
+    first = "".join(session.answer(conversation))
     longer = Conversation("Be kind.").user(clip(1.0, 1)).assistant(first).user(clip(0.5, 2))
     assert "".join(session.answer(longer)) == session.model.reply(longer, generation=SHORT)
     assert session.times is not None
@@ -181,7 +181,7 @@ def test_a_reading_that_was_broken_off_is_not_trusted(session: Session, monkeypa
     with pytest.raises(KeyboardInterrupt):
         session.reply(*TURNS[2])
     monkeypatch.setattr(layers[1], "forward", kept)
-    assert session.talk.turns[-1].role == "user"
+    assert session.conversation.turns[-1].role == "user"
     assert session.reply("Go on.") == fresh(session)
 
 
@@ -219,31 +219,31 @@ def test_a_full_context_drops_whole_exchanges_and_keeps_the_system(build: Build)
         assert times is not None
         assert times.positions + SHORT.max_new_tokens <= 256
         assert times.left_out % 2 == 0
-        shown = Conversation("Be kind.", session.talk.turns[times.left_out : -1])
+        shown = Conversation("Be kind.", session.conversation.turns[times.left_out : -1])
         assert reply == model.reply(shown, generation=SHORT)
     assert times is not None
     assert times.left_out > 0
-    assert len(session.talk.turns) == 14  # the history itself is whole
+    assert len(session.conversation.turns) == 14  # the history itself is whole
 
 
 def test_hardly_more_is_dropped_than_must_be(build: Build) -> None:
     """A quarter more at most, and then nothing for a while, so that the context is not read anew at every turn."""
     session = Session(build(small_tokenizer(), positions=512), generation=SHORT)
-    talk, dropped = Conversation("Be kind."), []
+    conversation, dropped = Conversation("Be kind."), []
     for number in range(40):
-        prompt, left_out = session._fitted(talk.user(f"Turn {number}?"), SHORT)
+        prompt, left_out = session._fitted(conversation.user(f"Turn {number}?"), SHORT)
         fit = [
             start
-            for start in range(0, len(talk.turns), 2)
+            for start in range(0, len(conversation.turns), 2)
             if session.audio_cache.length(
-                render(Conversation(talk.system, talk.turns[start:]), session.model.llm.tokenizer)
+                render(Conversation(conversation.system, conversation.turns[start:]), session.model.llm.tokenizer)
             )
             <= 512 - SHORT.max_new_tokens
         ]
         assert session.audio_cache.length(prompt) <= 512 - SHORT.max_new_tokens
-        assert fit[0] <= left_out <= fit[0] + (len(talk.turns) - fit[0]) / 4
+        assert fit[0] <= left_out <= fit[0] + (len(conversation.turns) - fit[0]) / 4
         dropped.append(left_out)
-        talk.assistant("Yes, of course.")
+        conversation.assistant("Yes, of course.")
     changes = sum(one != other for one, other in pairwise(dropped))
     assert dropped[-1] > 20
     assert changes <= dropped[-1] / 4
@@ -254,7 +254,7 @@ def test_a_turn_that_does_not_fit_is_told_and_taken_back(build: Build) -> None:
     session.reply(clip(0.5))
     with pytest.raises(DualSLMError, match="too long for the LLM's context"):
         session.reply("word " * 400)
-    assert [turn.role for turn in session.talk.turns] == ["user", "assistant"]
+    assert [turn.role for turn in session.conversation.turns] == ["user", "assistant"]
     session.reply("Now shorter.")
 
 
@@ -274,7 +274,7 @@ def test_an_interrupted_reply_stays_as_far_as_it_was_said(session: Session) -> N
     pieces = session.say(clip(1.0, 1))
     said = next(pieces) + next(pieces)
     pieces.close()
-    assert session.talk.turns[-1].parts == (said,)
+    assert session.conversation.turns[-1].parts == (said,)
     assert not session.record[-1].whole
     assert session.reply("Go on.") == fresh(session)
     assert session.record[-1].whole
@@ -284,7 +284,7 @@ def test_an_unusable_recording_leaves_the_talk_as_it_was(session: Session, tmp_p
     session.reply("hello")
     with pytest.raises(DualSLMError, match="cannot open"):
         session.reply(Speech(tmp_path / "missing.wav"))
-    assert len(session.talk.turns) == 2
+    assert len(session.conversation.turns) == 2
     assert len(session.record) == 1
 
 
@@ -295,7 +295,7 @@ def test_undo(session: Session) -> None:
     taken = session.undo()
     assert taken is not None
     assert taken.speeches
-    assert len(session.talk.turns) == 2
+    assert len(session.conversation.turns) == 2
     session.undo()
     assert session.reply("hello") == first
     assert len(session.record) == 1
@@ -305,12 +305,12 @@ def test_past_turns_given_as_text(session: Session, monkeypatch: pytest.MonkeyPa
     """The words are those that were heard, where the recording has none of its own."""
     session.past = View("none", "text")
     session.reply(clip(1.0, 1))
-    found = replace(session.heard(session.talk.turns[0].speeches[0]), words="I lost my umbrella.")
+    found = replace(session.heard(session.conversation.turns[0].speeches[0]), words="I lost my umbrella.")
     session._heard = dict.fromkeys(session._heard, found)
     reply = session.reply(clip(0.5, 2))
     words = Conversation("Be kind.").user("I lost my umbrella.").assistant(session.record[0].reply).user(clip(0.5, 2))
     assert reply == session.model.reply(words, generation=SHORT)
-    assert session.talk.turns[0].speeches[0].transcript is None  # the history keeps what came
+    assert session.conversation.turns[0].speeches[0].transcript is None  # the history keeps what came
 
 
 def test_a_past_turn_keeps_the_tone_it_was_given(session: Session) -> None:

@@ -38,8 +38,8 @@ def model(request: pytest.FixtureRequest, encoder: str, tmp_path_factory: pytest
 
 
 def test_text_alone_is_the_base_llm_bit_for_bit(model: DualSLM) -> None:
-    talk = Conversation("Answer kindly.").user("hello").assistant("hi").user("I lost my umbrella!")
-    prompt = render(talk, model.llm.tokenizer)
+    conversation = Conversation("Answer kindly.").user("hello").assistant("hi").user("I lost my umbrella!")
+    prompt = render(conversation, model.llm.tokenizer)
     ids = torch.tensor([[token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]])
     with torch.no_grad():
         ours = model.llm(model.embed([prompt])[0][None])
@@ -52,9 +52,9 @@ def test_training_moves_the_adapters_and_nothing_else(model: DualSLM) -> None:
     adapters = weights_hash(model.adapters)
     model.train()
     optimizer = torch.optim.AdamW(model.adapters.parameters(), lr=1e-4)
-    talk = Conversation("Answer kindly.").user(clip(1.0)).assistant("So sorry.")
+    conversation = Conversation("Answer kindly.").user(clip(1.0)).assistant("So sorry.")
     for _ in range(2):
-        model([render(talk, model.llm.tokenizer, supervise="last")]).mean.backward()
+        model([render(conversation, model.llm.tokenizer, supervise="last")]).mean.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
@@ -63,9 +63,9 @@ def test_training_moves_the_adapters_and_nothing_else(model: DualSLM) -> None:
 
 
 def test_a_batch_of_eight_equals_one_by_one(model: DualSLM) -> None:
-    talks = [Conversation().user(clip(0.1 + 0.7 * n, n), "what is this?" * (n % 3)) for n in range(7)]
-    talks.append(Conversation("Be kind.").user("only text"))
-    prompts = [render(talk, model.llm.tokenizer) for talk in talks]
+    conversations = [Conversation().user(clip(0.1 + 0.7 * n, n), "what is this?" * (n % 3)) for n in range(7)]
+    conversations.append(Conversation("Be kind.").user("only text"))
+    prompts = [render(conversation, model.llm.tokenizer) for conversation in conversations]
     together = model.llm.prefill(model.embed(prompts)).logits_BV
     for row, prompt in enumerate(prompts):
         alone = model.llm.prefill(model.embed([prompt])).logits_BV[0]
@@ -73,11 +73,11 @@ def test_a_batch_of_eight_equals_one_by_one(model: DualSLM) -> None:
 
 
 def test_stream_joined_is_the_reply(model: DualSLM) -> None:
-    talk = Conversation("Be kind.").user(clip(1.5))
-    pieces = list(model.stream(talk, generation=SHORT))
-    assert "".join(pieces) == model.reply(talk, generation=SHORT) != ""
+    conversation = Conversation("Be kind.").user(clip(1.5))
+    pieces = list(model.stream(conversation, generation=SHORT))
+    assert "".join(pieces) == model.reply(conversation, generation=SHORT) != ""
     drawn = GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
-    assert "".join(model.stream(talk, generation=drawn)) == model.reply(talk, generation=drawn)
+    assert "".join(model.stream(conversation, generation=drawn)) == model.reply(conversation, generation=drawn)
 
 
 def test_reading_in_two_goes_equals_reading_at_once(model: DualSLM) -> None:
@@ -91,22 +91,22 @@ def test_reading_in_two_goes_equals_reading_at_once(model: DualSLM) -> None:
 
 
 def test_frozen_slots_get_no_gradient(model: DualSLM) -> None:
-    talk = Conversation().user(clip(1.0)).assistant("So sorry.")
+    conversation = Conversation().user(clip(1.0)).assistant("So sorry.")
     cases: tuple[tuple[Channel, torch.nn.Module], ...] = (("ling", model.para), ("para", model.ling))
     for learns, still in cases:
         model.adapters.zero_grad()
-        model([render(talk, model.llm.tokenizer, supervise="last", learns=frozenset([learns]))]).mean.backward()
+        model([render(conversation, model.llm.tokenizer, supervise="last", learns=frozenset([learns]))]).mean.backward()
         assert all(weight.grad is None for weight in still.parameters())
         moving = model.ling if still is model.para else model.para
         assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in moving.parameters())
 
 
 def test_loss_is_that_of_the_reply_tokens(model: DualSLM) -> None:
-    talks = [
+    conversations = [
         Conversation("Be kind.").user(clip(1.0, 5)).assistant("So sorry."),
         Conversation().user("a").assistant("b"),
     ]
-    prompts = [render(talk, model.llm.tokenizer, supervise="last") for talk in talks]
+    prompts = [render(conversation, model.llm.tokenizer, supervise="last") for conversation in conversations]
     loss = model(prompts)
     for row, prompt in enumerate(prompts):
         embeds = model.embed([prompt])[0]
@@ -120,20 +120,20 @@ def test_loss_is_that_of_the_reply_tokens(model: DualSLM) -> None:
 
 
 def test_a_view_may_be_written_as_on_the_command_line(model: DualSLM) -> None:
-    talk = Conversation().user(clip(0.5))
+    conversation = Conversation().user(clip(0.5))
     generation = GenerationSettings(4)
-    assert model.reply(talk, view="none,speech", generation=generation) == model.reply(
-        talk, view=View("none", "speech"), generation=generation
+    assert model.reply(conversation, view="none,speech", generation=generation) == model.reply(
+        conversation, view=View("none", "speech"), generation=generation
     )
     with pytest.raises(DualSLMError, match="a view is two sources"):
-        model.reply(talk, view="speech")
+        model.reply(conversation, view="speech")
 
 
 def test_views_and_swap_change_what_is_heard(model: DualSLM) -> None:
     a, b = clip(1.0, 1), clip(2.0, 2)
 
-    def lengths(talk: Conversation, view: View) -> int:
-        return len(model.embed([render(talk, model.llm.tokenizer, view)])[0])
+    def lengths(conversation: Conversation, view: View) -> int:
+        return len(model.embed([render(conversation, model.llm.tokenizer, view)])[0])
 
     empty = lengths(Conversation().user(a), View("none", "none"))
     assert lengths(Conversation().user(a), View("speech", "none")) == empty + 4

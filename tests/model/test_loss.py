@@ -44,8 +44,8 @@ def prompts(model: DualSLM) -> list[Prompt]:
     first = Conversation("You are a kind listener.").user("hello").assistant("good morning!")
     later = first.copy().user(earlier).assistant("It rains.")
     found = []
-    for number, (talk, seconds) in enumerate([(first, 0.5), (later, 1.1), (first, 0.9), (Conversation(), 0.6)]):
-        whole = talk.copy().user(clip(seconds, number)).assistant("I lost my umbrella at the station.")
+    for number, (conversation, seconds) in enumerate([(first, 0.5), (later, 1.1), (first, 0.9), (Conversation(), 0.6)]):
+        whole = conversation.copy().user(clip(seconds, number)).assistant("I lost my umbrella at the station.")
         for view, learns in ((View(), {"para", "ling"}), (View("text", "speech"), {"ling"}), (View(), {"para"})):
             found.append(
                 render(whole, model.llm.tokenizer, view, learns=frozenset(learns), supervise="last")  # type: ignore[arg-type]

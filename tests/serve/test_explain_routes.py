@@ -52,10 +52,10 @@ def test_what_was_heard_with_its_degrees(url: str, session: Session) -> None:
 
 
 def test_what_a_reply_rests_on(url: str, session: Session) -> None:
-    talk = Conversation(LISTEN).user("Hello.").assistant("I see.").user(Speech(ANGRY))
+    conversation = Conversation(LISTEN).user("Hello.").assistant("I see.").user(Speech(ANGRY))
     messages = [user("Hello."), assistant("I see."), user(heard(ANGRY)), assistant(REPLY)]
     told = post(url, "influence", messages=messages).json()
-    own = asdict(influence(session.audio_cache, talk, REPLY, View()))
+    own = asdict(influence(session.audio_cache, conversation, REPLY, View()))
     assert told["tokens"] == own["tokens"]
     assert told["para"] == pytest.approx(own["para"], abs=1e-3)
     assert told["ling"] == pytest.approx(own["ling"], abs=1e-3)

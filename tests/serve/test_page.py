@@ -69,13 +69,13 @@ def session() -> Session:
 
 
 def reply(session: Session, *said: Speech | str, view: View = NORMAL) -> str:
-    talk = Conversation(world.LISTEN)
+    conversation = Conversation(world.LISTEN)
     session.view = view
     for part in said:
-        if talk.turns:
-            talk.assistant("".join(session.answer(talk)))
-        talk.user(part)
-    return "".join(session.answer(talk))
+        if conversation.turns:
+            conversation.assistant("".join(session.answer(conversation)))
+        conversation.user(part)
+    return "".join(session.answer(conversation))
 
 
 def test_a_dropped_recording_is_heard_and_answered(page: Page, session: Session) -> None:

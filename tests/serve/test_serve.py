@@ -48,13 +48,13 @@ def test_text_and_audio_are_answered_as_in_python(url: str, model: DualSLM) -> N
 
 
 def test_a_talk_with_audio_in_its_history(url: str, model: DualSLM) -> None:
-    talk, messages, cached = Conversation(LISTEN), [], 0
+    conversation, messages, cached = Conversation(LISTEN), [], 0
     for path in (ANGRY, SAD, CLIP["memory_3_afraid"]):
         messages.append(user(heard(path), "What now?"))
         answer = client(url).chat.completions.create(model=MODEL, messages=messages)
         said = answer.choices[0].message.content or ""
-        assert said == model.reply(talk.user(Speech(path), "What now?"))
-        talk.assistant(said)
+        assert said == model.reply(conversation.user(Speech(path), "What now?"))
+        conversation.assistant(said)
         messages.append(assistant(said))
         assert answer.usage is not None
         assert answer.usage.prompt_tokens_details is not None

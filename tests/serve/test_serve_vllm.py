@@ -34,7 +34,7 @@ def test_talks_of_several_turns_and_lengths(urls: list[str], model: DualSLM) -> 
     """Each turn goes to the other front end: they keep no state."""
     paths = [*CLIP.values()]
     for length in (1, 2, 4):
-        talk, messages = Conversation(LISTEN), []
+        conversation, messages = Conversation(LISTEN), []
         for turn in range(length):
             parts: list[Any] = [paths[(3 * length + turn) % len(paths)]]
             said: list[Any] = [Speech(parts[0])]
@@ -43,10 +43,10 @@ def test_talks_of_several_turns_and_lengths(urls: list[str], model: DualSLM) -> 
             messages.append(user(*(part if isinstance(part, str) else heard(part) for part in parts)))
             answer = client(urls[turn % 2]).chat.completions.create(model=MODEL, messages=messages)
             reply = answer.choices[0].message.content or ""
-            assert reply == model.reply(talk.user(*said))
+            assert reply == model.reply(conversation.user(*said))
             assert answer.usage is not None
             assert answer.usage.completion_tokens > 3
-            talk.assistant(reply)
+            conversation.assistant(reply)
             messages.append(assistant(reply))
 
 

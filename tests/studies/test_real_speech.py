@@ -54,11 +54,14 @@ def test_actors_become_manifests_that_calm_keeps_its_name_in(tmp_path: Path) -> 
         record(tmp_path / "in" / "Actor_19" / f"03-01-{emotion}-01-01-01-19.wav")
     record(tmp_path / "in" / "Actor_19" / "03-02-05-01-01-01-19.wav")
     assert corpora.actors(tmp_path / "in", tmp_path / "out", copies=1) == ["actor19"]
-    talks = Examples([tmp_path / "out" / "actor19.jsonl"])
-    told = [talks.get("paralinguistic", index).talk for index in range(talks.count("paralinguistic"))]
-    answers = {str(talk.turns[-1].parts[0]) for talk in told}
+    conversations = Examples([tmp_path / "out" / "actor19.jsonl"])
+    told = [
+        conversations.get("paralinguistic", index).conversation
+        for index in range(conversations.count("paralinguistic"))
+    ]
+    answers = {str(conversation.turns[-1].parts[0]) for conversation in told}
     assert answers == {"The speaker is male.", "The speaker sounds calm.", "The speaker sounds angry."}
-    captions = {talk.turns[0].speeches[0].caption or "" for talk in told}
+    captions = {conversation.turns[0].speeches[0].caption or "" for conversation in told}
     assert any("calm" in caption for caption in captions)
     assert not any("neutral" in caption for caption in captions)
     assert len((tmp_path / "out" / "copy1" / "actor19-1.jsonl").read_text().splitlines()) == 2

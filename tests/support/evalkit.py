@@ -75,11 +75,13 @@ def exam(folder: Path, count: int = 12) -> list[Path]:
         turns = [*before, {"role": "user", "parts": [speech]}]
         asked.append({"id": f"t{number}", "tasks": ["asr", "gender", "emotion", "respond"], "turns": turns, **about})
         chosen = {**speech, "choices": {"emotion": list(MOODS)}}
-        talk = [
+        conversation = [
             {"role": "user", "parts": [chosen, "How does it sound?"]},
             {"role": "assistant", "parts": [f"It sounds {mood}."]},
         ]
-        finished.append({"id": f"f{number}", "kind": "paralinguistic", "system": "Listen.", "turns": talk, **about})
+        finished.append(
+            {"id": f"f{number}", "kind": "paralinguistic", "system": "Listen.", "turns": conversation, **about}
+        )
     return [_written(folder / "asked.jsonl", asked), _written(folder / "finished.jsonl", finished)]
 
 

@@ -68,12 +68,12 @@ def make(folder: Path, clips: int = 12) -> Recipe:
             path = f"clips/{name}{number}.wav"
             seconds = 0.3 + 0.15 * (number % 5)
             wav(folder / path, (0.1 * rng.standard_normal(round(16_000 * seconds))).astype(np.float32))
-            rows += talks(f"{name}{number}", path, number)
+            rows += conversations(f"{name}{number}", path, number)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return parse(RECIPE.format(folder=folder))
 
 
-def talks(name: str, path: str, number: int) -> list[dict[str, object]]:
+def conversations(name: str, path: str, number: int) -> list[dict[str, object]]:
     """A transcription and a question about one recording."""
     said = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(3 + number % 4))
     mood = ("sad", "happy")[number % 2]

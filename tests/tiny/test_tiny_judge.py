@@ -20,12 +20,12 @@ def predictions(count: int) -> list[dict[str, Any]]:
         rng = random.Random(place)
         said = world.sample_utterance(rng, held_out=True, kinds=("event",))
         style = sample_style(rng)
-        talk = world.sample_talk(rng, Speech(transcript=said.text), said, style)
-        context = [{"role": turn.role, "text": str(turn.parts[0])} for turn in talk.conversation.turns[:-1]]
+        conversation = world.sample_talk(rng, Speech(transcript=said.text), said, style)
+        context = [{"role": turn.role, "text": str(turn.parts[0])} for turn in conversation.conversation.turns[:-1]]
         known = {"id": str(place), "cluster": str(place), "task": "respond", "context": context}
-        known |= {"transcript": said.text, "caption": world.caption(style, drop=0), "truth": talk.reply.text}
-        deaf = world.Reply("Thank you for telling me.", talk.reply.content)
-        rows.append({**known, "system": "ours", "view": "speech,speech", "answer": talk.reply.text})
+        known |= {"transcript": said.text, "caption": world.caption(style, drop=0), "truth": conversation.reply.text}
+        deaf = world.Reply("Thank you for telling me.", conversation.reply.content)
+        rows.append({**known, "system": "ours", "view": "speech,speech", "answer": conversation.reply.text})
         rows.append({**known, "system": "ours", "view": "none,text", "answer": deaf.text})
     return rows
 

@@ -122,8 +122,8 @@ def test_tasks_have_eight_system_texts_and_shuffled_choices() -> None:
 
 def test_the_same_seed_gives_the_same_example() -> None:
     for seed in range(20):
-        (talk, view), (again, same) = example(random.Random(seed)), example(random.Random(seed))
-        assert [str(turn.parts) for turn in talk.turns] == [str(turn.parts) for turn in again.turns]
+        (conversation, view), (again, same) = example(random.Random(seed)), example(random.Random(seed))
+        assert [str(turn.parts) for turn in conversation.turns] == [str(turn.parts) for turn in again.turns]
         assert view == same
 
 
@@ -131,7 +131,7 @@ def test_every_spoken_word_is_one_token() -> None:
     fast = AutoTokenizer.from_pretrained(tiny.WEIGHTS / "llm")
     for word in world.vocabulary():
         assert len(fast.encode(word)) == len(fast.encode(f" {word}")) == 1, word
-    talk, _ = example(random.Random(0))
-    prompt = render(talk, fast, View("text", "text"), supervise="all")
+    conversation, _ = example(random.Random(0))
+    prompt = render(conversation, fast, View("text", "text"), supervise="all")
     learnt = [fast.decode(s.ids) for s in prompt.segments if isinstance(s, Text) and s.loss]
     assert learnt[-1] == "<|im_end|>"

@@ -36,7 +36,7 @@ def samples(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[D
     from accelerate import Accelerator
 
     trainer = prepare(recipe, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
-    return trainer.model, trainer.samples(recipe.stages[0], trainer.talks["align"], 0), trainer.spoken
+    return trainer.model, trainer.samples(recipe.stages[0], trainer.examples["align"], 0), trainer.spoken
 
 
 def test_punctuation_is_no_class(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
@@ -121,7 +121,7 @@ def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: 
     stage = replace(recipe.stages[0], name="tone", linguistic=None, paralinguistic=tone, steps=40, lr=1e-2)
     trainer = prepare(replace(recipe, stages=(stage,)), tmp_path / "run", Accelerator(cpu=True))
     trainer.model.eval()  # without dropout
-    batch = trainer.samples(stage, trainer.talks["tone"], 0)[0]
+    batch = trainer.samples(stage, trainer.examples["tone"], 0)[0]
     prompts = [sample.prompt for sample in batch.samples]
     before = tone_loss(trainer.model, prompts, trainer.values, batch.hear)
     alone = tone_loss(trainer.model, prompts[:1], trainer.values, batch.hear)

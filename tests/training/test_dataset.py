@@ -42,12 +42,14 @@ def samples(recipe: Recipe) -> StageDataset:
 
 def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> StageDataset:
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder)
-    talks = Examples(recipe.data.train)
+    examples = Examples(recipe.data.train)
     folder = Path(recipe.data.features)
-    build(encoder, recordings(talks), folder, say=lambda _: None)
+    build(encoder, recordings(examples), folder, say=lambda _: None)
     cache = FrameCache(folder, Rule.of(encoder))
     tokenizer = FrozenLM.from_pretrained(recipe.model.llm).tokenizer
-    return StageDataset(stage, talks, cache, tokenizer, recipe.seed, lengths=SlotLengths(16, 5), rank=rank, world=world)
+    return StageDataset(
+        stage, examples, cache, tokenizer, recipe.seed, lengths=SlotLengths(16, 5), rank=rank, world=world
+    )
 
 
 def test_a_lesson_follows_from_its_place_alone(recipe: Recipe, samples: StageDataset) -> None:
@@ -78,8 +80,8 @@ def test_a_kind_of_a_tiny_share_is_not_forgotten(recipe: Recipe) -> None:
 def test_an_epoch_has_every_talk_once(recipe: Recipe, samples: StageDataset) -> None:
     drawn = [samples.sample(place) for place in range(BLOCK)]
     for kind in TASK_KINDS[:2]:
-        ids = [sample.talk for sample in drawn if sample.kind == kind]
-        count = samples.talks.count(kind)
+        ids = [sample.conversation for sample in drawn if sample.kind == kind]
+        count = samples.examples.count(kind)
         for epoch in range(len(ids) // count):
             assert len(set(ids[epoch * count : (epoch + 1) * count])) == count
 
@@ -115,8 +117,8 @@ def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
     stage = recipe.stages[0]
     assert stage.linguistic is not None
     some = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, together=5)))
-    ids = [told.talk for place in range(BLOCK) if (told := some.sample(place)).kind == "linguistic"]
-    every = [some.talks.get("linguistic", index).id for index in range(12)]
+    ids = [told.conversation for place in range(BLOCK) if (told := some.sample(place)).kind == "linguistic"]
+    every = [some.examples.get("linguistic", index).id for index in range(12)]
     runs = [every[:5], every[5:10], every[10:]]
     assert sorted(ids[:12]) == sorted(every)
     assert all(run in [ids[start : start + len(run)] for start in range(12)] for run in runs)
@@ -131,7 +133,9 @@ def test_epochs_become_steps(recipe: Recipe) -> None:
 def test_processes_share_a_batch(recipe: Recipe, samples: StageDataset) -> None:
     shares = [_lessons(recipe, recipe.stages[1], rank=rank, world=2)[5] for rank in (0, 1)]
     whole = samples[5]
-    assert Counter(x.talk for share in shares for x in share.samples) == Counter(x.talk for x in whole.samples)
+    assert Counter(x.conversation for share in shares for x in share.samples) == Counter(
+        x.conversation for x in whole.samples
+    )
     assert whole.lengths == sorted(whole.lengths)
 
 
@@ -189,18 +193,18 @@ def _manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def test_a_line_is_one_talk_for_each_task_with_a_label(tmp_path: Path) -> None:
     every = ["asr", "pitch", "emotion", "respond"]
     lines = [_task_line(0, every, labels={"pitch": "low"}), _task_line(1, every, labels={"emotion": "sad"})]
-    talks = Examples([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
-    assert [talks.count(kind) for kind in TASK_KINDS] == [3, 2, 0]
-    assert [talks.get("linguistic", index).id for index in range(3)] == ["t0/asr", "t1/asr", "a"]
-    assert talks.left_out == {
+    examples = Examples([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
+    assert [examples.count(kind) for kind in TASK_KINDS] == [3, 2, 0]
+    assert [examples.get("linguistic", index).id for index in range(3)] == ["t0/asr", "t1/asr", "a"]
+    assert examples.left_out == {
         "pitch: no label pitch": 1,
         "emotion: no label emotion": 1,
         "respond: no answer (run dualslm targets)": 2,
     }
-    asked = talks.get("paralinguistic", 1).talk
+    asked = examples.get("paralinguistic", 1).conversation
     assert asked.turns[-1].parts == ("The speaker sounds sad.",)
     assert asked.turns[0].speeches[0].caption
-    assert recordings(talks) == [str(tmp_path / f"clips/train{number}.wav") for number in (0, 1)]
+    assert recordings(examples) == [str(tmp_path / f"clips/train{number}.wav") for number in (0, 1)]
 
 
 def test_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
@@ -220,9 +224,9 @@ def test_lessons_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
     data = replace(recipe.data, train=(str(_manifest(folder / "tasks.jsonl", rows)),))
     samples = _lessons(replace(recipe, data=data), stage)
     drawn = [samples.sample(place) for place in range(400)]
-    views = {(sample.talk, sample.view.para) for sample in drawn if sample.kind == "linguistic"}
-    assert {para for talk, para in views if talk == "t0/asr"} == {"text", "speech", "none"}
-    assert {para for talk, para in views if talk == "t9/asr"} == {"speech", "none"}
+    views = {(sample.conversation, sample.view.para) for sample in drawn if sample.kind == "linguistic"}
+    assert {para for conversation, para in views if conversation == "t0/asr"} == {"text", "speech", "none"}
+    assert {para for conversation, para in views if conversation == "t9/asr"} == {"speech", "none"}
 
 
 def test_a_target_that_was_cut_off_does_not_teach_to_end(recipe: Recipe, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_counts_come_from_the_manifest(tmp_path: Path) -> None:
     recipe = make(tmp_path)
     found = estimate.estimate(recipe)
     assert not found.assumed
-    assert found.talks == {"linguistic": 12, "paralinguistic": 12}
+    assert found.examples == {"linguistic": 12, "paralinguistic": 12}
     assert found.steps == {"joint": 7, "disentangle": 7}
 
 
@@ -103,7 +103,7 @@ def test_a_manifest_that_is_not_there_yet_is_named(tmp_path: Path) -> None:
     recipe = make(tmp_path)
     more = replace(recipe, data=replace(recipe.data, train=(*recipe.data.train, "yet.targets.jsonl")))
     found = estimate.estimate(more)
-    assert found.talks == estimate.estimate(recipe).talks
+    assert found.examples == estimate.estimate(recipe).examples
     title = str(next(estimate.tables(more, found, {})).title)
     assert title.endswith("yet.targets.jsonl is not here yet")
 
@@ -111,7 +111,7 @@ def test_a_manifest_that_is_not_there_yet_is_named(tmp_path: Path) -> None:
 def test_weights_of_manifests_count(tmp_path: Path) -> None:
     recipe = make(tmp_path)
     weighted = replace(recipe, data=replace(recipe.data, weights=(2.5,)))
-    assert estimate.estimate(weighted).talks == {"linguistic": 30, "paralinguistic": 30}
+    assert estimate.estimate(weighted).examples == {"linguistic": 30, "paralinguistic": 30}
     assert estimate.estimate(weighted).encoder_flops == estimate.estimate(recipe).encoder_flops
 
 

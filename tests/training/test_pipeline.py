@@ -37,8 +37,8 @@ def desk(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("train.csv", "eval.csv"):
         standins.write(raw / "few" / name, standins.read(real / "styletalk" / name)[:10])
     standins.styletalk(raw / "styletalk", raw / "few")
-    talks = json.loads((real / "dailytalk/metadata_first5_dialogues.json").read_text())
-    (raw / "few" / "metadata.json").write_text(json.dumps(talks))
+    examples = json.loads((real / "dailytalk/metadata_first5_dialogues.json").read_text())
+    (raw / "few" / "metadata.json").write_text(json.dumps(examples))
     standins.dailytalk(raw / "dailytalk", raw / "few" / "metadata.json")
     save_encoder(tmp_path / "encoder")
     save_llm(tmp_path / "llm")

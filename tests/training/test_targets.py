@@ -51,11 +51,11 @@ class Echo:
     def about(self) -> dict[str, Any]:
         return {"llm": self.llm, "revision": None, "by": "test"}
 
-    def write(self, talks: Sequence[Conversation], seed: int) -> list[Reply]:
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
-        said = [messages(talk)[-1]["content"] for talk in talks]
+        said = [messages(conversation)[-1]["content"] for conversation in examples]
         plain = [words.partition("] ")[2] for words in said]
         return [Reply(self.replies.get(one, f"You said: {one} ({seed})"), one != SAID[0]) for one in plain]
 
@@ -75,11 +75,11 @@ def test_every_line_becomes_a_finished_talk(folder: Path) -> None:
     assert row["turns"][2]["parts"][0]["audio"] == "../clips/1.wav"
     assert row["turns"][2]["parts"][0]["caption"]
     assert row["provenance"].keys() == {"llm", "revision", "by", "view", "prompt"}
-    talks = Examples([job(folder).out])
-    assert talks.count("dual") == 11
-    assert talks.writer == row["provenance"] | {"prompt": rows[0]["provenance"]["prompt"]}
-    assert talks.get("dual", 0).cut_off
-    assert not talks.get("dual", 1).cut_off
+    examples = Examples([job(folder).out])
+    assert examples.count("dual") == 11
+    assert examples.writer == row["provenance"] | {"prompt": rows[0]["provenance"]["prompt"]}
+    assert examples.get("dual", 0).cut_off
+    assert not examples.get("dual", 1).cut_off
     sheet = job(folder).samples.read_text()
     assert "You said: I won a prize." in sheet
     assert "(cut off)" in sheet
@@ -226,12 +226,12 @@ def test_a_server_and_this_process_write_the_same(
 
 
 def test_the_llm_reads_the_styled_transcript(llm: FrozenLM) -> None:
-    talk = Conversation("Be brief.").user("Hi.").assistant("Hi!").user("Listen.")
-    talk.user(Speech("a.wav", transcript=" I lost it. ", caption="sad"))
-    assert messages(talk)[-1] == {"role": "user", "content": "Listen.\n[sad] I lost it."}
-    segments = render(talk, llm.tokenizer, View("text", "text")).segments
+    conversation = Conversation("Be brief.").user("Hi.").assistant("Hi!").user("Listen.")
+    conversation.user(Speech("a.wav", transcript=" I lost it. ", caption="sad"))
+    assert messages(conversation)[-1] == {"role": "user", "content": "Listen.\n[sad] I lost it."}
+    segments = render(conversation, llm.tokenizer, View("text", "text")).segments
     read = llm.tokenizer.decode([token for one in segments if isinstance(one, Text) for token in one.ids])
-    spelt = llm.tokenizer.apply_chat_template(messages(talk), tokenize=False, add_generation_prompt=True)
+    spelt = llm.tokenizer.apply_chat_template(messages(conversation), tokenize=False, add_generation_prompt=True)
     assert read == spelt
 
 

@@ -57,7 +57,7 @@ def test_from_tasks_to_a_step(recipe_file: Path, tmp_path: Path, capsys: pytest.
         train(recipe, tmp_path / "early", device="cpu")
     assert cli.main(["targets", str(recipe_file), "--max-new-tokens", "8", "--device", "cpu"]) == 0
     written = (tmp_path / "train.targets.jsonl").read_text().count("\n")  # a random LLM says nothing at times
-    assert estimate.estimate(recipe).talks == {"linguistic": 12, "paralinguistic": 12, "dual": written}
+    assert estimate.estimate(recipe).examples == {"linguistic": 12, "paralinguistic": 12, "dual": written}
     capsys.readouterr()
     train(recipe, tmp_path / "run", device="cpu")
     told = " ".join(capsys.readouterr().err.split())
@@ -72,7 +72,7 @@ def test_from_tasks_to_a_step(recipe_file: Path, tmp_path: Path, capsys: pytest.
 def test_a_plan_counts_what_is_yet_to_be_written(recipe_file: Path, tmp_path: Path) -> None:
     names = [f"data.train=['{tmp_path}/train.jsonl']", "data.validation=[]"]
     found = estimate.estimate(load(recipe_file, names))
-    assert found.talks == {"linguistic": 12, "paralinguistic": 12, "dual": 12}
+    assert found.examples == {"linguistic": 12, "paralinguistic": 12, "dual": 12}
     assert found.lengths["dual"].reply == estimate.PAPER_LENGTHS["dual"].reply
     with pytest.raises(DualSLMError, match=r"no dual talks.*respond: no answer"):
         train(load(recipe_file, names), tmp_path / "run", device="cpu")

@@ -59,7 +59,7 @@ class Entry:
         reason: why it cannot be used, or None.
         detail: the reason in more words.
         seconds: the length of its recording in s.
-        talks: lines of the manifest that it gives.
+        conversations: lines of the manifest that it gives.
     """
 
     split: str
@@ -67,7 +67,7 @@ class Entry:
     reason: str | None = None
     detail: str = ""
     seconds: float = 0.0
-    talks: tuple[Talk, ...] = ()
+    conversations: tuple[Talk, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class Raw:
             return Entry(split, name, NO_TASK, f"nothing known that {', '.join(self.tasks)} would need")
         turns = [*before, {"role": "user", "parts": [self.speech(path, **part)]}]
         head = {"id": name, "corpus": self.corpus, "tasks": tasks, "turns": turns, "seconds": heard.seconds}
-        talk = head | {key: value for key, value in row.items() if value}
-        return Entry(split, name, seconds=heard.seconds, talks=(talk,))
+        conversation = head | {key: value for key, value in row.items() if value}
+        return Entry(split, name, seconds=heard.seconds, conversations=(conversation,))
 
 
 @dataclass(frozen=True)

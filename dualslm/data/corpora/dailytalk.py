@@ -121,15 +121,22 @@ def _dialogue(raw: Raw, split: str, name: str, said: Sequence[Utterance]) -> Ite
     """The entries of a dialogue's utterances."""
     spans = [list(group) for _, group in groupby(said, key=lambda one: one.speaker)]
     step = 2 if raw.options["roles"] == "first" else 1
-    talks = {spans[place][-1].name: _talk(raw, name, spans, place) for place in range(0, len(spans) - 1, step)}
+    conversations = {
+        spans[place][-1].name: _conversation(raw, name, spans, place) for place in range(0, len(spans) - 1, step)
+    }
     for one in said:
-        talk = talks.get(one.name)
+        conversation = conversations.get(one.name)
         yield Entry(
-            split, one.name, one.heard.reason, one.heard.detail, one.heard.seconds or 0.0, (talk,) if talk else ()
+            split,
+            one.name,
+            one.heard.reason,
+            one.heard.detail,
+            one.heard.seconds or 0.0,
+            (conversation,) if conversation else (),
         )
 
 
-def _talk(raw: Raw, name: str, spans: Sequence[Sequence[Utterance]], place: int) -> Talk | None:
+def _conversation(raw: Raw, name: str, spans: Sequence[Sequence[Utterance]], place: int) -> Talk | None:
     """The dialogue up to a turn whose speaker is the user; None where that turn cannot be heard or asked about."""
     last, answer = spans[place], " ".join(one.words for one in spans[place + 1])
     parts = [_part(raw, one) for one in last]

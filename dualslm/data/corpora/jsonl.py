@@ -68,7 +68,7 @@ def _files(root: Path) -> list[Path]:
 def entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mapping[str, str], split: str) -> Entry:
     """A line as an entry; its id is the user's, or the file's name and the line's number."""
     if "turns" in row:
-        return _talk(raw, path, check(row), split)
+        return _conversation(raw, path, check(row), split)
     values = {name: _value(row, name, column) for name, column in columns.items()}
     if not values["audio"]:
         do = "give it, or name its column by --map audio=COLUMN"
@@ -117,7 +117,7 @@ def _split(raw: Raw, given: str, row: Mapping[str, Any]) -> str:
     return split_of(str(row["id"]), raw.seed)
 
 
-def _talk(raw: Raw, path: Path, row: Mapping[str, Any], split: str) -> Entry:
+def _conversation(raw: Raw, path: Path, row: Mapping[str, Any], split: str) -> Entry:
     """A talk in the shape of a manifest, with its paths made to count from the output."""
     split, name = _split(raw, split, row), row["id"]
     turns, seconds = [], 0.0
@@ -132,7 +132,7 @@ def _talk(raw: Raw, path: Path, row: Mapping[str, Any], split: str) -> Entry:
                 part = raw.speech(path.parent / part["audio"], **{key: part[key] for key in part if key != "audio"})
             parts.append(part)
         turns.append({"role": turn["role"], "parts": parts})
-    return Entry(split, name, seconds=seconds, talks=({**row, "turns": turns},))
+    return Entry(split, name, seconds=seconds, conversations=({**row, "turns": turns},))
 
 
 CORPUS = Corpus(

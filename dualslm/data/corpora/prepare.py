@@ -162,12 +162,12 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
             if entry.reason is not None:
                 firsts.setdefault(entry.reason, f"{entry.name} {entry.detail}".strip())
                 files.write(LEFT_OUT, "\t".join((entry.split, entry.name, entry.reason, entry.detail)))
-            for talk in entry.talks:
-                _check(talk, entry)
-                apart.add(entry.split, talk)
-                _check_id(talk, ids)
-                files.write(f"{entry.split}.jsonl", json.dumps(talk, ensure_ascii=False))
-        if not any(tally.talks for tally in tallies.values()):
+            for conversation in entry.conversations:
+                _check(conversation, entry)
+                apart.add(entry.split, conversation)
+                _check_id(conversation, ids)
+                files.write(f"{entry.split}.jsonl", json.dumps(conversation, ensure_ascii=False))
+        if not any(tally.conversations for tally in tallies.values()):
             raise _nothing(raw, tallies, firsts)
     report = {
         "corpus": corpus.name,
@@ -181,16 +181,16 @@ def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, A
     return report
 
 
-def _check(talk: Talk, entry: Entry) -> None:
+def _check(conversation: Talk, entry: Entry) -> None:
     try:
-        check(talk)
+        check(conversation)
     except Fault as fault:
         raise DualSLMError(f"row {entry.name}: {fault}", got=repr(fault.got)[:80], do=fault.do) from fault
 
 
-def _check_id(talk: Talk, ids: set[int]) -> None:
-    if (key := hash(talk["id"])) in ids:
-        raise DualSLMError("two talks have one id", got=talk["id"], do="give every talk an id of its own")
+def _check_id(conversation: Talk, ids: set[int]) -> None:
+    if (key := hash(conversation["id"])) in ids:
+        raise DualSLMError("two talks have one id", got=conversation["id"], do="give every talk an id of its own")
     ids.add(key)
 
 

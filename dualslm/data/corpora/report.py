@@ -23,7 +23,7 @@ class Tally:
         rows: of the raw corpus.
         usable: rows that were not left out.
         seconds: of usable recordings.
-        talks: lines of the manifest.
+        conversations: lines of the manifest.
         excluded: rows left out, by reason.
         examples: the first of them, by reason.
         tasks: talks by task.
@@ -33,7 +33,7 @@ class Tally:
     rows: int = 0
     usable: int = 0
     seconds: float = 0.0
-    talks: int = 0
+    conversations: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -50,10 +50,10 @@ class Tally:
             return
         self.usable += 1
         self.seconds += entry.seconds
-        for talk in entry.talks:
-            self.talks += 1
-            self.tasks.update(talk.get("tasks", ()))
-            for part in talk["turns"][-1]["parts"]:
+        for conversation in entry.conversations:
+            self.conversations += 1
+            self.tasks.update(conversation.get("tasks", ()))
+            for part in conversation["turns"][-1]["parts"]:
                 for name, value in part.get("labels", {}).items() if isinstance(part, dict) else ():
                     self.labels.setdefault(name, Counter())[value] += 1
 
@@ -62,7 +62,7 @@ class Tally:
         return {
             "rows": self.rows,
             "usable": self.usable,
-            "talks": self.talks,
+            "talks": self.conversations,
             "hours": round(self.seconds / 3600, 3),
             "excluded": dict(sorted(self.excluded.items())),
             "examples": dict(sorted(self.examples.items())),

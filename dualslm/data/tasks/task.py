@@ -44,6 +44,6 @@ class Task(Protocol):
         """What is to be learnt; None where the frozen LLM has to write it."""
 
 
-def draw(seed: int, talk: str, task: str) -> random.Random:
+def draw(seed: int, conversation: str, task: str) -> random.Random:
     """The random numbers of one talk's task: any number of workers draws the same."""
-    return random.Random(f"{seed}/{talk}/{task}")
+    return random.Random(f"{seed}/{conversation}/{task}")

@@ -116,10 +116,12 @@ class Examiner:
     longest: int = 48
     seed: int = 0
 
-    def answers(self, talks: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0) -> list[str]:
+    def answers(
+        self, conversations: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0
+    ) -> list[str]:
         """What the model answers to unanswered talks; drawn at a temperature where `heat` is above 0."""
         generation = GenerationSettings(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
-        prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]
+        prompts = [render(conversation, self.model.llm.tokenizer, view) for conversation in conversations]
         return [
             answer
             for some in _some(prompts, self.batch)
@@ -128,26 +130,29 @@ class Examiner:
 
     @torch.no_grad()
     def distributions(
-        self, talks: Sequence[Conversation], view: View, *, history: View | None = None
+        self, conversations: Sequence[Conversation], view: View, *, history: View | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each answered talk the log-chances before each token of the answer (K, V), and the tokens (K)."""
-        for some in _some(talks, self.batch):
-            prompts = [render(talk, self.model.llm.tokenizer, view, history=history, supervise="last") for talk in some]
+        for some in _some(conversations, self.batch):
+            prompts = [
+                render(conversation, self.model.llm.tokenizer, view, history=history, supervise="last")
+                for conversation in some
+            ]
             filled = fill(prompts, self.model.llm, self.model.adapt, self.hear or self.model.hear)
             yield from label_log_probs(self.model.llm, filled)
 
     def nats(
-        self, talks: Sequence[Conversation], view: View, *, history: View | None = None
+        self, conversations: Sequence[Conversation], view: View, *, history: View | None = None
     ) -> list[tuple[float, int]]:
         """How unlikely each talk's answer is, in nats, and its tokens."""
         return [
             (float(-log_KV.gather(1, tokens_K[:, None]).sum()), len(tokens_K))
-            for log_KV, tokens_K in self.distributions(talks, view, history=history)
+            for log_KV, tokens_K in self.distributions(conversations, view, history=history)
         ]
 
     def likeliest(self, choices: Sequence[Sequence[Conversation]], view: View) -> list[int]:
         """For each item the answered talk that is likeliest by token: no answer has to be parsed."""
-        flat = self.nats([talk for some in choices for talk in some], view)
+        flat = self.nats([conversation for some in choices for conversation in some], view)
         means = iter([nats / tokens for nats, tokens in flat])
         return [int(np.argmin([next(means) for _ in some])) for some in choices]
 

@@ -33,13 +33,15 @@ def history(desk: Examiner, material: Material) -> Result:
     if len({item.group for item in items}) < 2:
         return Result("Use of the history", [], "No talks with a history.")
     rng = random.Random(desk.seed)
-    shuffled = [_with_history(item, rng.choice([o for o in items if o is not item]).talk.turns) for item in items]
+    shuffled = [
+        _with_history(item, rng.choice([o for o in items if o is not item]).conversation.turns) for item in items
+    ]
     versions = {
-        "the true history": [item.talk for item in items],
+        "the true history": [item.conversation for item in items],
         "no history": [last_exchanges(item, 0) for item in items],
         "another talk's history": shuffled,
     }
-    nats = {name: desk.nats(talks, NORMAL) for name, talks in versions.items()}
+    nats = {name: desk.nats(conversations, NORMAL) for name, conversations in versions.items()}
     lines = [_line(f"reply after {name}, nats a token", items, told) for name, told in nats.items()]
     for name in ("no history", "another talk's history"):
         lost = [(a - b, n) for (a, n), (b, _) in zip(nats[name], nats["the true history"], strict=True)]
@@ -77,16 +79,16 @@ def alarm(desk: Examiner, material: Material) -> Result:
 
 def exchanges(item: Item) -> int:
     """The exchanges before the last user turn."""
-    return (len(item.talk.turns) - 2) // 2
+    return (len(item.conversation.turns) - 2) // 2
 
 
 def last_exchanges(item: Item, count: int) -> Conversation:
     """The talk with the last so many exchanges before its last turn."""
-    return Conversation(item.talk.system, item.talk.turns[-2 - 2 * count :])
+    return Conversation(item.conversation.system, item.conversation.turns[-2 - 2 * count :])
 
 
 def _with_history(item: Item, other: Sequence[Turn]) -> Conversation:
-    return Conversation(item.talk.system, [*other[:-2], *item.talk.turns[-2:]])
+    return Conversation(item.conversation.system, [*other[:-2], *item.conversation.turns[-2:]])
 
 
 def _line(label: str, items: Sequence[Item], told: Sequence[tuple[float, int]]) -> Line:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Conversation, Part, Speech
-from dualslm.data.manifest import read_talk
+from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import finished
 from dualslm.recipe import TASK_KINDS, TaskKind
@@ -28,24 +28,24 @@ class Item:
     """A talk with its answer.
 
     Attributes:
-        talk: ends with the answer.
+        conversation: ends with the answer.
         speech: the last recording of the last user turn.
         group: its speaker, or its words.
     """
 
-    talk: Conversation
+    conversation: Conversation
     speech: Speech
     group: str
 
     @property
     def asked(self) -> Conversation:
         """The talk without its answer."""
-        return Conversation(self.talk.system, self.talk.turns[:-1])
+        return Conversation(self.conversation.system, self.conversation.turns[:-1])
 
     @property
     def answer(self) -> str:
         """What is answered."""
-        return " ".join(str(part) for part in self.talk.turns[-1].parts)
+        return " ".join(str(part) for part in self.conversation.turns[-1].parts)
 
     def saying(self, answer: str) -> Conversation:
         """The same talk with another answer."""
@@ -53,7 +53,7 @@ class Item:
 
     def spoken(self, speech: Speech) -> Item:
         """The same talk with another recording in place of its last one."""
-        return replace(self, talk=swapped(self.talk, self.speech, speech), speech=speech)
+        return replace(self, conversation=swapped(self.conversation, self.speech, speech), speech=speech)
 
 
 @dataclass
@@ -115,7 +115,7 @@ def of_rows(told: Iterable[tuple[Mapping[str, Any], Path]], *, limit: int = LIMI
     for line, (row, folder) in enumerate(told):
         for made in finished(row, seed):
             for item in _items(made, folder, seed):
-                draw = random.Random(f"{seed}/{made['id']}/{len(item.talk.turns)}/{item.answer}").random()
+                draw = random.Random(f"{seed}/{made['id']}/{len(item.conversation.turns)}/{item.answer}").random()
                 kept = found[made["kind"]]
                 push = heapq.heappush if len(kept) < limit else heapq.heappushpop
                 push(kept, (-draw, -line, item))
@@ -123,18 +123,18 @@ def of_rows(told: Iterable[tuple[Mapping[str, Any], Path]], *, limit: int = LIMI
 
 
 def _items(row: Mapping[str, Any], folder: Path, seed: int) -> Iterator[Item]:
-    talk = read_talk(row, folder, seed)
-    users = [turn for turn in talk.turns if turn.role == "user" and turn.speeches]
-    if not users or talk.turns[-1].role != "assistant":
+    conversation = read_conversation(row, folder, seed)
+    users = [turn for turn in conversation.turns if turn.role == "user" and turn.speeches]
+    if not users or conversation.turns[-1].role != "assistant":
         return
     speech = users[-1].speeches[-1]
     group = str(row.get("speaker") or (speech.transcript or str(speech.audio)).lower())
     if row["kind"] != "paralinguistic":
-        yield Item(talk, speech, group)
+        yield Item(conversation, speech, group)
         return
-    for place in range(0, len(talk.turns) - 1, 2):  # several questions about one recording: each on its own
-        question: list[Part] = [part for part in talk.turns[place].parts if isinstance(part, str)]
-        one = Conversation(talk.system).user(speech, *question).assistant(*talk.turns[place + 1].parts)
+    for place in range(0, len(conversation.turns) - 1, 2):  # several questions about one recording: each on its own
+        question: list[Part] = [part for part in conversation.turns[place].parts if isinstance(part, str)]
+        one = Conversation(conversation.system).user(speech, *question).assistant(*conversation.turns[place + 1].parts)
         yield Item(one, speech, group)
 
 
@@ -154,7 +154,9 @@ def _names(text: str, value: str) -> bool:
     return re.search(rf"\b{re.escape(value)}\b", text, re.IGNORECASE) is not None
 
 
-def swapped(talk: Conversation, old: Speech, new: Speech) -> Conversation:
+def swapped(conversation: Conversation, old: Speech, new: Speech) -> Conversation:
     """A talk with one recording in place of another."""
-    turns = [replace(turn, parts=tuple(new if part is old else part for part in turn.parts)) for turn in talk.turns]
-    return Conversation(talk.system, turns)
+    turns = [
+        replace(turn, parts=tuple(new if part is old else part for part in turn.parts)) for turn in conversation.turns
+    ]
+    return Conversation(conversation.system, turns)

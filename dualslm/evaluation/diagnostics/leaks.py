@@ -69,8 +69,11 @@ def _chosen(desk: Examiner, items: Sequence[Item], among: int) -> Line:
     for item in some:
         rng = random.Random(f"{desk.seed}/{item.speech.audio!s}")
         others = rng.sample([text for text in texts if text != item.answer], among - 1)
-        talks = [item.saying(text) for text in (item.answer, *others)]
-        gains = [b - a for (a, _), (b, _) in zip(desk.nats(talks, P_ONLY), desk.nats(talks, NOTHING), strict=True)]
+        conversations = [item.saying(text) for text in (item.answer, *others)]
+        gains = [
+            b - a
+            for (a, _), (b, _) in zip(desk.nats(conversations, P_ONLY), desk.nats(conversations, NOTHING), strict=True)
+        ]
         right.append(gains[0] > max(gains[1:], default=0.0))
     label = f"the right transcript among {among} from P alone, %"
     return line(label, right, [item.group for item in some], zero=100 / among)

@@ -61,10 +61,10 @@ def moves(desk: Examiner, items: Sequence[Item], views: Sequence[View]) -> dict[
     """How far normal use and each view are apart, for each token of each answer (K), in nats."""
     found: dict[View, list[Tensor]] = {view: [] for view in views}
     for start in range(0, len(items), desk.batch):  # a whole vocabulary for each token: some talks at a time
-        talks = [item.talk for item in items[start : start + desk.batch]]
-        true = [log_KV for log_KV, _ in desk.distributions(talks, NORMAL)]
+        conversations = [item.conversation for item in items[start : start + desk.batch]]
+        true = [log_KV for log_KV, _ in desk.distributions(conversations, NORMAL)]
         for view in views:
-            other = desk.distributions(talks, view)
+            other = desk.distributions(conversations, view)
             found[view] += [divergence(one_KV, two_KV) for one_KV, (two_KV, _) in zip(true, other, strict=True)]
     return found
 
@@ -82,7 +82,7 @@ def _line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: floa
 def _example(desk: Examiner, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:
     """One reply with a mark at every token that hangs on a channel."""
     tokenizer = desk.model.llm.tokenizer
-    (_, tokens_K), *_ = desk.distributions([item.talk], NORMAL)
+    (_, tokens_K), *_ = desk.distributions([item.conversation], NORMAL)
     marked = []
     for token, from_p, from_l in zip(tokens_K.tolist(), para, ling, strict=True):
         mark = "" if max(from_p, from_l) < FIRM else "(P)" if from_p > from_l else "(L)"

@@ -33,12 +33,13 @@ def source_swap(desk: Examiner, material: Material) -> Result:
         line(f"{attribute} as in the recording that L is from, %", follows_l, groups, zero=100 / len(values)),
     ]
     spoken = _with_others(material.words, desk.seed, attribute)
-    for label, talks in {
+    for label, conversations in {
         "as recorded": [item.asked for item, _ in spoken],
         "with another's P": [item.spoken(item.speech.in_the_tone_of(other)).asked for item, other in spoken],
     }.items():
         said = [
-            (words(item.answer), words(a)) for (item, _), a in zip(spoken, desk.answers(talks, NORMAL), strict=True)
+            (words(item.answer), words(a))
+            for (item, _), a in zip(spoken, desk.answers(conversations, NORMAL), strict=True)
         ]
         errors, lengths = [word_errors(a, b) for a, b in said], [len(a) for a, _ in said]
         lines.append(line(f"word errors, {label}, %", errors, [item.group for item, _ in spoken], wholes=lengths))

@@ -24,7 +24,7 @@ class Item:
         corpus: where it is from.
         split: the manifest's name.
         cluster: the dialogue, group, speaker or transcript that it shares with others: what is resampled.
-        talk: ends with the user's spoken turn.
+        conversation: ends with the user's spoken turn.
         speech: the recording that the question is about.
         direction: of a conversation, "forward", or "reversed" where user and assistant changed roles.
         choices: that the question lists.
@@ -39,7 +39,7 @@ class Item:
     corpus: str
     split: str
     cluster: str
-    talk: Conversation
+    conversation: Conversation
     speech: Speech
     direction: str | None = None
     choices: tuple[str, ...] | None = None

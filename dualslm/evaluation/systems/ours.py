@@ -89,7 +89,7 @@ class Ours:
     def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Replies of one batch, and the likelihoods of the choices where they are asked for."""
         assert view is not None
-        prompts = [render(item.talk, self.model.llm.tokenizer, view) for item in items]
+        prompts = [render(item.conversation, self.model.llm.tokenizer, view) for item in items]
         answers = decode(self.model.llm, self.model.embed(prompts, self.hear), self.generation)
         if not self.weigh:
             return answers
@@ -143,7 +143,7 @@ class TextLM:
         assert view is not None
         if "speech" in (view.para, view.ling):
             raise ValueError(f"{self.name} hears no speech")
-        return _read([item.talk for item in items], view, self.llm, self.generation)
+        return _read([item.conversation for item in items], view, self.llm, self.generation)
 
 
 @dataclass
@@ -176,23 +176,25 @@ class Cascade:
 
     def unfit(self, item: Item) -> str | None:
         """It must have every recording."""
-        return None if all(clip.audio for turn in item.talk.turns for clip in turn.speeches) else "no recording"
+        return None if all(clip.audio for turn in item.conversation.turns for clip in turn.speeches) else "no recording"
 
     def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """A transcription is the recogniser's own; everything else the LLM answers from its words."""
-        clips = {str(clip.audio): clip for item in items for turn in item.talk.turns for clip in turn.speeches}
+        clips = {str(clip.audio): clip for item in items for turn in item.conversation.turns for clip in turn.speeches}
         new = [path for path in clips if path not in self.written]
         self.written |= dict(zip(new, self.asr([clips[path].audio for path in new]), strict=True)) if new else {}
         asked = [item for item in items if item.task != "asr"]
-        talks = [self._as_written(item.talk) for item in asked]
-        replies = iter(_read(talks, TRANSCRIPT, self.llm, self.generation) if talks else [])
+        conversations = [self._as_written(item.conversation) for item in asked]
+        replies = iter(_read(conversations, TRANSCRIPT, self.llm, self.generation) if conversations else [])
         return [Reply(self.written[str(item.speech.audio)]) if item.task == "asr" else next(replies) for item in items]
 
-    def _as_written(self, talk: Conversation) -> Conversation:
+    def _as_written(self, conversation: Conversation) -> Conversation:
         def part(one: str | Speech) -> str | Speech:
             return one if isinstance(one, str) else Speech(transcript=self.written[str(one.audio)])
 
-        return Conversation(talk.system, [Turn(turn.role, tuple(map(part, turn.parts))) for turn in talk.turns])
+        return Conversation(
+            conversation.system, [Turn(turn.role, tuple(map(part, turn.parts))) for turn in conversation.turns]
+        )
 
 
 @torch.no_grad()
@@ -207,15 +209,17 @@ def likelihoods(item: Item, view: View, llm: FrozenLM, loss: Callable[[Sequence[
     options = item.options()
     if not options:
         return {}
-    talks = [item.talk.copy().assistant(sentence) for sentence in options.values()]
-    found = loss([render(talk, llm.tokenizer, view, supervise="last") for talk in talks])
+    conversations = [item.conversation.copy().assistant(sentence) for sentence in options.values()]
+    found = loss([render(conversation, llm.tokenizer, view, supervise="last") for conversation in conversations])
     means = (-found.nll_B / found.tokens_B).tolist()
     return {choice: round(mean, 6) for choice, mean in zip(options, means, strict=True)}
 
 
-def _read(talks: Sequence[Conversation], view: View, llm: FrozenLM, generation: GenerationSettings) -> list[Reply]:
+def _read(
+    conversations: Sequence[Conversation], view: View, llm: FrozenLM, generation: GenerationSettings
+) -> list[Reply]:
     """An LLM's replies to talks that it reads."""
-    prompts = [render(talk, llm.tokenizer, view) for talk in talks]
+    prompts = [render(conversation, llm.tokenizer, view) for conversation in conversations]
     return decode(llm, [llm.embed_text(prompt) for prompt in prompts], generation)
 
 

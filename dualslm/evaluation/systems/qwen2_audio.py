@@ -70,11 +70,11 @@ class Qwen2Audio:
         """Replies of one batch."""
         texts = [
             self.processor.apply_chat_template(
-                messages(item.talk, item.speech), add_generation_prompt=True, tokenize=False
+                messages(item.conversation, item.speech), add_generation_prompt=True, tokenize=False
             )
             for item in items
         ]
-        waves = [load(clip.audio) for item in items for clip in _heard(item.talk, item.speech)]  # type: ignore[arg-type]
+        waves = [load(clip.audio) for item in items for clip in _heard(item.conversation, item.speech)]  # type: ignore[arg-type]
         read = self.processor(text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
         read = read.to(self.model.device)
         read["input_features"] = read["input_features"].to(self.model.dtype)
@@ -91,10 +91,10 @@ class Qwen2Audio:
         return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
-def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:
+def messages(conversation: Conversation, heard: Speech) -> list[dict[str, Any]]:
     """A talk in the form that its chat template reads; earlier spoken turns as transcripts where there are any."""
-    said: list[dict[str, Any]] = [{"role": "system", "content": talk.system}] if talk.system else []
-    for turn in talk.turns:
+    said: list[dict[str, Any]] = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for turn in conversation.turns:
         parts = [_part(part, heard) for part in turn.parts]
         if turn.role == "assistant":
             said.append({"role": "assistant", "content": "\n".join(part.get("text", "") for part in parts)})
@@ -108,7 +108,7 @@ def _part(part: Part, heard: Speech) -> dict[str, Any]:
     return {"type": "text", "text": got} if isinstance(got, str) else {"type": "audio", "audio_url": str(got.audio)}
 
 
-def _heard(talk: Conversation, heard: Speech) -> list[Speech]:
+def _heard(conversation: Conversation, heard: Speech) -> list[Speech]:
     """The recordings that `messages` gives as audio, in order."""
-    clips = [clip for turn in talk.turns if turn.role == "user" for clip in turn.speeches]
+    clips = [clip for turn in conversation.turns if turn.role == "user" for clip in turn.speeches]
     return [clip for clip in clips if given(clip, heard) is clip]

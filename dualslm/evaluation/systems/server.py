@@ -55,7 +55,7 @@ class AudioServer:
             return list(pool.map(self._ask, items))
 
     def _ask(self, item: Item) -> Reply:
-        body = {"model": self.model, "messages": messages(item.talk, item.speech), "stream": False}
+        body = {"model": self.model, "messages": messages(item.conversation, item.speech), "stream": False}
         answer = self.client.chat(body | {"max_tokens": self.longest, "temperature": 0, "seed": 0})
         text, ended, served = self.client.said(answer)
         if self.served not in (None, served):
@@ -64,10 +64,10 @@ class AudioServer:
         return Reply(text, ended)
 
 
-def messages(talk: Conversation, heard: Speech) -> list[dict[str, Any]]:
+def messages(conversation: Conversation, heard: Speech) -> list[dict[str, Any]]:
     """A talk as chat messages with the recording in question as `input_audio`."""
-    said: list[dict[str, Any]] = [{"role": "system", "content": talk.system}] if talk.system else []
-    for turn in talk.turns:
+    said: list[dict[str, Any]] = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for turn in conversation.turns:
         parts = [_part(part, heard) for part in turn.parts]
         plain = all(part["type"] == "text" for part in parts)
         said.append({"role": turn.role, "content": "\n".join(part["text"] for part in parts) if plain else parts})

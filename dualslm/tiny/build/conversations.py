@@ -51,8 +51,8 @@ def write(model: DualSLM, folder: Path, sizes: dict[str, int], processes: int) -
             sentences = [take for take in takes if take.utterance.kind != "soup"]
             soups = [take for take in takes if take.utterance.kind == "soup"]
             _write(folder / f"{name}-soups.jsonl", _transcriptions(soups))
-            talks = _answered(model, _conversations(takes))
-            _write(manifest, [*_transcriptions(sentences), *_questions(takes), *talks])
+            conversations = _answered(model, _conversations(takes))
+            _write(manifest, [*_transcriptions(sentences), *_questions(takes), *conversations])
 
 
 def _speak(folder: Path, name: str, count: int, processes: int) -> list[Take]:
@@ -96,12 +96,12 @@ def _conversations(takes: Sequence[Take]) -> list[Row]:
     for take in takes:
         rng = _rng("talk", take)
         if take.utterance.kind == "event":
-            talk = world.sample_talk(rng, take.speech, take.utterance, take.style, earlier).conversation
+            conversation = world.sample_talk(rng, take.speech, take.utterance, take.style, earlier).conversation
         elif take.utterance.kind != "soup":
-            talk = Conversation(rng.choice(world.LISTEN_PROMPTS)).user(take.speech)
+            conversation = Conversation(rng.choice(world.LISTEN_PROMPTS)).user(take.speech)
         else:
             continue
-        rows.append((f"{take.speech.audio!s}/talk", "dual", talk))
+        rows.append((f"{take.speech.audio!s}/talk", "dual", conversation))
     return rows
 
 
@@ -119,9 +119,10 @@ def _answered(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     starts = range(0, len(rows), ANSWERED_AT_ONCE)
     for start in track(starts, "answering", console=Console(stderr=True)):
         some = rows[start : start + ANSWERED_AT_ONCE]
-        replies = model.reply([talk for _, _, talk in some], view=ORACLE)
+        replies = model.reply([conversation for _, _, conversation in some], view=ORACLE)
         answered += [
-            (name, kind, talk.copy().assistant(reply)) for (name, kind, talk), reply in zip(some, replies, strict=True)
+            (name, kind, conversation.copy().assistant(reply))
+            for (name, kind, conversation), reply in zip(some, replies, strict=True)
         ]
     return answered
 
@@ -132,9 +133,9 @@ def _write(manifest: Path, rows: Sequence[Row]) -> None:
 
 
 def _line(row: Row) -> str:
-    name, kind, talk = row
-    turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in talk.turns]
-    return json.dumps({"id": name, "kind": kind, "system": talk.system, "turns": turns}) + "\n"
+    name, kind, conversation = row
+    turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in conversation.turns]
+    return json.dumps({"id": name, "kind": kind, "system": conversation.system, "turns": turns}) + "\n"
 
 
 def _part(part: Part) -> str | dict[str, Any]:

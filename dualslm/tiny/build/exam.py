@@ -75,24 +75,24 @@ class _Desk:
     def words(self) -> dict[str, Figure]:
         """Word error rates by view."""
         right = [take.utterance.text for take in self.recordings.takes]
-        talks = [
+        conversations = [
             _question(world.transcription(take.speech, random.Random(f"exam/{index}")))
             for index, take in enumerate(self.recordings.takes)
         ]
         views = (L_ONLY, NORMAL, CAPTION_AND_L)
-        return {f"wer/{view}": word_error_rate(right, self._answers(talks, view)) for view in views}
+        return {f"wer/{view}": word_error_rate(right, self._answers(conversations, view)) for view in views}
 
     def attributes(self, asked: Sequence[str]) -> dict[str, Figure]:
         """Accuracy of each attribute by view; an answer that names no choice, or two, is wrong."""
         found = {}
         for attribute in asked:
-            talks = [
+            conversations = [
                 _question(world.questions(take.speech, random.Random(f"exam/{index}"), (attribute,)))
                 for index, take in enumerate(self.recordings.takes)
             ]
             truth = [take.speech.labels[attribute] for take in self.recordings.takes]
             for view in (P_ONLY, NORMAL, L_ONLY):
-                heard = [world.chosen(answer, attribute) for answer in self._answers(talks, view)]
+                heard = [world.chosen(answer, attribute) for answer in self._answers(conversations, view)]
                 found[f"{attribute}/{view}"] = share([a == b for a, b in zip(heard, truth, strict=True)])
             most = max(truth.count(value) for value in set(truth))
             found[f"{attribute}/majority"] = share([True] * most + [False] * (len(truth) - most))
@@ -106,8 +106,10 @@ class _Desk:
         ]
         found = {}
         for view in (NORMAL, L_ONLY, P_ONLY, P_AND_TRANSCRIPT, CAPTION_AND_L):
-            answers = self._answers([talk.conversation for talk in drawn], view)
-            marks = [world.check(answer, talk.reply) for answer, talk in zip(answers, drawn, strict=True)]
+            answers = self._answers([conversation.conversation for conversation in drawn], view)
+            marks = [
+                world.check(answer, conversation.reply) for answer, conversation in zip(answers, drawn, strict=True)
+            ]
             for slot in SLOTS:
                 found[f"reply {slot}/{view}"] = share([mark[slot] for mark in marks])
             found[f"reply/{view}"] = share([all(mark.values()) for mark in marks])
@@ -117,9 +119,12 @@ class _Desk:
         """Whether the reply ends with the fact that was said aloud earlier; nothing where no facts were recorded."""
         if not self.recordings.told:
             return {}
-        talks = [self._after_a_fact(take, index) for index, take in enumerate(self.recordings.takes)]
-        answers = self._answers([talk.conversation for talk in talks], NORMAL)
-        right = [world.check(answer, talk.reply)["memory"] for answer, talk in zip(answers, talks, strict=True)]
+        conversations = [self._after_a_fact(take, index) for index, take in enumerate(self.recordings.takes)]
+        answers = self._answers([conversation.conversation for conversation in conversations], NORMAL)
+        right = [
+            world.check(answer, conversation.reply)["memory"]
+            for answer, conversation in zip(answers, conversations, strict=True)
+        ]
         return {f"reply memory of speech/{NORMAL}": share(right)}
 
     def _after_a_fact(self, take: Take, index: int) -> world.Talk:
@@ -130,11 +135,11 @@ class _Desk:
             return (told.utterance, told.speech) if kind == "fact" else world.typed(rng, kind)
 
         draws = (random.Random(f"exam/{index}/{number}") for number in itertools.count())
-        talks = (world.sample_talk(rng, take.speech, take.utterance, take.style, earlier) for rng in draws)
-        return next(talk for talk in talks if talk.memory)
+        conversations = (world.sample_talk(rng, take.speech, take.utterance, take.style, earlier) for rng in draws)
+        return next(conversation for conversation in conversations if conversation.memory)
 
-    def _answers(self, talks: Sequence[Conversation], view: View) -> list[str]:
-        prompts = [render(talk, self.model.llm.tokenizer, view) for talk in talks]
+    def _answers(self, conversations: Sequence[Conversation], view: View) -> list[str]:
+        prompts = [render(conversation, self.model.llm.tokenizer, view) for conversation in conversations]
         answers: list[str] = []
         for start in range(0, len(prompts), self.batch):
             some = prompts[start : start + self.batch]
@@ -142,6 +147,6 @@ class _Desk:
         return answers
 
 
-def _question(talk: Conversation) -> Conversation:
+def _question(conversation: Conversation) -> Conversation:
     """The talk without its answer."""
-    return Conversation(talk.system, talk.turns[:-1])
+    return Conversation(conversation.system, conversation.turns[:-1])

@@ -35,33 +35,35 @@ def evaluate(folder: Path, *, n: int = 500, device: str = "cpu") -> dict[str, An
     speeches = [
         Speech(transcript=said.text, caption=world.caption(style), labels=style.labels()) for said, style in drawn
     ]
-    talks = [world.transcription(speech, rng) for speech in speeches]
-    found = {"transcription": _exact(llm, talks)}
+    conversations = [world.transcription(speech, rng) for speech in speeches]
+    found = {"transcription": _exact(llm, conversations)}
     for name in ATTRIBUTES:
         found[name] = _exact(llm, [world.questions(speech, rng, (name,)) for speech in speeches])
     listening = [world.sample_talk(rng, speech, *pair) for speech, pair in zip(speeches, drawn, strict=True)]
-    found["dialogue"] = _exact(llm, [talk.conversation.copy().assistant(talk.reply.text) for talk in listening])
+    found["dialogue"] = _exact(
+        llm, [conversation.conversation.copy().assistant(conversation.reply.text) for conversation in listening]
+    )
     return {name: {k: round(v, 2) for k, v in asdict(share(right)).items()} for name, right in found.items()}
 
 
-def _exact(llm: FrozenLM, talks: Sequence[Conversation]) -> list[bool]:
+def _exact(llm: FrozenLM, conversations: Sequence[Conversation]) -> list[bool]:
     """Whether each talk's last answer is what the LLM says."""
     right: list[bool] = []
-    for start in range(0, len(talks), BATCH):
-        some = talks[start : start + BATCH]
-        asked = [Conversation(talk.system, talk.turns[:-1]) for talk in some]
+    for start in range(0, len(conversations), BATCH):
+        some = conversations[start : start + BATCH]
+        asked = [Conversation(conversation.system, conversation.turns[:-1]) for conversation in some]
         answers = _answer(llm, asked)
-        right += [answer == talk.turns[-1].parts[0] for answer, talk in zip(answers, some, strict=True)]
+        right += [answer == conversation.turns[-1].parts[0] for answer, conversation in zip(answers, some, strict=True)]
     return right
 
 
-def _answer(llm: FrozenLM, talks: Sequence[Conversation]) -> list[str]:
+def _answer(llm: FrozenLM, conversations: Sequence[Conversation]) -> list[str]:
     rows = []
-    for talk in talks:
-        prompt = render(talk, llm.tokenizer, ORACLE)
+    for conversation in conversations:
+        prompt = render(conversation, llm.tokenizer, ORACLE)
         ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
         rows.append(llm.embed(torch.tensor(ids, device=llm.device)))
-    answers: list[list[int]] = [[] for _ in talks]
+    answers: list[list[int]] = [[] for _ in conversations]
     for tokens in llm.decode(llm.prefill(rows), GenerationSettings(max_new_tokens=64)):
         for answer, token in zip(answers, tokens, strict=True):
             answer += [] if token is None else [token]

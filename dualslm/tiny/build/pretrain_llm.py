@@ -97,7 +97,7 @@ def pretrain(
     device: str,
     processes: int,
     tested: int = 500,
-    talks: int = words_to_ids.TALKS,
+    conversations: int = words_to_ids.TALKS,
     resume: bool = True,
 ) -> dict[str, Any]:
     """Writes the examples, trains the LLM in two parts, tests it and writes it to a folder.
@@ -111,7 +111,7 @@ def pretrain(
         device: "cpu", "cuda", ...
         processes: that write examples.
         tested: held-out sentences of the closing exam.
-        talks: that the tokenizer is trained on.
+        conversations: that the tokenizer is trained on.
         resume: go on from a checkpoint in `out`, if there is one.
 
     Returns:
@@ -119,7 +119,7 @@ def pretrain(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    tokenizer = words_to_ids.save(out, seed, talks)
+    tokenizer = words_to_ids.save(out, seed, conversations)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(llm_config(tokenizer)).to(device)
     for size, heard, peak in ((fluent, stumble, PEAK_LR), (stretched, stretch, SECOND_LR)):
@@ -185,10 +185,10 @@ def _transcribe(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
     """Write down the words; what is heard may be disfluent, what is written never is."""
     kinds: Sequence[world.Kind] = ("soup",) if rng.random() < 0.35 else ("event", "fact", "small")
     said = world.sample_utterance(rng, held_out=False, kinds=kinds)
-    talk = world.transcription(_speech(rng, said), rng)
-    speech = Speech(transcript=heard(said.text, rng), caption=talk.turns[0].speeches[0].caption)
-    talk.turns[0] = Turn("user", (speech,))
-    return talk, View(rng.choice(("text", "none")), "text")
+    conversation = world.transcription(_speech(rng, said), rng)
+    speech = Speech(transcript=heard(said.text, rng), caption=conversation.turns[0].speeches[0].caption)
+    conversation.turns[0] = Turn("user", (speech,))
+    return conversation, View(rng.choice(("text", "none")), "text")
 
 
 def _ask(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
@@ -208,10 +208,10 @@ def _listen(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
     view = View(rng.choice(("text",) * 4 + ("none",)), rng.choice(("text",) * 7 + ("none",)))
     speech = Speech(transcript=heard(said.text, rng), caption=_with_emotion(style, rng))
     earlier = partial(_perhaps_spoken, heard=heard) if view.ling == "text" else world.typed
-    talk = world.sample_talk(rng, speech, said, style, earlier)
+    conversation = world.sample_talk(rng, speech, said, style, earlier)
     emotion = style.emotion if view.para == "text" else None
-    reply = world.reply_to(said if view.ling == "text" else None, emotion, talk.memory)
-    return talk.conversation.assistant(reply.text), view
+    reply = world.reply_to(said if view.ling == "text" else None, emotion, conversation.memory)
+    return conversation.conversation.assistant(reply.text), view
 
 
 def _perhaps_spoken(rng: random.Random, kind: world.Kind, heard: Heard) -> tuple[world.Utterance, Part]:
@@ -265,8 +265,8 @@ def _chunk(
     lengths = []
     for number in range(index * size, (index + 1) * size):
         rng = random.Random(f"llm/{seed}/{number}")
-        talk, view = example(rng, heard)
-        prompt = render(talk, tokenizer, view, supervise="all")
+        conversation, view = example(rng, heard)
+        prompt = render(conversation, tokenizer, view, supervise="all")
         before = len(ids)
         for segment in prompt.segments:
             assert isinstance(segment, Text)

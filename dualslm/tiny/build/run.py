@@ -48,7 +48,7 @@ class Size:
     Attributes:
         llm: arguments of `pretrain_llm.pretrain`.
         encoder: arguments of `pretrain_encoder.pretrain`.
-        talks: recordings in each manifest.
+        conversations: recordings in each manifest.
         tested: utterances of each test set.
         longest: tokens of an answer in a test.
         stages: keys of every stage to set otherwise than the recipe does.
@@ -56,7 +56,7 @@ class Size:
 
     llm: dict[str, Any]
     encoder: dict[str, Any]
-    talks: dict[str, int]
+    conversations: dict[str, int]
     tested: int
     longest: int = 48
     stages: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ FULL = Size(
         "stretched": {"examples": 40_000, "steps": 1_500, "tokens_per_step": 4_096},
     },
     encoder={"utterances": 30_000, "steps": 8_000, "batch": 96},
-    talks={"train": 16_000, "validation": 300, "more": 32_000},
+    conversations={"train": 16_000, "validation": 300, "more": 32_000},
     tested=500,
 )
 QUICK = Size(
@@ -79,7 +79,7 @@ QUICK = Size(
         "talks": 200,
     },
     encoder={"utterances": 60, "steps": 4, "batch": 4},
-    talks={"train": 24, "validation": 12, "more": 12},
+    conversations={"train": 24, "validation": 12, "more": 12},
     tested=4,
     longest=4,
     stages={"steps": 2, "batch": 4, "warmup": 1},
@@ -117,7 +117,7 @@ def run(
         [(part, (out / part, getattr(size, part), where, cores)) for part in ("llm", "encoder") if part in steps]
     )
     if "talks" in steps:
-        _talks(out, size, where, cores)
+        _conversations(out, size, where, cores)
     if "adapters" in steps:
         _adapters(out, size, where)
     if "eval" in steps:
@@ -193,10 +193,10 @@ def without_err(recipe: Recipe) -> Recipe:
     return replace(recipe, stages=changed)
 
 
-def _talks(out: Path, size: Size, device: str, processes: int) -> None:
+def _conversations(out: Path, size: Size, device: str, processes: int) -> None:
     recipe = _recipe(out, size)
     model = DualSLM.from_parts(recipe.model.encoder, recipe.model.llm, dtype=torch.float32, device=device)
-    conversations.write(model, out / "talks", size.talks, processes)
+    conversations.write(model, out / "talks", size.conversations, processes)
 
 
 def _adapters(out: Path, size: Size, device: str) -> None:

@@ -30,7 +30,7 @@ CHATML = (
 TALKS = 20_000
 
 
-def train(seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
+def train(seed: int = 0, conversations: int = TALKS) -> PreTrainedTokenizerFast:
     """Trains it on talks of the world; the same seed and number of talks give the same ids."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,7 +46,7 @@ def train(seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(_texts(seed, talks), trainer)
+    bpe.train_from_iterator(_texts(seed, conversations), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -57,26 +57,31 @@ def train(seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
     return fast
 
 
-def save(folder: Path, seed: int = 0, talks: int = TALKS) -> PreTrainedTokenizerFast:
+def save(folder: Path, seed: int = 0, conversations: int = TALKS) -> PreTrainedTokenizerFast:
     """Trains it once and keeps it in a folder; a second call reads it: ids must never move."""
     if not (folder / "tokenizer.json").exists():
-        train(seed, talks).save_pretrained(folder)
+        train(seed, conversations).save_pretrained(folder)
     fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     return fast
 
 
-def _texts(seed: int, talks: int) -> Iterator[str]:
+def _texts(seed: int, conversations: int) -> Iterator[str]:
     rng = random.Random(f"tokenizer/{seed}")
     seen: set[str] = set()
-    for _ in range(talks):
+    for _ in range(conversations):
         utterance, style = world.sample_utterance(rng, held_out=False, kinds=("event",)), sample_style(rng)
         speech = Speech(transcript=utterance.text, caption=world.caption(style, rng), labels=style.labels())
-        talk = world.sample_talk(rng, speech, utterance, style)
+        conversation = world.sample_talk(rng, speech, utterance, style)
         asked = world.questions(speech, rng)
-        parts = [part for turn in (*talk.conversation.turns, *asked.turns) for part in turn.parts]
+        parts = [part for turn in (*conversation.conversation.turns, *asked.turns) for part in turn.parts]
         texts = [part if isinstance(part, str) else part.transcript or "" for part in parts]
-        texts += [speech.caption or "", talk.reply.text, talk.conversation.system or "", asked.system or ""]
+        texts += [
+            speech.caption or "",
+            conversation.reply.text,
+            conversation.conversation.system or "",
+            asked.system or "",
+        ]
         yield from texts
         seen |= {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
     for word in sorted(seen | set(world.vocabulary())):
-        yield from [word, f" {word}"] * (talks // 20)
+        yield from [word, f" {word}"] * (conversations // 20)
