@@ -2,7 +2,7 @@
 
 Manifests like anybody's (docs/manifest.md), of sentences and voices that no part of the model was trained on:
 `voice` asks for words and five attributes (Tables I and III), `dialogue` for the emotion of lines of dialogues,
-with classes as uneven as MELD's (Table II), `conversation` for replies to the same words in two tones, as StyleTalk has
+with classes as uneven as MELD's (Table II), `talk` for replies to the same words in two tones, as StyleTalk has
 them, after some turns of talk (Table IV).
 """
 
