@@ -120,7 +120,7 @@ def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path])
     import json
 
     from dualslm import tiny
-    from dualslm.evaluation import diagnostics
+    from dualslm.evaluation.diagnostics import run as diagnostics
     from dualslm.evaluation.systems.named import checkpoint_of
     from dualslm.files import replacing
     from dualslm.model.dualslm import DualSLM
@@ -148,7 +148,7 @@ def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
     judged, enough = _judged(args, out, files)
     measured = json.loads((out / INSTRUMENTS).read_text()) if (out / INSTRUMENTS).exists() else None
     report = score.score(
-        files, seed=args.seed, command=command(), versions=versions(), judged=judged, instruments=measured
+        files, seed=args.seed, command=command(), versions=versions(), judged=judged, diagnostics=measured
     )
     score.write(report, out)
     _pages(report, out)

@@ -44,7 +44,7 @@ def score(
     command: str = "",
     versions: Mapping[str, str] | None = None,
     judged: Mapping[str, Any] | None = None,
-    instruments: Mapping[str, Any] | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures predictions.
 
@@ -54,7 +54,7 @@ def score(
         command: that the user gave, for the record.
         versions: of the packages, for the record.
         judged: the judges' summary.
-        instruments: what instruments measured.
+        diagnostics: results of the diagnostics, by name.
 
     Returns:
         The report, to be written as JSON.
@@ -82,7 +82,7 @@ def score(
         "comparisons": _comparisons(sets, seed),
         "examples": _examples(files),
         "judged": dict(judged or {}),
-        "instruments": dict(instruments or {}),
+        "instruments": dict(diagnostics or {}),
     }
 
 

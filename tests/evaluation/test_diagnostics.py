@@ -23,20 +23,11 @@ from torch import Tensor
 from dualslm import Conversation, DualSLM, DualSLMError, Speech, View
 from dualslm.cli import main as cli
 from dualslm.conversation import Channel
-from dualslm.evaluation.diagnostics import (
-    INSTRUMENTS,
-    Examiner,
-    Material,
-    Result,
-    context,
-    leaks,
-    measure,
-    replacement,
-    run,
-    swap,
-)
-from dualslm.evaluation.diagnostics.items import Item, of_rows
+from dualslm.evaluation.diagnostics import context, leaks, replacement, swap
+from dualslm.evaluation.diagnostics.base import Examiner, Result
+from dualslm.evaluation.diagnostics.items import Item, Material, of_rows
 from dualslm.evaluation.diagnostics.probes import fitted, probes
+from dualslm.evaluation.diagnostics.run import DIAGNOSTICS, measure, run
 from dualslm.model.encoder import Frames
 from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.model.inputs import Hear
@@ -319,6 +310,6 @@ def test_eval_puts_every_instrument_into_the_report(tmp_path: Path, capsys: pyte
     asked = ["--on", str(tmp_path / "validation.jsonl"), "--out", str(tmp_path / "out"), "--max-new-tokens", "4"]
     assert cli.main(["eval", run_folder, *asked, "--instruments", "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert set(report["instruments"]) == {f"{run_folder}: {name}" for name in INSTRUMENTS}
+    assert set(report["instruments"]) == {f"{run_folder}: {name}" for name in DIAGNOSTICS}
     assert "Leak: words from P" in (tmp_path / "out" / "report.md").read_text()
     capsys.readouterr()
