@@ -13,17 +13,33 @@ if TYPE_CHECKING:
     from dualslm.errors import DualSLMError
     from dualslm.inference.session import Session
     from dualslm.model.dualslm import DualSLM
+    from dualslm.model.generation import GenerationSettings
+    from dualslm.prompt import Prompt, render
 
 __version__ = "0.1.0"
-__all__ = ["Conversation", "DualSLM", "DualSLMError", "Session", "Speech", "View", "__version__"]
+__all__ = [
+    "Conversation",
+    "DualSLM",
+    "DualSLMError",
+    "GenerationSettings",
+    "Prompt",
+    "Session",
+    "Speech",
+    "View",
+    "__version__",
+    "render",
+]
 
 HOMES = {
     "Conversation": "conversation",
     "DualSLM": "model.dualslm",
     "DualSLMError": "errors",
+    "GenerationSettings": "model.generation",
+    "Prompt": "prompt",
     "Session": "inference.session",
     "Speech": "conversation",
     "View": "conversation",
+    "render": "prompt",
 }
 
 

@@ -130,7 +130,7 @@ Part: TypeAlias = str | Speech
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a talk: who speaks, and the parts of what is said, text or speech, in order."""
+    """One turn of a conversation: who speaks, and the parts of what is said, text or speech, in order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -154,11 +154,11 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
 
     def user(self, *parts: Part) -> Conversation:
-        """Adds a user turn of one or more parts and returns the talk itself."""
+        """Adds a user turn of one or more parts and returns the conversation itself."""
         return self._add("user", parts)
 
     def assistant(self, *parts: Part) -> Conversation:
-        """Adds an assistant turn and returns the talk itself."""
+        """Adds an assistant turn and returns the conversation itself."""
         return self._add("assistant", parts)
 
     @classmethod
@@ -183,13 +183,13 @@ class Conversation:
                 conversation._add(role, parts)
             elif conversation.turns or conversation.system is not None or not all(isinstance(p, str) for p in parts):
                 do = "begin with one system message of text"
-                raise DualSLMError(f"message {number} is a system text in the wrong place", got=role, do=do)
+                raise DualSLMError(f"message {number} is a system text where none may stand", got=role, do=do)
             else:
                 conversation.system = "\n".join(map(str, parts))
         return conversation
 
     def copy(self) -> Conversation:
-        """The same talk, to be continued without changing this one."""
+        """The same conversation, to be continued without changing this one."""
         return Conversation(self.system, list(self.turns))
 
     def _add(self, role: Role, parts: tuple[Part, ...]) -> Conversation:

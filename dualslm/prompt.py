@@ -6,7 +6,7 @@ tokenised on its own, so that ids never depend on what stands on the other side 
 becomes its P slot and its L slot, in that order, or their text, or nothing, as the view says.
 
 Conventions: the parts of a turn, and turns of one speaker in a row, are joined by a newline; a system text
-that the template has no place for opens the first user turn, followed by an empty line; an LLM without a chat
+that the template cannot take opens the first user turn, followed by an empty line; an LLM without a chat
 template gets `PLAIN`. Captions, transcripts and targets are stripped, and a special token spelt out in them
 stays plain text. In other text it is a special token, as transformers has it.
 
@@ -59,7 +59,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one channel's embeddings of one recording.
+    """Where one channel's embeddings of one recording go.
 
     Attributes:
         channel: "para" (fixed length) or "ling" (10 a second).
@@ -130,10 +130,10 @@ def render(
     supervise: Supervise = "none",
     cut_off: bool = False,
 ) -> Prompt:
-    """Renders a talk for the LLM.
+    """Renders a conversation for the LLM.
 
     What is trained is what is generated: without its loss segments, a prompt with `supervise="last"` is the
-    prompt of the talk before that answer.
+    prompt of the conversation before that answer.
 
     Args:
         conversation: ends with a user turn to be answered, or, when supervised, with the assistant's answer.
@@ -150,13 +150,14 @@ def render(
     view = View.parse(view) if isinstance(view, str) else view
     turns = _merged(conversation.turns)
     _check_end(turns, supervise)
-    heard = max((i for i, turn in enumerate(turns) if turn.role == "user" and turn.speeches), default=-1)
+    last_spoken = max((i for i, turn in enumerate(turns) if turn.role == "user" and turn.speeches), default=-1)
     targets = {i for i, turn in enumerate(turns) if turn.role == "assistant" and supervise != "none"}
     targets = {len(turns) - 1} if supervise == "last" else targets
-    writer = _Writer(tokenizer, learns, _strings(conversation))
+    typed = [part for turn in conversation.turns for part in turn.parts if isinstance(part, str)]
+    writer = _Writer(tokenizer, learns, [conversation.system or "", *typed])
     messages = []
     for index, turn in enumerate(turns):
-        sources = view if index == heard else history or view
+        sources = view if index == last_spoken else history or view
         content = writer.target(turn) if index in targets else writer.content(turn, sources)
         messages.append({"role": turn.role, "content": content})
     if supervise == "none":
@@ -189,7 +190,7 @@ class _Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, learns: frozenset[Channel], strings: Sequence[str]) -> None:
         self.tokenizer, self.learns = tokenizer, learns
         self.habits = _habits(tokenizer)
-        # a number that makes a placeholder nobody has typed
+        # A number that makes a placeholder which nobody has typed: else a user could forge a slot.
         self.key = next(f"{OPEN}{n}:" for n in count() if not any(f"{OPEN}{n}:" in text for text in strings))
         self.held: list[tuple[Speech, View] | str] = []
         self.segments: list[Text | Slot] = []
@@ -238,12 +239,13 @@ class _Writer:
 
     def _plain(self, piece: str, *, after_target: bool) -> None:
         """Text of the template; the end-of-turn token that follows a target is to be learnt."""
-        ids, end = self._encode(piece), self.habits.end
-        place = ids.index(end) if after_target and end in ids else -1
-        if place < 0 or self.tokenizer.decode(ids[:place]).strip():
+        ids = self._encode(piece)
+        end = self.habits.end
+        at = ids.index(end) if after_target and end in ids else -1
+        if at < 0 or self.tokenizer.decode(ids[:at]).strip():
             self._append(Text(ids))
             return
-        for text in (Text(ids[:place]), Text(ids[place : place + 1], loss=True), Text(ids[place + 1 :])):
+        for text in (Text(ids[:at]), Text(ids[at : at + 1], loss=True), Text(ids[at + 1 :])):
             self._append(text)
 
     def _spoken(self, speech: Speech, view: View) -> None:
@@ -263,10 +265,10 @@ class _Writer:
 
     def _slot(self, channel: Channel, speech: Speech) -> None:
         _known(speech.audio, "audio", f'view "speech" of {channel[0].upper()}')
-        place = next((i for i, clip in enumerate(self.clips) if clip is speech), len(self.clips))
-        if place == len(self.clips):
+        index = next((i for i, clip in enumerate(self.clips) if clip is speech), len(self.clips))
+        if index == len(self.clips):
             self.clips.append(speech)
-        self.segments.append(Slot(channel, place, detached=channel not in self.learns))
+        self.segments.append(Slot(channel, index, detached=channel not in self.learns))
 
     def _add(self, text: str, *, quoted: bool = False, loss: bool = False) -> None:
         self._append(Text(self._encode(text, quoted=quoted), loss))
@@ -295,7 +297,7 @@ def _known(value: Any, field: str, need: str) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------- the talk
+# ---------------------------------------------------------------------- the conversation
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
@@ -312,17 +314,12 @@ def _check_end(turns: Sequence[Turn], supervise: Supervise) -> None:
     wanted = ["user"] if supervise == "none" else ["user", "assistant"]
     if [turn.role for turn in turns[-len(wanted) :]] != wanted:
         raise DualSLMError(
-            "a talk to be answered ends with a user turn"
+            "a conversation to be answered ends with a user turn"
             if supervise == "none"
-            else "a talk to learn from ends with a user turn and the assistant's answer",
+            else "a conversation to learn from ends with a user turn and the assistant's answer",
             got=" ".join(turn.role for turn in turns) or "no turns",
             do="add it: " + "".join(f".{role}(...)" for role in wanted),
         )
-
-
-def _strings(conversation: Conversation) -> list[str]:
-    parts = [part for turn in conversation.turns for part in turn.parts if isinstance(part, str)]
-    return [conversation.system or "", *parts]
 
 
 # ---------------------------------------------------------------------- the template
@@ -333,7 +330,7 @@ class _Habits:
     """What a tokenizer and its chat template do, found by trying.
 
     Attributes:
-        system: the template has a place for a system text.
+        system: the template takes a system text.
         lead: white space between the generation prompt and a reply, which the LLM has to produce.
         end: the token after a reply, else eos.
         anchor: ids of `ANCHOR` where the tokenizer puts a space before every text, as SentencePiece models
@@ -407,7 +404,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DualSLMError(
-            "the LLM's chat template refuses this talk",
+            "the LLM's chat template refuses this conversation",
             got=str(error),
             do="let user and assistant alternate, beginning with the user, or set tokenizer.chat_template",
         ) from error

@@ -322,7 +322,7 @@ def test_a_source_that_is_not_there(view: View, speech: Speech, message: str) ->
 
 
 def test_templates_that_refuse_or_lose_turns() -> None:
-    with pytest.raises(DualSLMError, match="refuses this talk: got Conversation roles must alternate"):
+    with pytest.raises(DualSLMError, match="refuses this conversation: got Conversation roles must alternate"):
         render(Conversation().assistant("hello").user(LOST), cached("gemma"))
     forgetful = tokenizer("chatml")
     forgetful.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"

@@ -79,10 +79,10 @@ class StopStrings:
     def add(self, text: str) -> str:
         """What can be shown now."""
         text, self.held = self.held + text, ""
-        places = [place for one in self.stop if (place := text.find(one)) >= 0]
-        if places:
+        starts = [start for stop in self.stop if (start := text.find(stop)) >= 0]
+        if starts:
             self.met = True
-            return text[: min(places)]
+            return text[: min(starts)]
         keep = max((_overlap(text, one) for one in self.stop), default=0)
         shown = text[: len(text) - keep]
         self.held = text[len(shown) :]

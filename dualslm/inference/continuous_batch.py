@@ -79,14 +79,18 @@ class ContinuousBatch:
         self._read_drawn()  # all rows must stand at the same position before one is added
         self._release_static()
         keys: list[Hashable] = list(prompt.keys)
-        reused, known = self.prefix_cache.shared(keys) if self.llm.keeps_every_position else (0, [])
+        reused = 0
+        known: KeysValues = []
+        if self.llm.keeps_every_position:
+            reused, known = self.prefix_cache.shared(keys)
         read = self.llm.prefill([prompt.embeds_TD[reused:]], _prefilled(self.llm, reused, known))
         sampler = Sampler(generation, self.llm.device)
         request = ActiveRequest(keys, len(keys), reused, generation.max_new_tokens, sampler, read.logits_BV[0])
         if self.requests:
             self._add_row(read)
         else:
-            self._cache, self._mask_BT = read.cache, read.mask_BT
+            self._cache = read.cache
+            self._mask_BT = read.mask_BT
         self.requests.append(request)
         return request
 

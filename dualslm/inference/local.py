@@ -1,7 +1,7 @@
 """A thread that owns the LLM: requests go in, pieces of replies come out (ours).
 
-Between two steps of the batch new talks join and abandoned ones leave. Nothing else touches the LLM's cache, so
-nothing is locked. What fails between two steps, or in one, ends the talks of the batch and no others.
+Between two steps of the batch new requests join and abandoned ones leave. Nothing else touches the LLM's cache, so
+nothing is locked. What fails between two steps, or in one, ends the requests of the batch and no others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dualslm.model.generation import GenerationSettings, TextStreamer
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
-AT_ONCE = 4  # talks that join between two steps: more would keep those in the batch waiting
+JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
 
 
 @dataclass(eq=False)
@@ -36,13 +36,13 @@ class _Job:
     left: bool = False
     tokens: int = 0
 
-    def tell(self, what: Piece | Exception) -> None:
+    def send(self, what: Piece | Exception) -> None:
         """Hands something to the event loop, which may be gone already."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.out.put_nowait, what)
 
     def drawn(self, token: int | None) -> bool:
-        """Tells of the next token, None for the reply's own end; whether the reply goes on."""
+        """Sends the next token, None for the reply's own end; returns whether the reply goes on."""
         assert self.request is not None
         self.tokens += token is not None
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
@@ -53,7 +53,7 @@ class _Job:
             text += self.until.rest()
             reason = "stop" if self.until.met else reason
         if text or reason:
-            self.tell(Piece(text, self.tokens, self.request.reused, reason))
+            self.send(Piece(text, self.tokens, self.request.reused, reason))
         return reason is None
 
 
@@ -62,8 +62,8 @@ class LocalBackend:
 
     Args:
         llm: the frozen LLM.
-        size: most talks that are answered at once.
-        max_bytes: of keys and values to keep of talks that were answered.
+        size: most requests that are answered at once.
+        max_bytes: of keys and values to keep of replies that were given.
     """
 
     def __init__(self, llm: FrozenLM, size: int = 32, max_bytes: int = CACHE_BYTES) -> None:
@@ -109,7 +109,7 @@ class LocalBackend:
         }
 
     async def close(self) -> None:
-        """See `Backend.close`; the talks in the batch are answered first."""
+        """See `Backend.close`; the requests in the batch are answered first."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -120,25 +120,25 @@ class LocalBackend:
     def _run(self) -> None:
         while self._awaits_work():
             try:
-                self._leave()
-                for _ in range(AT_ONCE):
+                for request in [request for request, job in self._jobs.items() if job.left]:
+                    self.batch.leave(request)  # whoever asked has hung up
+                    del self._jobs[request]
+                for _ in range(JOINS_PER_STEP):
                     if self._waiting and len(self.batch.requests) < self.batch.size:
                         self._join(self._waiting.popleft())
                 self._step()
-            except Exception as error:  # out of memory, for one: these talks end, later ones may fit
-                self._end_all(error)
+            except Exception as error:  # out of memory, for one: these requests end, later ones may fit
+                for job in self._jobs.values():
+                    job.send(_gave_up(error))
+                self._jobs.clear()
+                self.batch.clear()
 
     def _awaits_work(self) -> bool:
+        """Sleeps until there is something to do; False when the backend was closed and all work is done."""
         with self._changed:
             while not (self._waiting or self._jobs or self._closed):
                 self._changed.wait()
             return bool(self._waiting or self._jobs)
-
-    def _leave(self) -> None:
-        for request, job in list(self._jobs.items()):
-            if job.left:
-                self.batch.leave(request)
-                del self._jobs[request]
 
     def _join(self, job: _Job) -> None:
         if job.left:
@@ -146,7 +146,7 @@ class LocalBackend:
         try:
             job.request = self.batch.join(job.prompt, job.generation)
         except Exception as error:
-            job.tell(_gave_up(error))
+            job.send(_gave_up(error))
         else:
             self._jobs[job.request] = job
 
@@ -155,12 +155,6 @@ class LocalBackend:
             if not self._jobs[request].drawn(token):
                 self.batch.leave(request)
                 del self._jobs[request]
-
-    def _end_all(self, error: Exception) -> None:
-        for job in self._jobs.values():
-            job.tell(_gave_up(error))
-        self._jobs.clear()
-        self.batch.clear()
 
 
 def _gave_up(error: Exception) -> UnavailableError:

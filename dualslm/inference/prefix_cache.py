@@ -45,11 +45,13 @@ class PrefixCache:
         Returns:
             Its length in positions, at most all but the last one, whose logits are needed; and keys and values.
         """
-        longest, found = 0, -1
+        longest = 0
+        found = -1
         for entry, (known, _) in self._entries.items():
             length = _common_length(known, keys)
             if length > longest:
-                longest, found = length, entry
+                longest = length
+                found = entry
         longest = min(longest, len(keys) - 1)
         if longest < MIN_SHARED_TOKENS:
             return 0, []

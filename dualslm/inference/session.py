@@ -1,4 +1,4 @@
-"""A running talk: spoken or typed turns in, a reply in pieces out; used by chat and by serve (ours).
+"""A running conversation: spoken or typed turns in, a reply in pieces out; used by chat and by serve (ours).
 
 Only what is new is encoded and read: a recording's embeddings are kept (`AudioCache`), and so are the keys and values
 of what the LLM has read (`PrefixCache`). The history is data, not state: `answer` takes any `Conversation`, so that a
@@ -42,7 +42,7 @@ class Times:
         tokens: of the reply.
         positions: of the prompt.
         reused: how many of them had been read before.
-        left_out: how many turns the context had no place for.
+        left_out: number of oldest turns that did not fit in the context.
     """
 
     encode: float
@@ -78,18 +78,18 @@ class Exchange:
 
 
 class Session:
-    """A talk with a model. For one thread at a time.
+    """A conversation with a model. For one thread at a time.
 
     Args:
         model: who answers.
-        conversation: to go on with, an empty one without a system text when None. It is continued in place.
+        conversation: goes on in place; an empty one without a system text when None.
         view: where the channels of the last spoken turn come from.
         past: where those of earlier spoken turns come from; as `view` when None. Words that a text source needs and
-            a recording lacks are those that were heard.
+            a recording lacks are read from L, captions from P.
         how: decoding settings.
         context: positions that prompt and reply may take together; what the LLM was made for when None.
-        questions: by which the LLM is asked for what it heard.
-        ears: kept embeddings, to be shared by several sessions.
+        questions: put to the LLM to describe a recording.
+        audio_cache: embeddings of recordings, which several sessions may share.
 
     Attributes:
         record: the exchanges since the session began, oldest first.
@@ -108,16 +108,20 @@ class Session:
         questions: Questions = ASKED,
         audio_cache: AudioCache | None = None,
     ) -> None:
-        self.model, self.conversation = model, conversation if conversation is not None else Conversation()
-        self.view, self.past, self.generation, self.questions = view, past, generation, questions
+        self.model = model
+        self.conversation = conversation if conversation is not None else Conversation()
+        self.view = view
+        self.past = past
+        self.generation = generation
+        self.questions = questions
         self.context = context_of(model.llm, context)
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
         self.batch = ContinuousBatch(model.llm, 1)  # a session is a batch of one request
         self.record: list[Exchange] = []
         self.times: Times | None = None
-        self._heard: dict[str, Description] = {}
+        self._descriptions: dict[str, Description] = {}
 
-    # ------------------------------------------------------------------ a talk
+    # ------------------------------------------------------------------ this conversation
 
     def say(self, *parts: Part) -> Generator[str]:
         """Adds a user turn, yields the reply in pieces and adds it as well.
@@ -126,7 +130,7 @@ class Session:
         taken back.
 
         Raises:
-            DualSLMError: a recording that cannot be used, or a turn that the context has no place for.
+            DualSLMError: a recording that cannot be used, or a turn that does not fit in the context.
         """
         self.conversation.user(*parts)
         self.times, said = None, ""
@@ -155,27 +159,27 @@ class Session:
     def undo(self) -> Turn | None:
         """Takes back the last user turn with its reply, and gives it; None where there is none."""
         turns = self.conversation.turns
-        place = next((place for place in reversed(range(len(turns))) if turns[place].role == "user"), None)
-        if place is None:
+        last = next((index for index in reversed(range(len(turns))) if turns[index].role == "user"), None)
+        if last is None:
             return None
-        taken = turns[place]
+        taken = turns[last]
         if self.record and self.record[-1].parts == taken.parts:
             self.record.pop()
-        del turns[place:]
+        del turns[last:]
         return taken
 
-    def heard(self, speech: Speech) -> Description:
-        """What was heard of a recording: the words through L alone, the attributes through P alone; asked once.
+    def describe(self, speech: Speech) -> Description:
+        """The words of a recording through L alone, and its attributes through P alone; asked once.
 
         Raises:
             DualSLMError: a recording that cannot be used.
         """
         digest = self.audio_cache.digest(speech)
-        if digest not in self._heard:
-            self._heard[digest] = describe(self.audio_cache, replace(speech, tone=None), self.questions)
-        return self._heard[digest]
+        if digest not in self._descriptions:
+            self._descriptions[digest] = describe(self.audio_cache, replace(speech, tone=None), self.questions)
+        return self._descriptions[digest]
 
-    # ------------------------------------------------------------------ any talk
+    # ------------------------------------------------------------------ any conversation
 
     def answer(self, conversation: Conversation, *, generation: GenerationSettings | None = None) -> Generator[str]:
         """Yields the reply to a conversation in pieces and leaves it as it is; joined they are the whole reply.
@@ -230,25 +234,26 @@ class Session:
         return render(self._worded(conversation), self.model.llm.tokenizer, self.view, history=past)
 
     def _worded(self, conversation: Conversation) -> Conversation:
-        """The talk with the words that were heard, where earlier turns are given as text and lack them."""
+        """The conversation with described recordings, where earlier turns are given as text and lack it."""
         past = self.past or self.view
-        spoken = [place for place, turn in enumerate(conversation.turns) if turn.role == "user" and turn.speeches]
+        spoken = [index for index, turn in enumerate(conversation.turns) if turn.role == "user" and turn.speeches]
         if "text" not in (past.para, past.ling) or past == self.view:
             return conversation
         turns = list(conversation.turns)
-        for place in spoken[:-1]:
-            parts = (self._in_words(part, past) if isinstance(part, Speech) else part for part in turns[place].parts)
-            turns[place] = Turn("user", tuple(parts))
+        for index in spoken[:-1]:
+            parts = (self._in_words(part, past) if isinstance(part, Speech) else part for part in turns[index].parts)
+            turns[index] = Turn("user", tuple(parts))
         return Conversation(conversation.system, turns)
 
     def _in_words(self, speech: Speech, past: View) -> Speech:
-        """A recording with its words and its voice as they were heard; what it came with stays."""
+        """A recording with the words and the caption that the model gives it; what it came with stays."""
         tone = speech.tone or speech
-        words, caption = speech.transcript, tone.caption
+        words = speech.transcript
+        caption = tone.caption
         if past.ling == "text" and words is None and speech.audio is not None:
-            words = self.heard(speech).words
+            words = self.describe(speech).words
         if past.para == "text" and caption is None and tone.audio is not None:
-            caption = self.heard(tone).caption or ""  # nothing was heard of the voice: empty brackets
+            caption = self.describe(tone).caption or ""  # no attribute is known: empty brackets
         if past.para != "text":
             return replace(speech, transcript=words)
         return replace(speech, transcript=words, caption=caption, tone=None)
@@ -266,14 +271,11 @@ def fitted(
     context: int | None,
     most: int,
 ) -> tuple[Prompt, int]:
-    """The prompt of the talk, without as many of its oldest exchanges as it must do without.
-
-    More than one is left out at once where many stand in the context: what is left out moves everything that
-    follows it, so the whole context has to be read anew.
+    """The prompt of a conversation, without as many of its oldest exchanges as do not fit in the context.
 
     Args:
         conversation: ends with a user turn.
-        prompt_of: renders a talk.
+        prompt_of: renders a conversation.
         length: positions that a prompt takes.
         context: positions that prompt and reply may take together; None where nothing limits them.
         most: tokens of the reply.
@@ -288,20 +290,22 @@ def fitted(
     prompts = {0: prompt_of(conversation)}
     if context is None:
         return prompts[0], 0
-    room = context - min(most, context // REPLY_SHARE)
+    free = context - min(most, context // REPLY_SHARE)
 
     def fits(number: int) -> bool:
         if number not in prompts:
             prompts[number] = prompt_of(Conversation(conversation.system, conversation.turns[starts[number] :]))
-        return length(prompts[number]) <= room
+        return length(prompts[number]) <= free
 
     fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
     if fewest == len(starts):
         raise DualSLMError(
             "this turn is too long for the LLM's context",
-            got=f"{length(prompts[fewest - 1])} positions, where {room} are free",
+            got=f"{length(prompts[fewest - 1])} positions, where {free} are free",
             do="say it in several shorter turns",
         )
+    # What is left out moves all that follows it, so the whole context is read anew: a power of two at once, which grows
+    # with the number of exchanges, makes that rare.
     step = 1 << max(0, ((len(starts) - fewest) // REPLY_SHARE).bit_length() - 1)
     number = min(-(-fewest // step) * step, len(starts) - 1)
     fits(number)
@@ -312,9 +316,9 @@ def _exchanges(conversation: Conversation) -> list[int]:
     """Where the user begins to speak."""
     turns = conversation.turns
     return [
-        place
-        for place, turn in enumerate(turns)
-        if turn.role == "user" and (place == 0 or turns[place - 1].role != "user")
+        index
+        for index, turn in enumerate(turns)
+        if turn.role == "user" and (index == 0 or turns[index - 1].role != "user")
     ]
 
 

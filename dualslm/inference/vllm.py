@@ -2,7 +2,7 @@
 
 vLLM started with `--enable-prompt-embeds` takes a prompt as embeddings (`/v1/completions`, `prompt_embeds`): text, P
 and L alike, so that it reads position by position what the LLM in process reads, whatever the view and the chat
-template. A talk without a recording goes as token ids. No model class is ported and no weight changes.
+template. A conversation without a recording goes as token ids. No model class is ported and no weight changes.
 
 Dimensions: T positions of a prompt, D width of the LLM.
 """
@@ -24,8 +24,8 @@ from dualslm.inference.backend import Piece, Reason, UnavailableError
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
 
-CONNECT = 10.0  # s
-SILENCE = 300.0  # s without a byte
+CONNECT_S = 10.0
+SILENCE_S = 300.0  # without a byte
 
 
 class VLLMBackend:
@@ -46,7 +46,7 @@ class VLLMBackend:
             raise DualSLMError("not a server", got=repr(url), do="write for example http://localhost:8000/v1")
         self.url, self.stops = url.rstrip("/"), sorted(stops)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.web = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(SILENCE, connect=CONNECT))
+        self.web = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S))
         self.model, self._context = self._served(headers, model)
         self._open = 0
 
@@ -60,7 +60,8 @@ class VLLMBackend:
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`; leaving it closes the connection, on which vLLM stops."""
         body = self._body(prompt, generation, stop)
-        tokens, reason, told = 0, None, False
+        tokens = 0
+        ended = False
         self._open += 1
         try:
             async with self.web.stream("POST", self.url + "/completions", json=body) as answer:
@@ -70,13 +71,13 @@ class VLLMBackend:
                     for choice in event.get("choices", ()):
                         reason = _reason(choice)
                         if choice["text"] or reason:
-                            told = told or reason is not None
+                            ended = ended or reason is not None
                             yield Piece(choice["text"], tokens, reason=reason)
         except httpx2.HTTPError as error:
             raise self._away(str(error) or type(error).__name__) from error
         finally:
             self._open -= 1
-        if not told:
+        if not ended:  # a connection that was closed in the middle looks like an end
             raise self._away("a reply without an end")
 
     def state(self) -> Mapping[str, float]:
@@ -93,6 +94,7 @@ class VLLMBackend:
             "max_tokens": generation.max_new_tokens,
             "temperature": generation.temperature,
         }
+        # The stop tokens are those of the chat template; vLLM knows only the eos of the LLM's configuration.
         body |= {"top_p": generation.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if generation.seed is not None:
@@ -104,15 +106,15 @@ class VLLMBackend:
     async def _refused(self, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.OK:
             return
-        told = (await answer.aread()).decode(errors="replace")[:300]
-        got = f"status {answer.status_code}: {' '.join(told.split())}"
+        text = (await answer.aread()).decode(errors="replace")[:300]
+        got = f"status {answer.status_code}: {' '.join(text.split())}"
         if answer.status_code == httpx2.codes.BAD_REQUEST:
             raise DualSLMError("vLLM refuses this request", got=got, do="start it with --enable-prompt-embeds")
         raise self._away(got)
 
     def _served(self, headers: Mapping[str, str], wanted: str | None) -> tuple[str, int | None]:
         try:
-            answer = httpx2.get(self.url + "/models", headers=dict(headers), timeout=CONNECT)
+            answer = httpx2.get(self.url + "/models", headers=dict(headers), timeout=CONNECT_S)
             answer.raise_for_status()
             served = {one["id"]: one.get("max_model_len") for one in answer.json()["data"]}
         except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
@@ -144,7 +146,7 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _reason(choice: Mapping[str, Any]) -> Reason | None:
-    told = choice.get("finish_reason")
-    if told in (None, "stop", "length"):
-        return told
-    raise UnavailableError("vLLM ended this reply on its own", got=str(told), do="ask again")
+    reason = choice.get("finish_reason")
+    if reason in (None, "stop", "length"):
+        return reason
+    raise UnavailableError("vLLM ended this reply on its own", got=str(reason), do="ask again")

@@ -42,6 +42,7 @@ class ScaledLinear(nn.Linear):
 
     def __init__(self, d_in: int, d_out: int, scale: float) -> None:
         super().__init__(d_in, d_out)
+        # Unit variance in gives unit variance out, which the constant turns into a token's own length.
         nn.init.normal_(self.weight, std=d_in**-0.5)
         nn.init.zeros_(self.bias)
         self.register_buffer("scale", torch.tensor(scale))
@@ -129,13 +130,16 @@ class ParalinguisticAdapter(nn.Module):
         """Encoder layers (the last one last) and valid frames → embeddings (B, M, D)."""
         x_BTS = self._read(layers_NBTS)
         outside_BT = torch.arange(x_BTS.shape[1], device=x_BTS.device) >= lengths_B[:, None]
+        # Without a mask attention stays in PyTorch's fused kernel, the quicker one.
         padding_BT = outside_BT if bool(outside_BT.any()) else None
         for layer in self.layers:
             x_BTS = layer(x_BTS, src_key_padding_mask=padding_BT)
+        # The transformer's own biases reach padded frames; pooled, they would make a reply depend on its batch.
         x_BTS = x_BTS.masked_fill(outside_BT[..., None], 0.0)
         pool_BMT = pooling_weights(lengths_B, self.tokens, x_BTS.shape[1]).to(x_BTS)
         pooled_BMS = pool_BMT @ x_BTS
         if self.deviations:
+            # The mean square less the squared mean can fall below 0 by rounding.
             variance_BMS = (pool_BMT @ x_BTS.square() - pooled_BMS.square()).clamp_min(0.0)
             pooled_BMS = torch.cat([pooled_BMS, (variance_BMS + 1e-5).sqrt()], dim=-1)
         out: Tensor = self.project(pooled_BMS)
@@ -151,7 +155,8 @@ class ParalinguisticAdapter(nn.Module):
         Args:
             clips: the encoder's layers (N, T, S) of some recordings.
         """
-        first_NS, second_NS = torch.zeros(2, *self.centre_NS.shape, dtype=torch.float64)
+        first_NS = torch.zeros(self.centre_NS.shape, dtype=torch.float64)
+        second_NS = torch.zeros(self.centre_NS.shape, dtype=torch.float64)
         count = 0
         for clip_NTS in clips:
             x_NTS = self._chosen(clip_NTS).double().cpu()
@@ -166,8 +171,7 @@ class ParalinguisticAdapter(nn.Module):
         """The layers (N, ..., S) that are read."""
         if self.mix is not None:
             return layers
-        place = -1 if self.layer is None else self.layer
-        return layers[place].unsqueeze(0)
+        return layers[-1 if self.layer is None else self.layer].unsqueeze(0)
 
     def _read(self, layers_NBTS: Tensor) -> Tensor:
         """One layer, or the learned mix: layers differ in scale, so each is normalised first."""
@@ -205,6 +209,7 @@ class LinguisticAdapter(nn.Module):
         frames_BTS = frames_BTS.float()
         outside_BT = torch.arange(frames_BTS.shape[1], device=frames_BTS.device) >= lengths_B[:, None]
         frames_BTS = frames_BTS.masked_fill(outside_BT[..., None], 0.0)
+        # The last group of a clip is short by up to k - 1 frames; they are zeros, in a batch and alone.
         short = -frames_BTS.shape[1] % self.stack
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
         out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))

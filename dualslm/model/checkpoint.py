@@ -79,11 +79,13 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
     with replacing(path / WEIGHTS) as partial:
         save_file(state, partial, metadata={"format": "pt"})
     with replacing(path / README) as partial:
         partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
+    # The card comes last: a folder without one is no checkpoint, so a save that was broken off is never loaded.
     with replacing(path / CARD) as partial:
         partial.write_text(json.dumps({"model_type": "dualslm", **asdict(card)}, indent=2) + "\n")
     return path
@@ -119,7 +121,8 @@ def read_card(folder: Path) -> Card:
         values = {RENAMED.get(key, key): value for key, value in values.items()}
         if "standardise" in values.get("paralinguistic", {}):
             values["paralinguistic"]["standardize"] = values["paralinguistic"].pop("standardise")
-        kind, known = values.pop("model_type", None), {entry.name for entry in fields(Card)}
+        kind = values.pop("model_type", None)
+        known = {entry.name for entry in fields(Card)}
         if kind != "dualslm" or values.get("format") != FORMAT or not values.keys() <= known:
             found = f"model_type {kind!r}, format {values.get('format')}, {sorted(values.keys() - known)[:3]}"
             raise ValueError(found)

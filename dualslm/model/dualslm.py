@@ -83,7 +83,7 @@ class DualSLM(nn.Module):
         self.encoder, self.llm = encoder, llm
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
         widths = (encoder.width, llm.width)
-        scale = llm.embedding_std()
+        scale = llm.embedding_std()  # a fresh embedding is as long as a token's: see ScaledLinear
         para = ParalinguisticAdapter(*widths, depth=encoder.depth, scale=scale, **self.settings["paralinguistic"])
         ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
         self.every_layer = para.every_layer
@@ -117,7 +117,7 @@ class DualSLM(nn.Module):
         return self.encoder.encode(waves, every_layer=self.every_layer)
 
     def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
-        """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and place."""
+        """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and on its device."""
         lengths_B = frames.lengths_B.to(self.llm.device)
         if channel == "para":
             return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))
@@ -298,8 +298,8 @@ class DualSLM(nn.Module):
         Args:
             name: a folder that `save_pretrained` wrote, or a hub id.
             revision: of the adapters on the hub.
-            encoder: another place of the same encoder, for example a local copy.
-            llm: another place of the same LLM.
+            encoder: hub id or folder of the same encoder elsewhere, for example a local copy.
+            llm: hub id or folder of the same LLM elsewhere.
             quantize: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
@@ -328,6 +328,8 @@ class DualSLM(nn.Module):
         checkpoint.check_fingerprint(frozen, card.llm_fingerprint, part="LLM", name=frozen.name)
         model = cls(speech_encoder, frozen, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
         strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
+        # In float32 whatever the trunk is: at the paper's learning rate of 5e-6 a step of AdamW would round to nothing
+        # in most bfloat16 weights, and training that goes on from here would quietly stand still.
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
         if cuda_graphs:
@@ -335,7 +337,7 @@ class DualSLM(nn.Module):
         return model
 
     def load_adapters(self, name: str | os.PathLike[str], *, revision: str | None = None) -> None:
-        """Goes on from trained adapters: their weights take the place of this model's own.
+        """Goes on from trained adapters: their weights replace this model's own.
 
         Args:
             name: a folder that `save_pretrained` wrote, or a hub id.
@@ -402,9 +404,10 @@ def _differences(part: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -
     """What decides the build of an adapter and differs; a setting that is not stated is the one by default."""
     unset = {name: one.default for name, one in signature(ADAPTERS[part]).parameters.items()}
     for key in sorted({*theirs, *own} - {"dropout"}):
-        one, other = ({**unset, **stated}.get(key) for stated in (theirs, own))
-        if one != other:
-            yield f"{part}.{key} {one}, not {other}"
+        saved = {**unset, **theirs}.get(key)
+        wanted = {**unset, **own}.get(key)
+        if saved != wanted:
+            yield f"{part}.{key} {saved}, not {wanted}"
 
 
 def _absolute(name: str) -> str:

@@ -20,8 +20,6 @@ from dualslm.model.llm import FrozenLM
 def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
     """An LLM of which only the tokenizer and the input embeddings are here; it can embed, and nothing more.
 
-    The table alone is read from the safetensors file.
-
     Args:
         name: hub id or folder.
         revision: of the hub.
@@ -35,7 +33,8 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
         wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
         there = Path(name).is_dir()
         folder = Path(name if there else snapshot_download(name, revision=revision, allow_patterns=wanted))
-        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError) as error:
@@ -44,6 +43,7 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
             f"cannot load the LLM {name!r}", got=got, do="give a hub id that you can reach, or a folder"
         ) from error
     table = shell.get_input_embeddings()
+    # Families name their table differently; the parameter itself tells its key in the file.
     key = next(key for key, value in shell.named_parameters() if value is table.weight)
     if any(True for _ in table.buffers()):  # some families scale their embeddings, by a number that is in no file
         table.to_empty(device="cpu")

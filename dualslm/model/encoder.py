@@ -1,8 +1,8 @@
 """The frozen speech encoder: audio → frames at 50 Hz (paper eq. 2, §IV-C).
 
-Whisper sees a fixed window (30 s for OpenAI's models). A clip is padded to the window, encoded, and only its
-valid frames are kept; a longer clip is cut in windows that are encoded apart and joined. So padding, the
-company in a batch and the place in it change nothing.
+Whisper sees a fixed window (30 s for OpenAI's models). A clip is padded to the window, encoded, and only its valid
+frames are kept; a longer clip is cut in windows that are encoded apart and joined. So neither padding nor the other
+clips of a batch change anything.
 
 Dimensions: N encoder layers kept, B clips, W windows, T frames, D encoder width (d_s), M mel bins.
 """
@@ -123,17 +123,19 @@ class SpeechEncoder(nn.Module):
         pieces = [windows(wave, self.window_samples) for wave in waves]
         for wave, cut in zip(waves, pieces, strict=True):
             if len(cut) > 1:
-                seconds, window = len(wave) / SAMPLE_RATE, self.window_samples / SAMPLE_RATE
-                log.warning("a clip of %.1f s is heard in %d windows of %.0f s", seconds, len(cut), window)
+                seconds = len(wave) / SAMPLE_RATE
+                window = self.window_samples / SAMPLE_RATE
+                log.warning("a clip of %.1f s is encoded in %d windows of %.0f s", seconds, len(cut), window)
         flat = [piece for cut in pieces for piece in cut]
-        heard = [
+        encoded = [
             clip
             for start in range(0, len(flat), WINDOWS_AT_ONCE)
             for clip in self._encode_windows(flat[start : start + WINDOWS_AT_ONCE], every_layer)
         ]
-        joined, at = [], 0
+        joined = []
+        at = 0
         for cut in pieces:
-            joined.append(torch.cat(heard[at : at + len(cut)], dim=1))
+            joined.append(torch.cat(encoded[at : at + len(cut)], dim=1))
             at += len(cut)
         return Frames.stack(joined)
 
@@ -141,8 +143,9 @@ class SpeechEncoder(nn.Module):
         """The valid frames (N, T, D) of clips that fit in one window each."""
         mel_WMT = self.log_mel(waves).to(self.whisper.conv1.weight)
         out = self.whisper(mel_WMT, output_hidden_states=every_layer)
-        kept = (*out.hidden_states[:-1], out.last_hidden_state) if every_layer else (out.last_hidden_state,)
-        layers_NWTD = torch.stack(kept)
+        # The last of `hidden_states` lacks Whisper's final layer norm, which `last_hidden_state` has.
+        layers = (*out.hidden_states[:-1], out.last_hidden_state) if every_layer else (out.last_hidden_state,)
+        layers_NWTD = torch.stack(layers)
         return [layers_NWTD[:, row, : frame_count(len(wave))] for row, wave in enumerate(waves)]
 
     def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> Tensor:
@@ -151,13 +154,15 @@ class SpeechEncoder(nn.Module):
         What the feature extractor gives (tested), which pads on the CPU and brings its result back there: as long as
         half of Whisper-large-v3's own work on a GPU.
         """
-        device, how = self.whisper.conv1.weight.device, self.features
+        device = self.whisper.conv1.weight.device
+        settings = self.features
         samples_WS = torch.zeros(len(waves), self.window_samples, device=device)
         for row_S, wave in zip(samples_WS, waves, strict=True):
             row_S[: len(wave)] = torch.from_numpy(np.array(wave, np.float32)).to(device)
-        window = torch.hann_window(how.n_fft, device=device)
-        bins_WFT = torch.stft(samples_WS, how.n_fft, how.hop_length, window=window, return_complex=True)
-        filters_FM = torch.from_numpy(how.mel_filters).to(device, torch.float32)
+        window = torch.hann_window(settings.n_fft, device=device)
+        bins_WFT = torch.stft(samples_WS, settings.n_fft, settings.hop_length, window=window, return_complex=True)
+        filters_FM = torch.from_numpy(settings.mel_filters).to(device, torch.float32)
+        # Whisper drops the last frame, clamps to 8 decades below the window's loudest bin, and scales to about ±1.
         power_WMT = filters_FM.T @ (bins_WFT[..., :-1].abs() ** 2).contiguous()
         log_WMT = power_WMT.clamp(min=1e-10).log10()
         log_WMT = torch.maximum(log_WMT, log_WMT.amax((1, 2), keepdim=True) - 8.0)
@@ -190,7 +195,7 @@ class SpeechEncoder(nn.Module):
 def _load_whisper(
     name: str, revision: str | None, config: WhisperConfig, dtype: torch.dtype, device: str
 ) -> SpeechEncoder:
-    with torch.device("meta"):
+    with torch.device("meta"):  # no random weights are drawn only to be replaced
         whisper = WhisperEncoder(config)
     state = {key: value.to(dtype) for key, value in _encoder_tensors(name, revision).items()}
     strict_load(whisper, state, what=f"the encoder weights of {name}")

@@ -20,8 +20,8 @@ from transformers import (
 
 from dualslm.errors import DualSLMError
 
-COLD = 1e-4  # a temperature below it is as 0: logits that are divided by less overflow
-LOOKED_AT = 16  # tokens, to twice as many, of which `TextStreamer` makes text at each step
+MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
+WINDOW_TOKENS = 16  # to twice as many, of which `TextStreamer` makes text at each step
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class GenerationSettings:
 
     Attributes:
         max_new_tokens: a reply is cut off after so many.
-        temperature: 0, or less than 1e-4, takes the likeliest token each time: the same talk gets the same reply.
+        temperature: 0, or less than 1e-4, takes the likeliest token each time: the same prompt gets the
+            same reply.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draw; None draws anew each time.
     """
@@ -65,7 +66,7 @@ class Sampler:
     """Draws the next token by the decoding settings."""
 
     def __init__(self, generation: GenerationSettings, device: torch.device) -> None:
-        self.greedy = generation.temperature < COLD
+        self.greedy = generation.temperature < MIN_TEMPERATURE
         self.generator = torch.Generator(device)
         self.generator.seed() if generation.seed is None else self.generator.manual_seed(generation.seed)
         self.warp = LogitsProcessorList()
@@ -103,14 +104,14 @@ class TextStreamer:
         """What can be shown now that this token has come; empty while a character is not whole."""
         self.ids.append(token)
         text = text_of(self.tokenizer, self.ids[self.start :])
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character are not all there yet
             return ""
         if not text.startswith(self.seen):  # a byte that is of no character: those before it are written otherwise now
             self._look_from(len(self.ids) - 1)
             return self.rest()
         piece, self.seen = text[len(self.seen) :], text
         self.shown += len(piece)
-        if len(self.ids) - self.next_start >= LOOKED_AT:
+        if len(self.ids) - self.next_start >= WINDOW_TOKENS:
             self._look_from(self.next_start)
         return piece
 
@@ -121,7 +122,7 @@ class TextStreamer:
         return piece
 
     def _look_from(self, start: int) -> None:
-        """Looks at the tokens from a place on, which were all shown."""
+        """Makes text of the tokens from `start` on alone, which were all shown."""
         seen = text_of(self.tokenizer, self.ids[start:])
         if seen.strip():  # otherwise a space that stands in front of a text would be lost
             self.start, self.seen, self.next_start = start, seen, len(self.ids)

@@ -1,8 +1,8 @@
 """The frozen causal LM: embed, forward on embeddings, decode with a KV cache (paper eq. 1 and 3).
 
-Any Hugging Face causal LM serves, and none of its weights ever changes. Prompts of a batch are padded on the
-left and told apart by length, never by a padding token; a prompt alone runs without a mask, so that text
-without audio gives the base model's logits bit for bit.
+Any Hugging Face causal LM serves, and none of its weights ever changes. Prompts of a batch are padded on the left and
+masked by length, never by a padding token; a prompt alone runs without a mask, so that text without audio gives the
+base model's logits bit for bit.
 
 Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions whose logits are wanted.
 """
@@ -37,7 +37,7 @@ from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_o
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantize
 
-WARM_UP = 3  # captured steps before the first reply: one compiles, one is recorded, one is played
+WARM_UP_STEPS = 3  # before the first reply: one compiles, one is recorded, one is replayed
 
 
 @dataclass
@@ -144,6 +144,7 @@ class FrozenLM(nn.Module):
         """
         positions = None
         if mask_BT is not None:
+            # Counted from a prompt's own first token: padding must not shift the positions that the LLM sees.
             positions = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -embeds_BTD.shape[1] :]
         with self._head_reads(keep_BT), _attention(embeds_BTD.device):
             out = self.model(
@@ -165,7 +166,8 @@ class FrozenLM(nn.Module):
         if keep_BT is None:
             yield
             return
-        head, mine = self.model.get_output_embeddings(), get_ident()
+        head = self.model.get_output_embeddings()
+        mine = get_ident()
         hook = head.register_forward_pre_hook(
             lambda _, inputs: (inputs[0][keep_BT][None],) if get_ident() == mine else None
         )
@@ -183,7 +185,8 @@ class FrozenLM(nn.Module):
         embeds_BTD, mask_BT = pad_left(prompts)
         cache = DynamicCache(config=self.model.config)
         if before is not None:
-            cache, mask_BT = before.cache, torch.cat([before.mask_BT, mask_BT], dim=1)
+            cache = before.cache
+            mask_BT = torch.cat([before.mask_BT, mask_BT], dim=1)
         last_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
         last_BT[:, -1] = True
         logits_BV = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=last_BT, cache=cache)
@@ -192,12 +195,12 @@ class FrozenLM(nn.Module):
     @torch.no_grad()
     def decode(self, read: Prefilled, generation: GenerationSettings = GREEDY) -> Generator[list[int | None]]:
         """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
-        draw = Sampler(generation, read.logits_BV.device)
+        sample = Sampler(generation, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = [False] * len(logits_BV)
         with self._steps(read, generation.max_new_tokens) as step:
             for left in reversed(range(generation.max_new_tokens)):
-                ids_B = draw(logits_BV)
+                ids_B = sample(logits_BV)
                 ids = ids_B.tolist()  # the one time that a step waits for the device
                 ended = [done or token in self.stops for token, done in zip(ids, ended, strict=True)]
                 yield [None if done else token for token, done in zip(ids, ended, strict=True)]
@@ -206,13 +209,14 @@ class FrozenLM(nn.Module):
                 logits_BV = step(ids_B)
 
     @contextmanager
-    def _steps(self, read: Prefilled, most: int) -> Iterator[Step]:
-        """The way from token to token: captured where that was asked for, or as the model is."""
+    def _steps(self, read: Prefilled, max_new_tokens: int) -> Iterator[Step]:
+        """The step from token to token: a CUDA graph where that was asked for, or the model as it is."""
         if self.graph_decoder is not None:
-            with self.graph_decoder.steps(read.cache, read.mask_BT, most) as step:
+            with self.graph_decoder.steps(read.cache, read.mask_BT, max_new_tokens) as step:
                 yield step
             return
-        mask_BT, padded = read.mask_BT, not bool(read.mask_BT.all())
+        mask_BT = read.mask_BT
+        padded = not bool(read.mask_BT.all())
 
         def plain(ids_B: Tensor) -> Tensor:
             nonlocal mask_BT
@@ -233,14 +237,9 @@ class FrozenLM(nn.Module):
                 "this LLM's steps cannot be CUDA graphs", got="a cache that drops keys", do="leave CUDA graphs out"
             )
         self.graph_decoder = GraphDecoder(self.model)
-        self._warm_up()
-
-    @torch.no_grad()
-    def _warm_up(self) -> None:
-        """Takes the steps that compiling and capturing need."""
         id_B = torch.zeros(1, dtype=torch.long, device=self.device)
-        with self._steps(self.prefill([self.embed(id_B)]), WARM_UP + 1) as step:
-            for _ in range(WARM_UP):
+        with torch.no_grad(), self._steps(self.prefill([self.embed(id_B)]), WARM_UP_STEPS + 1) as step:
+            for _ in range(WARM_UP_STEPS):
                 step(id_B)
 
     def generate(self, prompts: Sequence[Tensor], generation: GenerationSettings = GREEDY) -> list[Reply]:
@@ -256,7 +255,7 @@ class FrozenLM(nn.Module):
         return [Reply(text_of(self.tokenizer, ids), end) for ids, end in zip(replies, finished, strict=True)]
 
     def embed_text(self, prompt: Prompt) -> Tensor:
-        """The input embeddings (T, D) of a prompt in which nothing is heard."""
+        """The input embeddings (T, D) of a prompt without slots."""
         ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
         return self.embed(torch.tensor(ids, device=self.device))
 
@@ -304,8 +303,8 @@ class FrozenLM(nn.Module):
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) of any lengths → one tensor (B, T, ...) and its mask (B, T), padded on the left."""
     lengths_B = torch.tensor([len(row) for row in rows])
-    place_T = torch.arange(int(lengths_B.max()))
-    mask_BT = (place_T >= len(place_T) - lengths_B[:, None]).long()
+    position_T = torch.arange(int(lengths_B.max()))
+    mask_BT = (position_T >= len(position_T) - lengths_B[:, None]).long()
     return pad_sequence(list(rows), batch_first=True, padding_side="left"), mask_BT.to(rows[0].device)
 
 
@@ -323,10 +322,10 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
     """Keeps to kernels of attention that need no plan for each new shape, as cuDNN's does: every prompt is one."""
     if device.type != "cuda":
         return nullcontext()
-    kept: AbstractContextManager[None] = sdpa_kernel(
+    chosen: AbstractContextManager[None] = sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
-    return kept
+    return chosen
 
 
 def _configured_stops(model: PreTrainedModel) -> frozenset[int]:

@@ -36,7 +36,7 @@ def nll(model: DualSLM, conversation: Conversation, view: View, *, cut_off: bool
 
 
 def test_degrees_are_the_shares_of_the_choices(session: Session) -> None:
-    heard = session.heard(CLIP)
+    heard = session.describe(CLIP)
     found = degrees(session.audio_cache, CLIP, ASKED, heard)
     assert found.keys() == ASKED.attributes.keys()
     for name, shares in found.items():
@@ -46,7 +46,7 @@ def test_degrees_are_the_shares_of_the_choices(session: Session) -> None:
 
 
 def test_degrees_are_those_of_the_plain_loss(session: Session) -> None:
-    heard = session.heard(CLIP)
+    heard = session.describe(CLIP)
     asked, found = ASKED.attributes["energy"], degrees(session.audio_cache, CLIP, ASKED, heard)["energy"]
     conversation = Conversation(asked.system).user(CLIP, asked.question)
     quiet, loud = (
@@ -57,7 +57,7 @@ def test_degrees_are_those_of_the_plain_loss(session: Session) -> None:
 
 
 def test_a_question_without_a_clear_answer_has_no_degrees(session: Session) -> None:
-    heard = session.heard(CLIP)
+    heard = session.describe(CLIP)
     attributes = {**heard.attributes, "pitch": None}
     unclear = type(heard)(heard.words, attributes, heard.caption, heard.answers)
     assert degrees(session.audio_cache, CLIP, ASKED, unclear).keys() == ASKED.attributes.keys() - {"pitch"}

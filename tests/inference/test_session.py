@@ -305,8 +305,8 @@ def test_past_turns_given_as_text(session: Session, monkeypatch: pytest.MonkeyPa
     """The words are those that were heard, where the recording has none of its own."""
     session.past = View("none", "text")
     session.reply(clip(1.0, 1))
-    found = replace(session.heard(session.conversation.turns[0].speeches[0]), words="I lost my umbrella.")
-    session._heard = dict.fromkeys(session._heard, found)
+    found = replace(session.describe(session.conversation.turns[0].speeches[0]), words="I lost my umbrella.")
+    session._descriptions = dict.fromkeys(session._descriptions, found)
     reply = session.reply(clip(0.5, 2))
     words = Conversation("Be kind.").user("I lost my umbrella.").assistant(session.record[0].reply).user(clip(0.5, 2))
     assert reply == session.model.reply(words, generation=SHORT)
@@ -317,7 +317,7 @@ def test_a_past_turn_keeps_the_tone_it_was_given(session: Session) -> None:
     swapped = clip(1.0, 1).in_the_tone_of(clip(0.5, 2))
     kept = session._in_words(swapped, View("speech", "text"))
     assert kept.tone is swapped.tone
-    assert kept.transcript == session.heard(swapped).words
+    assert kept.transcript == session.describe(swapped).words
     described = clip(1.0, 1).in_the_tone_of(Speech(caption="sad"))
     assert session._in_words(described, View("text", "text")).caption == "sad"
 
@@ -325,9 +325,9 @@ def test_a_past_turn_keeps_the_tone_it_was_given(session: Session) -> None:
 def test_what_was_heard_comes_from_its_own_channel(session: Session) -> None:
     """The words never depend on the tone, nor the attributes on the words; each is asked once."""
     words, voice = clip(1.0, 1), clip(0.6, 2)
-    found = session.heard(words)
-    assert session.heard(words.in_the_tone_of(voice)) is found
-    assert session.heard(Speech(words.audio)) is found
+    found = session.describe(words)
+    assert session.describe(words.in_the_tone_of(voice)) is found
+    assert session.describe(Speech(words.audio)) is found
     assert list(found.attributes) == ["gender", "pitch", "tempo", "energy", "emotion"]
     assert session.audio_cache.encoded == 1
     asked = Conversation(ASKED.words).user(words)

@@ -90,7 +90,7 @@ def test_heads_must_divide_the_width() -> None:
 
 def test_one_layer_is_read_where_a_recipe_names_it() -> None:
     layers_NBTS, lengths_B = torch.randn(3, 2, 7, 16), torch.tensor([7, 4])
-    para = ParalinguisticAdapter(16, 24, heads=4, tokens=2, layer=1).eval()
+    para = ParalinguisticAdapter(16, 24, heads=4, tokens=2, depth=3, layer=1).eval()
     heard = para(layers_NBTS, lengths_B)
     layers_NBTS[[0, 2]] = 0.0
     assert torch.equal(para(layers_NBTS, lengths_B), heard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,31 @@ def test_a_batch_without_targets_says_so(model: DualSLM) -> None:
 def test_float16_is_refused(encoder: str, tmp_path: Path) -> None:
     with pytest.raises(DualSLMError, match="float16 overflows"):
         DualSLM.from_parts(encoder, str(tmp_path), dtype=torch.float16)
+
+
+def test_a_reply_takes_settings_messages_and_several_at_once(model: DualSLM) -> None:
+    """As a user of transformers and of OpenAI's clients guesses it."""
+    speech = clip(0.8, 3)
+    alone = model.reply(speech, max_new_tokens=12)
+    assert alone == model.reply(speech, generation=SHORT)
+    assert model.reply([speech, clip(0.4, 4)], max_new_tokens=12)[0] == alone
+    drawn = model.reply(speech, max_new_tokens=8, temperature=1.5, seed=3)
+    assert drawn == model.reply(speech, generation=GenerationSettings(8, temperature=1.5, seed=3))
+    assert drawn != alone
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "audio", "audio": speech.audio}, {"type": "text", "text": "Hm?"}]},
+    ]
+    asked = Conversation("Be kind.").user(speech, "Hm?")
+    assert model.reply(messages, max_new_tokens=8) == model.reply(asked, max_new_tokens=8)
+    assert "".join(model.stream(messages, max_new_tokens=8)) == model.reply(asked, max_new_tokens=8)
+    assert model.reply([messages, asked], max_new_tokens=8)[0] == model.reply(asked, max_new_tokens=8)
+
+
+def test_the_signature_of_reply_explains_itself() -> None:
+    names = list(inspect.signature(DualSLM.reply).parameters)
+    assert names[1:] == [
+        "said", "view", "system", "generation", "max_new_tokens", "temperature", "top_p", "seed",
+    ]  # fmt: skip
+    described = inspect.getdoc(DualSLM.reply) or ""
+    assert all(f"{name}: " in described for name in names[1:])
