@@ -19,29 +19,9 @@ from dualslm.cli import main as cli
 from dualslm.recipe import to_toml
 from dualslm.tiny import ADAPTERS, CLIPS
 
-DOCS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(
-        f"docs/{name}.md"
-        for name in (
-            "benchmarks",
-            "corpora",
-            "decisions",
-            "evaluation",
-            "five-clips",
-            "judges",
-            "manifest",
-            "paper-map",
-            "scale",
-            "serve",
-            "talk",
-            "instruments",
-            "study",
-            "tasks",
-        )
-    ),
-]
+ROOT = Path(__file__).parents[1]
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+WRITERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "build").glob("*.py"))
 
 
 def blocks(root: Path, language: str, name: str = "README.md") -> Iterator[str]:
@@ -107,17 +87,26 @@ def test_make_targets_and_verbs_of_the_readme_exist(root: Path) -> None:
 @pytest.mark.parametrize("name", DOCS)
 def test_files_that_the_docs_name_exist(root: Path, name: str) -> None:
     text = (root / name).read_text()
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    named = re.findall(r"`((?:dualslm|recipes|docs|tests|bench)/[\w./]+\w)`", text)
+    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text)
+    named = re.findall(r"`((?:dualslm|recipes|docs|studies|tests|bench)/[\w./]+\w)`", text)
     for target in [*links, *named]:
         here = (root / name).parent / target if target in links else root / target
         assert here.exists(), f"{name} names {target}"
 
 
-@pytest.mark.parametrize("script", ["docs/build/pages.py", "bench/judges.py"])
+@pytest.mark.parametrize("script", [*(name for name in WRITERS if not name.endswith("tables.py")), "bench/judges.py"])
 def test_what_the_pages_show_is_what_the_result_files_hold(root: Path, script: str) -> None:
     done = subprocess.run([sys.executable, str(root / script), "--check"], check=False)
     assert done.returncode == 0, f"run python {script}"
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_of_every_page_are_ours(root: Path, name: str) -> None:
+    """What a page tells to type is a verb with options that it has."""
+    text = "\n".join(blocks(root, "sh", name)).replace("\\\n", " ")
+    for line in re.findall(r"^(?:\$ )?(?:\w+=\S+ )*(?:dualslm|python -m dualslm) (.*)$", text, re.MULTILINE):
+        words = shlex.split(line.split(" > ")[0].split(" | ")[0], comments=True)
+        assert callable(cli._parser().parse_args(words).verb), f"{name}: {line}"
 
 
 def test_commands_of_the_scale_page_are_ours(root: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -26,6 +27,8 @@ from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.model.card import modelcard
 from dualslm.recipe import RUN_RECIPE
+
+log = logging.getLogger("dualslm")
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
@@ -118,9 +121,10 @@ def read_card(folder: Path) -> Card:
     """
     try:
         values = json.loads((folder / CARD).read_text())
-        values = {RENAMED.get(key, key): value for key, value in values.items()}
-        if "standardise" in values.get("paralinguistic", {}):
-            values["paralinguistic"]["standardize"] = values["paralinguistic"].pop("standardise")
+        values = _under_new_names(values, RENAMED, folder)
+        if isinstance(values.get("paralinguistic"), dict):
+            settings = values["paralinguistic"]
+            values["paralinguistic"] = _under_new_names(settings, {"standardise": "standardize"}, folder)
         kind = values.pop("model_type", None)
         known = {entry.name for entry in fields(Card)}
         if kind != "dualslm" or values.get("format") != FORMAT or not values.keys() <= known:
@@ -197,6 +201,13 @@ def _download(name: str, revision: str | None) -> Path:
         why = next((why for kind, why in kinds.items() if isinstance(error, kind)), "the hub cannot be reached")
         do = "give a folder that save_pretrained wrote, or a hub id that you can reach"
         raise DualSLMError(f"cannot find the checkpoint {name!r}", got=f"no such folder, and {why}", do=do) from error
+
+
+def _under_new_names(values: Mapping[str, Any], renamed: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The fields of a card under today's names; those of the last version are read once more, and said."""
+    for old in values.keys() & renamed.keys():
+        log.warning("%s: %s is now %s; this version reads both for the last time", folder, old, renamed[old])
+    return {renamed.get(key, key): value for key, value in values.items()}
 
 
 def _beside(folder: Path, name: str) -> str:

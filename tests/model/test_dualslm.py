@@ -162,6 +162,17 @@ def test_saved_and_loaded_is_the_same(model: DualSLM, tmp_path: Path) -> None:
         DualSLM.from_pretrained(folder, llm=str(other))
 
 
+def test_a_card_of_the_last_version_is_read_and_named(
+    model: DualSLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = model.save_pretrained(tmp_path / "adapters")
+    card = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(card.replace("encoder_fingerprint", "encoder_print"))
+    again = DualSLM.from_pretrained(folder)
+    assert weights_hash(again.adapters) == weights_hash(model.adapters)
+    assert "encoder_print is now encoder_fingerprint" in caplog.text
+
+
 def test_a_batch_without_targets_says_so(model: DualSLM) -> None:
     with pytest.raises(DualSLMError, match="nothing to learn"):
         model([render(Conversation().user("hello"), model.llm.tokenizer)])
