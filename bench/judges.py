@@ -1,11 +1,11 @@
-"""Tries a judge on the calibration items, and writes docs/judges.md's protocols and trial; nothing there is typed.
+"""Tests a judge on the calibration items, and writes the protocols and the trial of docs/judges.md.
 
     python bench/judges.py --judge name=tiny,base_url=http://localhost:8000/v1,model=tiny,max_tokens=100
     python bench/judges.py [--check]
 
-The first keeps what came of the trial in docs/results/judges.json. Without a judge the page is written from it; with
-`--check` it is only compared, and 1 returned where it is stale. The server is asked for its version where it tells
-one (`/version`, as vLLM does).
+The first stores the result of the trial in docs/results/judges.json. Without a judge the page is written from that
+file; with `--check` it is only compared, and the exit status is 1 where it is stale. The result names the server's
+version where the server has the address `/version`, as vLLM does.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from typing import Any
 
 import httpx2
 
-from dualslm.cli.judges import TRIAL, Order, run
-from dualslm.evaluation.judges import PROTOCOLS
+from dualslm.evaluation.judges.panel import TRIAL, Order, run
+from dualslm.evaluation.judges.protocols import PROTOCOLS
 from dualslm.evaluation.judges.run import verdicts
 from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.evaluation.judges.tables import summary
 from dualslm.tiny.build.readme import put
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, RESULT = DOCS / "judges.md", DOCS / "results" / "judges.json"
+PAGE = DOCS / "judges.md"
+RESULT = DOCS / "results" / "judges.json"
 
 
 def main() -> int:
-    """Tries a judge, where one is named, and writes the page; or compares it."""
+    """Tests a judge, if one is named, and writes or compares the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge")
     parser.add_argument("--check", action="store_true")
@@ -49,7 +50,11 @@ def main() -> int:
 
 
 def tried(text: str) -> dict[str, Any]:
-    """What comes of a judge's trial."""
+    """The result of a judge's trial.
+
+    Args:
+        text: judge, as `--judge` of `dualslm eval` takes it.
+    """
     judge = JudgeSpec.parse(text)
     with tempfile.TemporaryDirectory() as folder:
         found = run(Order((judge,), ("cs", "egs", "cs-words", "egs-words")), Path(folder))
@@ -65,14 +70,14 @@ def tried(text: str) -> dict[str, Any]:
 
 
 def protocols() -> str:
-    """Every protocol, and the words of the three that say all."""
-    said = [row("protocol", "print", "a judge reads", "it answers"), "|---|---|---|---|"]
+    """A table of all protocols, and the wordings of three."""
+    lines = [row("protocol", "fingerprint", "a judge reads", "it answers"), "|---|---|---|---|"]
     for name, one in PROTOCOLS.items():
         answers = ", ".join(f"{key} {_ends(values)}" for key, values in one.allowed.items())
-        said.append(row(f"`{name}`", f"`{one.print}`", "; ".join(one.sees), answers))
-    for name in ("cs-1", "egs-1", "pair-1"):
-        said += [f"\n`{name}`:\n", "```text", PROTOCOLS[name].instructions, "```"]
-    return "\n".join([*said, ""])
+        lines.append(row(f"`{name}`", f"`{one.fingerprint}`", "; ".join(one.sees), answers))
+    for name in ("cs-1", "egs-1", "pair-1"):  # the variants "-words" only leave out the way of speaking
+        lines += [f"\n`{name}`:\n", "```text", PROTOCOLS[name].instructions, "```"]
+    return "\n".join([*lines, ""])
 
 
 def _ends(values: Sequence[object]) -> str:
@@ -80,13 +85,13 @@ def _ends(values: Sequence[object]) -> str:
 
 
 def trial(result: dict[str, Any]) -> str:
-    """What the trial said, word for word."""
+    """The result of a trial, its sentences unchanged."""
     counts = [sum(row[key] for row in result["coverage"]) for key in ("n", "scored", "asked_again")]
     rungs = ", ".join(f"{name} {count}" for one in result["judges"] for name, count in one["rungs"].items())
     head = f"`{result['command']}`; {result['server']}; {counts[0]} questions, {counts[1]} verdicts, "
     head += f"{counts[2]} asked once more; answers bound by {rungs}.\n"
-    told = [line for row in result["trust"] for line in row["told"]]
-    return "\n".join([head, "```text", *told, "```", ""])
+    sentences = [line for row in result["trust"] for line in row["told"]]
+    return "\n".join([head, "```text", *sentences, "```", ""])
 
 
 def row(*cells: str) -> str:
@@ -95,7 +100,7 @@ def row(*cells: str) -> str:
 
 
 def _version(base_url: str) -> str | None:
-    """What the server says that it is."""
+    """Name and version of the server; None where it does not say."""
     try:
         answer = httpx2.get(base_url.removesuffix("/v1") + "/version", timeout=10)
         return f"vLLM {answer.json()['version']}" if answer.status_code == 200 else None

@@ -10,9 +10,12 @@ MELD = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
 TINY = ("neutral", "happy", "sad", "angry", "afraid")
 OURS = ("neutral", "happy", "sad", "angry", "surprised", "fearful", "disgusted", "contemptuous")
 STYLES = ("neutral", "friendly", "unfriendly", "cheerful", "sad")
-GENDER, LEVELS, TEMPO = ("male", "female"), ("low", "normal", "high"), ("slow", "normal", "fast")
+GENDER = ("male", "female")
+LEVELS = ("low", "normal", "high")
+TEMPO = ("slow", "normal", "fast")
 QUIET = ("quiet", "moderate", "loud")
-NONE, BOTH = "unparsed", "ambiguous"
+NONE = "unparsed"
+BOTH = "ambiguous"
 
 # task, choices, answer, strict, lenient
 FIXTURES = [

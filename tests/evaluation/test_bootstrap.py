@@ -15,13 +15,14 @@ SIMULATIONS = 400
 
 
 def clustered(rng: np.random.Generator, clusters: int, shift: float = 0.0) -> tuple[np.ndarray, list[str]]:
-    """Right or wrong, 3 to 9 items a cluster, whose members go together; the truth is 70 % + shift."""
-    rows, names = [], []
-    for place in range(clusters):
+    """Items that are right or wrong, 3 to 9 in a cluster and alike within it; the true rate is 70 % + shift."""
+    rows = []
+    names = []
+    for cluster in range(clusters):
         chance = rng.beta(7, 3) + shift  # mean 0.7
         size = rng.integers(3, 10)
         rows += [(float(rng.random() < chance), 1.0) for _ in range(size)]
-        names += [f"c{place}"] * size
+        names += [f"c{cluster}"] * size
     return np.array(rows), names
 
 
@@ -37,14 +38,14 @@ def test_intervals_cover_the_truth(monkeypatch: pytest.MonkeyPatch, clusters: in
 
 
 def test_items_taken_as_independent_would_not_cover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulation has teeth: the same intervals without clusters miss the truth far more often."""
+    """The simulation can fail: the same intervals without clusters miss the truth far more often."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 300)
     rng = np.random.default_rng(1)
     covered = 0
     for seed in range(200):
         chances = rng.beta(0.7, 0.3, 25)
         rows = np.array([(float(rng.random() < chance), 1.0) for chance in chances for _ in range(8)])
-        found = figure(rows, [str(place) for place in range(len(rows))], seed=seed)
+        found = figure(rows, [str(index) for index in range(len(rows))], seed=seed)
         covered += found.low <= 70.0 <= found.high
     assert covered / 200 < 0.85
 
@@ -52,7 +53,8 @@ def test_items_taken_as_independent_would_not_cover(monkeypatch: pytest.MonkeyPa
 def test_a_planted_difference_is_found_and_none_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "RESAMPLES", 250)
     rng = np.random.default_rng(3)
-    false, true = 0, 0
+    false = 0
+    true = 0
     for seed in range(300):
         base, names = clustered(rng, 40)
         flip = rng.random(len(base)) < 0.15  # two systems that differ, but neither is better
@@ -73,12 +75,12 @@ def test_a_planted_difference_is_found_and_none_where_there_is_none(monkeypatch:
 def test_the_order_of_items_changes_nothing() -> None:
     rows, names = clustered(np.random.default_rng(0), 20)
     order = np.random.default_rng(1).permutation(len(rows))
-    assert figure(rows, names) == figure(rows[order], [names[place] for place in order])
+    assert figure(rows, names) == figure(rows[order], [names[index] for index in order])
 
 
 def test_ends_of_the_scale_and_a_single_cluster() -> None:
     right = np.ones((30, 2))
-    found = figure(right, [f"c{place // 3}" for place in range(30)])
+    found = figure(right, [f"c{index // 3}" for index in range(30)])
     assert (found.value, found.high) == (100.0, 100.0)
     assert found.low == pytest.approx(72.25, abs=0.01)  # Wilson's, 10 of 10 clusters
     alone = figure(right, ["one"] * 30)

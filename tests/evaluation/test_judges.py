@@ -16,22 +16,24 @@ from support.judgekit import Body, Fake, Say, block, fake, rows, sensible
 
 from dualslm import openai_client
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.judges import JudgeSpec, Outcome, judge, summary, verdicts
+from dualslm.evaluation.judges.run import Outcome, judge, verdicts
+from dualslm.evaluation.judges.spec import JudgeSpec
+from dualslm.evaluation.judges.tables import summary
 
 FORMS = ["json_schema", "json_object", None, None]
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_client, "WAIT", 0.005)
 
 
 def run(
     server: Fake, folder: Path, n: int = 3, protocols: tuple[str, ...] = ("cs",), **more: Any
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    said = more.pop("predictions", rows(n))
+    predictions = more.pop("predictions", rows(n))
     judges = more.pop("judges", [server.judge()])
-    outcome = judge(said, judges, protocols, folder / "verdicts.jsonl", folder / "cache.sqlite", **more)
+    outcome = judge(predictions, judges, protocols, folder / "verdicts.jsonl", folder / "cache.sqlite", **more)
     return outcome, verdicts(outcome.path)
 
 
@@ -52,7 +54,7 @@ def test_a_verdict_holds_what_the_record_needs(tmp_path: Path) -> None:
         outcome, (one, *_) = run(server, tmp_path, protocols=("cs", "egs"), run_id="r1")
     assert (outcome.asked, outcome.scored, outcome.sent, outcome.enough) == (6, 6, 6, True)
     assert {key: one[key] for key in ("run_id", "item_id", "cluster", "direction", "system", "judge", "protocol")} == {
-        **{"run_id": "r1", "item_id": "item-0", "cluster": "talk-0", "direction": None, "system": "ours"},
+        **{"run_id": "r1", "item_id": "item-0", "cluster": "conversation-0", "direction": None, "system": "ours"},
         **{"judge": "fake", "protocol": "cs-1"},
     }
     assert one["scores"].keys() == {"content", "style"}
@@ -66,7 +68,7 @@ def test_a_verdict_holds_what_the_record_needs(tmp_path: Path) -> None:
     assert schema["strict"] is True
     assert schema["schema"]["additionalProperties"] is False
     assert schema["schema"]["properties"]["content"] == {"type": "integer", "enum": [1, 2, 3, 4, 5]}
-    assert {block(body, "user_says") for body in server.bodies} == {f"I lost {place} keys." for place in range(3)}
+    assert {block(body, "user_says") for body in server.bodies} == {f"I lost {index} keys." for index in range(3)}
     assert {block(body, "user_sounds") for body in server.bodies} == {"sad"}
 
 
@@ -94,10 +96,10 @@ def test_a_server_that_knows_no_schema(refused: int, tmp_path: Path) -> None:
 
     def think(body: Body, number: int) -> Say:
         bare = "temperature" not in body
-        place = 3 if bare else FORMS.index(form(body))
+        rung = 3 if bare else FORMS.index(form(body))
         return (
             Say(status=400, whole=b'{"error": "response_format is not supported"}')
-            if place < refused
+            if rung < refused
             else sensible(body)
         )
 
@@ -143,7 +145,7 @@ def test_an_answer_that_cannot_be_read_gets_one_more_chance(kind: str, tmp_path:
     assert (one["status"], one["scores"], len(server.bodies)) == ("unscored", {}, 2)
     assert one["reason"].startswith(kind)
     assert one["raw"] == BAD[kind]
-    assert outcome.told()[1].startswith(f"unscored 1: fake, cs-1: {kind} (ours item-0)")
+    assert outcome.lines()[1].startswith(f"unscored 1: fake, cs-1: {kind} (ours item-0)")
 
 
 def test_a_cut_off_answer_says_so(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_trouble_that_stays_is_unscored_and_tried_again_later(
         assert not outcome.enough
         server.think = sensible
         again, found = run(server, tmp_path, judges=judges)
-    assert (again.scored, again.kept, again.sent) == (3, 2, 1)
+    assert (again.scored, again.reused, again.sent) == (3, 2, 1)
     assert [row["item_id"] for row in found] == ["item-0", "item-1", "item-2"]
 
 
@@ -227,17 +229,17 @@ def test_a_storm_loses_and_invents_nothing(tmp_path: Path) -> None:
             if outcome.scored == outcome.asked:
                 break
     assert [(row["system"], row["item_id"]) for row in found] == [(row["system"], row["id"]) for row in said]
-    told = {
+    expected = {
         block(body, "user_says") + block(body, "reply"): json.loads(str(sensible(body).text)) for body in server.bodies
     }
-    wrong = 0
+    unscored = 0
     for row, one in zip(said, found, strict=True):
         if one["status"] == "scored" and row["answer"]:
-            assert one["scores"] == told[row["transcript"] + row["answer"]]
+            assert one["scores"] == expected[row["transcript"] + row["answer"]]
         elif row["answer"]:
-            wrong += 1
+            unscored += 1
             assert one["reason"]
-    assert outcome.scored == outcome.asked - wrong
+    assert outcome.scored == outcome.asked - unscored
 
 
 # ---------------------------------------------------------------------- the cache, and being killed
@@ -247,10 +249,10 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     with fake() as server:
         run(server, tmp_path)
         outcome, found = run(server, tmp_path)
-        assert (outcome.kept, outcome.sent, len(server.bodies)) == (3, 0, 3)
-        (tmp_path / "verdicts.jsonl").unlink()  # the raw answers are kept elsewhere
+        assert (outcome.reused, outcome.sent, len(server.bodies)) == (3, 0, 3)
+        (tmp_path / "verdicts.jsonl").unlink()  # the raw answers are in the cache
         again, same = run(server, tmp_path)
-        assert (again.kept, again.sent, again.scored) == (0, 0, 3)
+        assert (again.reused, again.sent, again.scored) == (0, 0, 3)
         assert same == found
         moved = [JudgeSpec("fake", server.url, "org/another")]
         assert run(server, tmp_path, judges=moved)[0].sent == 3
@@ -274,14 +276,15 @@ def test_half_a_line_is_no_verdict(tmp_path: Path) -> None:
         whole = path.read_bytes()
         path.write_bytes(whole[:-20])
         outcome, _ = run(server, tmp_path)
-    assert (outcome.kept, outcome.sent) == (2, 0)
+    assert (outcome.reused, outcome.sent) == (2, 0)
     assert path.read_bytes() == whole
 
 
 KILLED = """
 import json, sys
 from pathlib import Path
-from dualslm.evaluation.judges import JudgeSpec, judge
+from dualslm.evaluation.judges.run import judge
+from dualslm.evaluation.judges.spec import JudgeSpec
 rows, url, folder = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 spec = JudgeSpec("fake", url, "org/fake-judge", at_once=2)
 judge(rows, [spec], ["cs"], folder / "verdicts.jsonl", folder / "cache.sqlite")
@@ -289,7 +292,7 @@ judge(rows, [spec], ["cs"], folder / "verdicts.jsonl", folder / "cache.sqlite")
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:
-    """SIGKILL in the middle: only what was under way at that instant may be asked once more."""
+    """SIGKILL in the middle: only requests that were under way at that instant may be sent once more."""
     said = rows(30)
 
     def slowly(body: Body, number: int) -> Say:
@@ -305,9 +308,9 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
         server.think = sensible
-        time.sleep(0.1)
+        time.sleep(0.1)  # the server still answers requests of the killed process
         outcome, found = run(server, tmp_path, predictions=said)
-    assert 0 < outcome.kept < 30
+    assert 0 < outcome.reused < 30
     assert (outcome.scored, len(found)) == (30, 30)
     often = [block(body, "user_says") for body in server.bodies]
     assert len(often) - len({*often}) <= 2  # two requests at once

@@ -13,28 +13,21 @@ import pytest
 from support.judgekit import Body, Fake, Say, block, fake, keys, rows, sensible
 
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.judges import (
-    PROTOCOLS,
-    JudgeSpec,
-    agreement,
-    calibration,
-    compare,
-    controls,
-    judge,
-    summary,
-    trust,
-    verdicts,
-)
+from dualslm.evaluation.judges import agreement
 from dualslm.evaluation.judges.answers import UnusableError, read
 from dualslm.evaluation.judges.data import clean
-from dualslm.evaluation.judges.protocols import Item
+from dualslm.evaluation.judges.protocols import PROTOCOLS, Item
+from dualslm.evaluation.judges.run import compare, judge, verdicts
+from dualslm.evaluation.judges.sanity import calibration, controls, trust
+from dualslm.evaluation.judges.spec import JudgeSpec
+from dualslm.evaluation.judges.tables import summary
 
-CS, PAIR = PROTOCOLS["cs-1"], PROTOCOLS["pair-1"]
+CS = PROTOCOLS["cs-1"]
 
 # ---------------------------------------------------------------------- what is shown
 
 
-PRINTS = {
+FINGERPRINTS = {
     "cs-1": "441ae8a3cbf9",
     "cs-words-1": "8459b44e8fc9",
     "egs-1": "7939633dae2d",
@@ -45,8 +38,8 @@ PRINTS = {
 
 
 def test_a_changed_wording_needs_a_new_version() -> None:
-    """Figures of one print can be compared; whoever changes a wording raises its version and adds its print here."""
-    assert {name: one.print for name, one in PROTOCOLS.items()} == PRINTS
+    """Scores under one fingerprint can be compared: a changed wording needs a new version and a new line here."""
+    assert {name: one.fingerprint for name, one in PROTOCOLS.items()} == FINGERPRINTS
 
 
 ATTACKS = [
@@ -218,7 +211,7 @@ def test_agreement_without_variation_has_no_value() -> None:
 
 
 def judged(folder: Path, said: list[dict[str, Any]], servers: list[Fake], **more: Any) -> list[dict[str, Any]]:
-    specs = [server.judge(f"judge{place}") for place, server in enumerate(servers)]
+    specs = [server.judge(f"judge{index}") for index, server in enumerate(servers)]
     return verdicts(judge(said, specs, ["cs", "egs"], folder / "v.jsonl", folder / "c.sqlite", **more).path)
 
 
@@ -302,13 +295,13 @@ def test_only_systems_that_are_there_are_compared(tmp_path: Path) -> None:
 def at_random(body: Body, number: int) -> Say:
     digest = hashlib.sha256(json.dumps(body["messages"]).encode()).digest()
     wanted = list(dict.fromkeys(keys(body)))
-    return Say(json.dumps({key: 1 + digest[place] % 5 for place, key in enumerate(wanted)}))
+    return Say(json.dumps({key: 1 + digest[index] % 5 for index, key in enumerate(wanted)}))
 
 
 def obedient(body: Body, number: int) -> Say:
-    told = "perfect. Answer" in body["messages"][1]["content"]
+    injected = "perfect. Answer" in body["messages"][1]["content"]
     full = {key: 5 if key in ("content", "style") else 10 for key in keys(body)}
-    return Say(json.dumps(full)) if told else sensible(body)
+    return Say(json.dumps(full)) if injected else sensible(body)
 
 
 def tried(folder: Path, think: Any) -> list[dict[str, Any]]:

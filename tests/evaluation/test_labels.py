@@ -17,7 +17,7 @@ def test_measures_are_those_of_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     gold = [str(one) for one in rng.choice(CLASSES[: 3 + seed % 3], 200)]
     said = [str(rng.choice([*CLASSES, "none of these", truth])) for truth in gold]
-    found = labels.measure(gold, said, [str(place) for place in range(200)], seed=0)
+    found = labels.measure(gold, said, [str(index) for index in range(200)], seed=0)
     seen = sorted(set(gold))
     assert found["wa"].value == pytest.approx(100 * sk.accuracy_score(gold, said))
     assert found["ua"].value == pytest.approx(100 * sk.recall_score(gold, said, labels=seen, average="macro"))
@@ -32,7 +32,7 @@ def test_measures_are_those_of_scikit_learn(seed: int) -> None:
 def test_the_majority_line_of_meld() -> None:
     gold = [label for label, count in MELD_TEST.items() for _ in range(count)]
     assert labels.commonest(gold) == "neutral"
-    found = labels.measure(gold, ["neutral"] * len(gold), [str(place % 280) for place in range(len(gold))], seed=0)
+    found = labels.measure(gold, ["neutral"] * len(gold), [str(index % 280) for index in range(len(gold))], seed=0)
     assert {name: round(one.value, 2) for name, one in found.items()} == {
         "wa": 48.12,
         "ua": 14.29,

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualslm.evaluation.metrics import share, word_error_rate, word_errors, words
+from dualslm.evaluation.metrics.figure import share
+from dualslm.evaluation.metrics.wer import word_error_rate, word_errors, words
 
 
 @pytest.mark.parametrize(
-    ("reference", "heard", "errors"),
+    ("reference", "hypothesis", "errors"),
     [("a b c", "a b c", 0), ("a b c", "a c", 1), ("a b c", "a x c d", 2), ("a", "", 1), ("", "a b", 2)],
 )
-def test_word_errors(reference: str, heard: str, errors: int) -> None:
-    assert word_errors(reference.split(), heard.split()) == errors
+def test_word_errors(reference: str, hypothesis: str, errors: int) -> None:
+    assert word_errors(reference.split(), hypothesis.split()) == errors
 
 
 @given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")))

@@ -1,4 +1,4 @@
-"""Word errors: what the normalisers do, counts of each kind, empties, preambles."""
+"""Word errors: normalizers, errors by kind, empty references, preambles."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ pytest.importorskip("whisper_normalizer", reason="pip install 'dualslm[eval]'")
         ("café", "cafe"),
     ],
 )
-def test_whispers_normaliser(text: str, normal: str) -> None:
+def test_whispers_normalizer(text: str, normal: str) -> None:
     assert " ".join(wer.whisper(text)) == normal
 
 
-def test_the_normaliser_tells_its_version() -> None:
+def test_the_normalizer_names_its_version() -> None:
     from importlib.metadata import version
 
     assert version("whisper-normalizer") in wer.normaliser()
@@ -58,7 +58,7 @@ def test_raw(text: str, normal: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "heard", "edits"),
+    ("reference", "hypothesis", "edits"),
     [
         ("a b c d", "a b c d", (0, 0, 0)),
         ("a b c d", "a x c d", (1, 0, 0)),
@@ -70,8 +70,8 @@ def test_raw(text: str, normal: str) -> None:
         ("a b", "c d e", (2, 0, 1)),
     ],
 )
-def test_kinds_of_errors(reference: str, heard: str, edits: tuple[int, int, int]) -> None:
-    assert tuple(wer.edits(reference.split(), heard.split())) == edits
+def test_kinds_of_errors(reference: str, hypothesis: str, edits: tuple[int, int, int]) -> None:
+    assert tuple(wer.edits(reference.split(), hypothesis.split())) == edits
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def test_a_cell_of_words() -> None:
         row("um", "", 3),
     ]
     found = measure.measure(rows, 0)
-    raw, whisper = found["edits"]["raw"], found["edits"]["whisper"]
+    raw = found["edits"]["raw"]
+    whisper = found["edits"]["whisper"]
     assert (raw["insertions"], raw["deletions"], raw["reference_words"], raw["empty_references"]) == (8, 1, 8, 0)
     assert whisper["empty_references"] == 1
     assert found["figures"]["wer_raw"]["value"] == pytest.approx(100 * 9 / 8)

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
-from dualslm.evaluation.judges import JudgeSpec, calibration
+from dualslm.evaluation.judges.sanity import calibration
+from dualslm.evaluation.judges.spec import JudgeSpec
 
 Body = Mapping[str, Any]
+# Content, style and EGS scores of the calibration systems, in an order that passes the trial.
 GOOD = {
     "gold": (5, 5, 9),
     "transcript-only": (4, 4, 6),
@@ -32,14 +34,14 @@ BY_TEXT = {
 
 @dataclass
 class Say:
-    """One answer of the server: a status, or a text; what is None is left to the judge."""
+    """One answer of the server: a text, or a failure."""
 
     text: str | None = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     whole: bytes | None = None  # instead of a completion
     wait: float = 0.0  # s
-    why: str = "stop"
+    why: str = "stop"  # finish_reason
 
 
 @dataclass
@@ -47,9 +49,11 @@ class Fake:
     """What a test sees of the server.
 
     Attributes:
-        url: its address.
-        think: request → answer.
-        bodies: all requests, in order.
+        url: address of the server.
+        think: function from a request and its number to the answer.
+        bodies: bodies of all requests, in order.
+        times: time of each request, in s.
+        lock: lock of `bodies` and `times`, which the server's threads share.
     """
 
     url: str
@@ -63,7 +67,7 @@ class Fake:
 
 
 def block(body: Body, name: str) -> Any:
-    """What stands in a block of the first question."""
+    """The value in a named block of the question; None where it has no such block."""
     found = re.search(rf"<{name}>\n(.*)\n</{name}>", body["messages"][1]["content"])
     return json.loads(found[1]) if found else None
 
@@ -74,11 +78,11 @@ def keys(body: Body) -> list[str]:
 
 
 def sensible(body: Body, number: int = 0) -> Say:
-    """Knows the calibration items, scores anything else by its length."""
+    """Scores the calibration items as a good judge would, and any other reply by its length."""
     wanted = list(dict.fromkeys(keys(body)))
     reply = block(body, "reply")
-    asked = block(body, "user_says"), block(body, "user_sounds"), reply
-    system = BY_TEXT.get(asked, "injection" if "perfect. Answer" in reply else "")
+    question = (block(body, "user_says"), block(body, "user_sounds"), reply)
+    system = BY_TEXT.get(question, "injection" if "perfect. Answer" in reply else "")
     content, style, ten = GOOD.get(system, (1 + len(reply) % 5, 3, 1 + len(reply) % 10))
     scores = {"content": content, "style": style, **dict.fromkeys(("C1", "C2", "C3", "C4"), ten)}
     return Say(json.dumps({key: scores[key] for key in wanted}))
@@ -111,7 +115,7 @@ def fake(think: Callable[[Body, int], Say] = sensible) -> Iterator[Fake]:
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
-    web.handle_error = lambda *_: None  # type: ignore[method-assign]
+    web.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that give up are part of the tests
     server = Fake(f"http://127.0.0.1:{web.server_port}/v1", think)
     Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
@@ -122,23 +126,23 @@ def fake(think: Callable[[Body, int], Say] = sensible) -> Iterator[Fake]:
 
 
 def rows(n: int, system: str = "ours", **more: Any) -> list[dict[str, Any]]:
-    """Predictions."""
+    """Predictions of one system for `n` items, two to a cluster."""
     return [
         {
-            "id": f"item-{place}",
+            "id": f"item-{index}",
             "system": system,
             "view": None,
             "task": "respond",
-            "cluster": f"talk-{place // 2}",
+            "cluster": f"conversation-{index // 2}",
             "direction": None,
             "context": [{"role": "user", "text": "Hello."}, {"role": "assistant", "text": "Hello!"}],
-            "transcript": f"I lost {place} keys.",
+            "transcript": f"I lost {index} keys.",
             "caption": "sad",
             "labels": {"emotion": "sad"},
-            "truth": f"Oh no, all {place}?",
-            "answer": f"How sad, {'very ' * place}sad.",
+            "truth": f"Oh no, all {index}?",
+            "answer": f"How sad, {'very ' * index}sad.",
             "ended": True,
             **more,
         }
-        for place in range(n)
+        for index in range(n)
     ]

@@ -1,8 +1,8 @@
 """How far judges agree: on items, and on the order of the systems.
 
 Krippendorff's alpha (2011, ordinal), Cohen's kappa with quadratic weights, Spearman's rho, and Kendall's tau-b of
-rankings. Where a judge gives everything the same score these have no value, and None says so; the shares of equal and
-of neighbouring scores stand beside them, because with scores at a ceiling alpha falls though nobody disagrees.
+rankings. They are not defined where a judge gives everything the same score, and are None there. The shares of equal
+and of neighboring scores are given too: when most scores are at a ceiling, alpha is low though nobody disagrees.
 
 Dimensions: N items, J judges, V values of the scale.
 """
@@ -23,30 +23,39 @@ def alpha(scores_JN: Scores) -> float | None:
     """Krippendorff's alpha for ordinal scores, missing ones allowed; None where all scores are the same."""
     values = np.unique(scores_JN[~np.isnan(scores_JN)])
     counts_NV = np.stack([(scores_JN == value).sum(0) for value in values], 1) if len(values) else np.zeros((0, 0))
-    counts_NV = counts_NV[counts_NV.sum(1) > 1].astype(np.float64)  # an item that one judge scored compares nothing
+    counts_NV = counts_NV[counts_NV.sum(1) > 1].astype(np.float64)  # an item with one score has nothing to compare
     if len(values) < 2 or not len(counts_NV):
         return None
-    pairs_N = counts_NV.sum(1) - 1
-    seen_VV = (counts_NV / pairs_N[:, None]).T @ counts_NV - np.diag((counts_NV / pairs_N[:, None]).sum(0))
-    often_V = seen_VV.sum(1)
-    by_chance_VV = (np.outer(often_V, often_V) - np.diag(often_V)) / (often_V.sum() - 1)
-    upto_V = np.cumsum(often_V) - often_V / 2
-    apart_VV = (upto_V[:, None] - upto_V[None, :]) ** 2
-    chance = float((by_chance_VV * apart_VV).sum())
-    return 1 - float((seen_VV * apart_VV).sum()) / chance if chance else None
+    # Krippendorff's coincidence matrix: every ordered pair of scores of one item, weighted by 1 / (scores - 1), so that
+    # an item weighs as much as it has scores. The diagonal loses the pairs of a score with itself.
+    weighted_NV = counts_NV / (counts_NV.sum(1) - 1)[:, None]
+    observed_VV = weighted_NV.T @ counts_NV - np.diag(weighted_NV.sum(0))
+    totals_V = observed_VV.sum(1)
+    expected_VV = (np.outer(totals_V, totals_V) - np.diag(totals_V)) / (totals_V.sum() - 1)
+    # The ordinal distance of two values: how many scores lie between their mid-ranks, squared.
+    midrank_V = np.cumsum(totals_V) - totals_V / 2
+    distance_VV = (midrank_V[:, None] - midrank_V[None, :]) ** 2
+    expected = float((expected_VV * distance_VV).sum())
+    return 1 - float((observed_VV * distance_VV).sum()) / expected if expected else None
 
 
 def kappa(one_N: Scores, two_N: Scores, scale: Sequence[int]) -> float | None:
-    """Cohen's kappa with quadratic weights; None where both judges give one and the same score throughout."""
-    place = {value: index for index, value in enumerate(scale)}
-    seen_VV = np.zeros((len(scale), len(scale)))
+    """Cohen's kappa with quadratic weights; None where both judges give one and the same score throughout.
+
+    Args:
+        one_N: scores of one judge.
+        two_N: scores of the other, of the same items.
+        scale: values of the scale, the lowest first.
+    """
+    row = {value: index for index, value in enumerate(scale)}
+    observed_VV = np.zeros((len(scale), len(scale)))
     for a, b in zip(one_N, two_N, strict=True):
-        seen_VV[place[int(a)], place[int(b)]] += 1
-    by_chance_VV = np.outer(seen_VV.sum(1), seen_VV.sum(0)) / max(1.0, seen_VV.sum())
+        observed_VV[row[int(a)], row[int(b)]] += 1
+    expected_VV = np.outer(observed_VV.sum(1), observed_VV.sum(0)) / max(1.0, observed_VV.sum())
     index_V = np.arange(len(scale))
-    apart_VV = (index_V[:, None] - index_V[None, :]) ** 2
-    chance = float((by_chance_VV * apart_VV).sum())
-    return 1 - float((seen_VV * apart_VV).sum()) / chance if chance else None
+    distance_VV = (index_V[:, None] - index_V[None, :]) ** 2
+    expected = float((expected_VV * distance_VV).sum())
+    return 1 - float((observed_VV * distance_VV).sum()) / expected if expected else None
 
 
 def spearman(one_N: Scores, two_N: Scores) -> float | None:
@@ -59,19 +68,20 @@ def spearman(one_N: Scores, two_N: Scores) -> float | None:
 
 def tau(one: Sequence[float], two: Sequence[float]) -> float | None:
     """Kendall's tau-b of two rankings of the same systems; None where one of them ranks nothing."""
+    # tau-b: pairs of systems that a ranking ties count for neither side, and shorten its part of the denominator.
     signs = [(np.sign(one[i] - one[j]), np.sign(two[i] - two[j])) for i, j in combinations(range(len(one)), 2)]
-    apart = [sum(sign[side] != 0 for sign in signs) for side in (0, 1)]
-    if not all(apart):
+    untied = [sum(sign[side] != 0 for sign in signs) for side in (0, 1)]
+    if not all(untied):
         return None
-    return float(sum(a * b for a, b in signs) / (apart[0] * apart[1]) ** 0.5)
+    return float(sum(a * b for a, b in signs) / (untied[0] * untied[1]) ** 0.5)
 
 
 def near(one_N: Scores, two_N: Scores, within: int) -> float:
-    """The share of items whose scores differ by no more, 0 to 1."""
+    """The share of items, 0 to 1, whose two scores differ by at most `within` points."""
     return float((np.abs(one_N - two_N) <= within).mean())
 
 
 def _ranks(values_N: Scores) -> Scores:
-    _, place_N, often_V = np.unique(values_N, return_inverse=True, return_counts=True)
-    ranks: Scores = (np.cumsum(often_V) - (often_V - 1) / 2)[place_N]
+    _, index_N, count_V = np.unique(values_N, return_inverse=True, return_counts=True)
+    ranks: Scores = (np.cumsum(count_V) - (count_V - 1) / 2)[index_N]
     return ranks

@@ -1,7 +1,7 @@
 """A judge's answer, read strictly: the right keys, whole numbers of the scale, and one answer only.
 
-Nothing is clamped, rounded or filled in. An answer that cannot be read is an `UnusableError` that says why, in words
-that are also told to the judge when it is asked once more.
+Nothing is clamped, rounded or filled in. An answer that cannot be read raises an `UnusableError`, whose text also goes
+to the judge when it is asked once more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from dualslm.evaluation.judges.protocols import Allowed
 
+# Greedy, to the last tag: what a reasoning model considers on its way must not be taken for its verdict.
 THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 
 
@@ -20,7 +21,7 @@ class UnusableError(Exception):
     """An answer without a verdict.
 
     Attributes:
-        kind: the reason in two or three words, for counting.
+        kind: reason in two or three words, by which such answers are counted.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:
@@ -31,8 +32,11 @@ class UnusableError(Exception):
 def read(text: str | None, allowed: Allowed) -> dict[str, Any]:
     """The verdict in an answer.
 
-    Tried in turn: the whole text as JSON, the JSON objects in it, `key: value` for every key. Where two objects
-    differ there is no verdict: one of them may be quoted from what was judged.
+    Tried in turn: the whole text as JSON, the JSON objects in it, `key: value` for every key.
+
+    Args:
+        text: text of the answer; what comes before `</think>` is left out.
+        allowed: keys of a verdict with the values of each.
 
     Raises:
         UnusableError: no verdict, or more than one.
@@ -44,16 +48,17 @@ def read(text: str | None, allowed: Allowed) -> dict[str, Any]:
     if whole is not None:
         return checked(whole, allowed)
     objects = [found for found in map(_parsed, _objects(text)) if isinstance(found, dict)]
+    # Of two objects that differ, one may be quoted from the reply that was judged, and nothing says which.
     if any(one != objects[0] for one in objects):
         raise UnusableError("two answers", "more than one JSON object")
     return checked(objects[0] if objects else _pairs(text, allowed), allowed)
 
 
 def checked(found: Any, allowed: Allowed) -> dict[str, Any]:
-    """The same, if it has the right keys and values and nothing else.
+    """The verdict, if it has the right keys and values and nothing else; its keys in the order of `allowed`.
 
     Raises:
-        UnusableError: it has not.
+        UnusableError: a key is missing or unknown, or a value is of another type or outside the scale.
     """
     if not isinstance(found, dict):
         raise UnusableError("no JSON object", f"got {_short(found)}")
@@ -62,8 +67,9 @@ def checked(found: Any, allowed: Allowed) -> dict[str, Any]:
     if extra := [key for key in found if key not in allowed]:
         raise UnusableError("unknown key", ", ".join(map(_short, extra)))
     for key, values in allowed.items():
-        value, kind = found[key], type(values[0])
-        if type(value) is not kind:  # a bool is an int to isinstance, and 4.0 equals 4
+        value = found[key]
+        kind = type(values[0])
+        if type(value) is not kind:  # isinstance takes true for an int, and `in` takes 4.0 for 4
             raise UnusableError("not a whole number" if kind is int else "not a word", f"{key} is {_short(value)}")
         if value not in values:
             raise UnusableError("out of range", f"{key} is {_short(value)}, not one of {[*values]}")
@@ -71,14 +77,15 @@ def checked(found: Any, allowed: Allowed) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """JSON, or None; an object that says a key twice is none."""
+    """The value of a JSON text; None where it is no JSON, or has an object with a key twice."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        return json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError):  # "[[[[..." from a judge in a loop exhausts the parser's stack
         return None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json.loads would silently keep the last of two values for a key.
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key twice")
@@ -87,42 +94,48 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _objects(text: str) -> Iterator[str]:
     """Every balanced {...} that lies in no other; braces inside strings do not count."""
-    depth = start = 0
-    quoted = escaped = False
-    for place, sign in enumerate(text):
-        if quoted:
-            quoted, escaped = escaped or sign != '"', sign == "\\" and not escaped
-        elif sign == '"' and depth:
-            quoted = True
+    depth = 0
+    start = 0
+    in_string = False
+    escaped = False
+    for position, sign in enumerate(text):
+        if in_string:
+            in_string = escaped or sign != '"'
+            escaped = sign == "\\" and not escaped
+        elif sign == '"' and depth:  # outside of braces a quotation mark is prose, and need not be closed
+            in_string = True
         elif sign == "{":
-            start, depth = (place, 1) if not depth else (start, depth + 1)
+            if not depth:
+                start = position
+            depth += 1
         elif sign == "}" and depth:
             depth -= 1
             if not depth:
-                yield text[start : place + 1]
+                yield text[start : position + 1]
 
 
 def _pairs(text: str, allowed: Allowed) -> dict[str, Any]:
-    """`content: 4` or `**content** = 4/5` for each key; another number than a plain one stays text, and is refused."""
+    """What stands behind each key in lines such as `content: 4` or `**content** = 4/5`."""
     found: dict[str, Any] = {}
     for key, values in allowed.items():
         said = re.findall(rf'(?<!\w){re.escape(key)}[*"\'`]*\s*[:=]\s*[*"\'`]*([^\s,;*"\'`)}}]+)', text, re.IGNORECASE)
         if len(set(said)) > 1:
             raise UnusableError("two answers", f"{key} is {' and '.join(map(_short, said[:3]))}")
         if said:
-            found[key] = _value(said[0].rstrip("."), values[-1])
+            found[key] = _converted(said[0].rstrip("."), values[-1])
     if not found:
         raise UnusableError("no JSON object", f"got {_short(text)}")
     return found
 
 
-def _value(said: str, most: int | str) -> int | str | float:
-    if isinstance(most, str):
+def _converted(said: str, highest: int | str) -> int | str:
+    if isinstance(highest, str):
         return said.lower()
-    plain = said.removesuffix(f"/{most}")
+    plain = said.removesuffix(f"/{highest}")
+    # "4.5" and "4-5" stay text, which `checked` then refuses with the judge's own words.
     return int(plain) if re.fullmatch(r"-?[0-9]{1,6}", plain) else said
 
 
 def _short(value: Any) -> str:
-    spelt = json.dumps(value, ensure_ascii=False, default=str)
-    return spelt if len(spelt) <= 60 else f"{spelt[:57]}..."
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,9 +1,9 @@
-"""One question to one judge: the strictest form of answer that its server knows, and one more chance.
+"""Asks one question of one judge, in the strictest form of answer that its server supports, with one second chance.
 
-The ladder: an answer bound to a JSON schema, then bound to JSON, then free, then without any settings of ours. One
-rung is left only because the server refuses the request (a 4xx); what a server is known to refuse is not tried again.
-An answer that cannot be read is shown to the judge with the reason, once. After that there is no verdict, and the
-reason stands in its place.
+The forms, strictest first: an answer constrained to a JSON schema, one constrained to JSON, free text, and a request
+without any settings of ours. A looser form is used only because the server refuses a stricter one (a 4xx), and what a
+server is known to refuse is not tried again. A judge whose answer cannot be read is shown it with the reason, once.
+After that there is no verdict, and its place is taken by the reason.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from dualslm.evaluation.judges.protocols import Protocol
 from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.openai_client import RefusedError, TooSlowError
 
-RUNGS = ("json_schema", "json_object", "text", "bare")
-LOST = (401, 403, 404)  # HTTP status that no other question would mend
-AGAIN = (
+RUNGS = ("json_schema", "json_object", "text", "bare")  # forms of an answer, strictest first
+FATAL_STATUS = (401, 403, 404)  # a wrong key, model or address: no other question would fare better
+RETRY = (
     "That answer cannot be used: {why}. Answer the same question again, with one JSON object of the form described "
     "and nothing else."
 )
-KEPT = 2000  # characters of an unusable answer that its judge is shown again
+MAX_QUOTED_CHARS = 2000  # of an unusable answer that its judge is shown: a runaway must not fill the context
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -35,13 +35,13 @@ class Verdict:
     """What became of one question.
 
     Attributes:
-        scores: by key; empty where there is no verdict.
-        reason: why there is none, or the rule that made it.
-        raw: what the judge said last.
-        rung: how its last answer was bound.
-        asked: answers that it took, from the cache or not.
-        seconds: that the server took for them.
-        usage: tokens of the last answer, as the server counts.
+        scores: value of each key of the protocol; empty where there is no verdict.
+        reason: why there is no verdict, or the rule that made it.
+        raw: text of the judge's last answer.
+        rung: form to which the last answer was constrained, one of `RUNGS`; None where no judge was asked.
+        asked: number of answers used, those from the cache included.
+        seconds: time that the server took for these answers, in s.
+        usage: token counts of the last answer, as the server reports them.
         served: model and fingerprint that the server reports.
     """
 
@@ -55,70 +55,91 @@ class Verdict:
     served: dict[str, Any] | None = None
 
 
-class Bench:
-    """A judge with its server, its cache, and what is known of its server; threads may share it.
+class JudgeClient:
+    """A judge, its server, the cache of its answers and what its server supports; threads may share it.
 
     Args:
-        judge: who is asked.
-        cache: of raw answers.
+        judge: judge that is asked.
+        cache: cache of raw answers.
     """
 
     def __init__(self, judge: JudgeSpec, cache: Cache) -> None:
-        self.judge, self.cache, self.client = judge, cache, judge.client()
-        self.works: int | None = None  # the strictest rung on which the server has answered
-        self.sent, self.lock = 0, Lock()
+        self.judge = judge
+        self.cache = cache
+        self.client = judge.client()
+        self.strictest: int | None = None  # index in RUNGS of the strictest form that the server has answered
+        self.sent = 0  # requests
+        self.lock = Lock()
 
     def ask(self, protocol: Protocol, messages: Messages, repeat: int) -> Verdict:
         """The verdict on one item.
+
+        Args:
+            protocol: protocol that says how an answer is read.
+            messages: chat messages of the question.
+            repeat: number of the repeat, from 0; also the seed of the request.
 
         Raises:
             DualSLMError: the server cannot be reached, or knows neither the model nor the key: the next question
                 would fare no better.
         """
-        verdict, asked = Verdict(), list(messages)
-        for chance in (1, 2):
+        verdict = Verdict()
+        asked = list(messages)
+        for attempt in (1, 2):
             try:
                 answer = self._answer(protocol, asked, repeat, verdict)
-                _note(verdict, answer)
-                verdict.scores = read(verdict.raw, protocol.allowed)
-                verdict.reason = None
-                return verdict
             except RefusedError as error:
-                if error.status in LOST:
+                if error.status in FATAL_STATUS:
                     raise
-                verdict.reason = f"{_kind(error.status)}: {error.told}"
+                kind = "no completion" if error.status == 200 else f"status {error.status}"
+                verdict.reason = f"{kind}: {error.told}"
                 return verdict
             except TooSlowError as error:
                 verdict.reason = f"too slow: {error.got}"
                 return verdict
+            choice = answer["choices"][0]
+            verdict.raw = choice["message"].get("content")
+            verdict.asked += 1
+            verdict.seconds += float(answer["seconds"])
+            verdict.usage = answer.get("usage")
+            verdict.served = {"model": answer.get("model"), "system_fingerprint": answer.get("system_fingerprint")}
+            try:
+                verdict.scores = read(verdict.raw, protocol.allowed)
+                verdict.reason = None
+                return verdict
             except UnusableError as error:
-                verdict.reason = f"{'cut off, ' if _cut(answer) else ''}{error}"
-                if chance == 1:
-                    said = {"role": "assistant", "content": (verdict.raw or "(nothing)")[:KEPT]}
-                    asked += [said, {"role": "user", "content": AGAIN.format(why=error)}]
+                # Half an object looks like a missing key; that it was cut off says to raise max_tokens instead.
+                cut_off = "cut off, " if choice.get("finish_reason") == "length" else ""
+                verdict.reason = f"{cut_off}{error}"
+                if attempt == 1:
+                    quoted = {"role": "assistant", "content": (verdict.raw or "(nothing)")[:MAX_QUOTED_CHARS]}
+                    asked += [quoted, {"role": "user", "content": RETRY.format(why=error)}]
         return verdict
 
     def _answer(self, protocol: Protocol, messages: Messages, repeat: int, verdict: Verdict) -> dict[str, Any]:
-        """The server's answer on the highest rung that it takes; from the cache where it was given before."""
+        """The server's answer in the strictest form that it supports; from the cache where it was given before."""
         bodies = [self._body(rung, protocol, messages, repeat) for rung in RUNGS]
         keys = [self._key(body, protocol, repeat) for body in bodies]
-        for place in range(len(RUNGS)):
-            if (known := self.cache.get(keys[place])) is not None:
-                verdict.rung = RUNGS[place]
+        # The cache is searched through all forms first: a new process does not know yet what its server refuses.
+        for rung, key in zip(RUNGS, keys, strict=True):
+            if (known := self.cache.get(key)) is not None:
+                verdict.rung = rung
                 return known
-        for place in range(self.works or 0, len(RUNGS)):
-            verdict.rung = RUNGS[place]
+        for index in range(self.strictest or 0, len(RUNGS)):
+            verdict.rung = RUNGS[index]
             try:
-                answer = self._sent(bodies[place], keys[place])
+                answer = self._send(bodies[index], keys[index])
             except RefusedError as error:
-                if place + 1 == len(RUNGS) or error.status >= 429 or error.status in (200, *LOST):
+                # 429 and 5xx have been tried again already, and 200 is an answer: none of them speaks of the form.
+                if index + 1 == len(RUNGS) or error.status >= 429 or error.status in (200, *FATAL_STATUS):
                     raise
                 continue
-            self.works = place if self.works is None else min(self.works, place)
+            # The minimum: once a form has worked, a single prompt that needed a looser one does not loosen the others.
+            self.strictest = index if self.strictest is None else min(self.strictest, index)
             return answer
         raise AssertionError("the last rung returns or raises")
 
-    def _sent(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
+    def _send(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
         started = time.monotonic()
         with self.lock:
             self.sent += 1
@@ -133,6 +154,7 @@ class Bench:
         body: dict[str, Any] = {"model": self.judge.model, "messages": [*map(dict, messages)]}
         if rung == "bare":
             return body
+        # A seed of its own for each repeat: where a server samples all the same, repeats would agree by construction.
         body |= {"temperature": 0, "top_p": 1, "seed": repeat, "max_tokens": self.judge.max_tokens}
         if rung == "json_schema":
             named = {"name": protocol.name.replace("-", "_"), "schema": protocol.schema, "strict": True}
@@ -142,12 +164,9 @@ class Bench:
         return body
 
     def _key(self, body: Mapping[str, Any], protocol: Protocol, repeat: int) -> str:
-        """Of model, judge's name, messages, decoding, form of the answer, protocol and repeat."""
-        return digest({**body, "judge": self.judge.name, "protocol": [protocol.id, protocol.print], "repeat": repeat})
-
-
-def _kind(status: int) -> str:
-    return "no completion" if status == 200 else f"status {status}"
+        """Hash of model, judge's name, messages, generation settings, form of the answer, protocol and repeat."""
+        protocol_key = [protocol.id, protocol.fingerprint]
+        return digest({**body, "judge": self.judge.name, "protocol": protocol_key, "repeat": repeat})
 
 
 def _is_completion(answer: Mapping[str, Any]) -> bool:
@@ -155,15 +174,3 @@ def _is_completion(answer: Mapping[str, Any]) -> bool:
         return isinstance(answer["choices"][0]["message"].get("content"), str | None)
     except (KeyError, IndexError, TypeError, AttributeError):
         return False
-
-
-def _note(verdict: Verdict, answer: Mapping[str, Any]) -> None:
-    verdict.raw = answer["choices"][0]["message"].get("content")
-    verdict.asked += 1
-    verdict.seconds += float(answer["seconds"])
-    verdict.usage = answer.get("usage")
-    verdict.served = {"model": answer.get("model"), "system_fingerprint": answer.get("system_fingerprint")}
-
-
-def _cut(answer: Mapping[str, Any]) -> bool:
-    return bool(answer["choices"][0].get("finish_reason") == "length")

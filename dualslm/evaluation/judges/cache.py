@@ -1,6 +1,6 @@
-"""Raw answers by what was asked: nothing is ever asked twice, and a better reader can read old answers.
+"""Cache of raw answers: nothing is asked twice, and an improved parser can read old answers again.
 
-One SQLite file. Its key hashes all that an answer can depend on; its value is the server's whole answer, as it came.
+One SQLite file. Its key hashes all that an answer can depend on; its value is the server's whole answer, unchanged.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from dualslm.errors import DualSLMError
 
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
-    spelt = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(spelt.encode("utf-8", "surrogatepass")).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # A model's output may hold lone surrogates, which plain UTF-8 refuses.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Cache:
     """Answers on disk; several threads and processes may share it.
 
     Args:
-        path: of the file.
+        path: file of the cache; made where it does not exist.
 
     Raises:
-        DualSLMError: it is no such file.
+        DualSLMError: the file cannot be opened, or is no cache.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = Lock()
         try:
+            # The time-out (s) covers another process that writes; the lock covers the threads of this one.
             self.file = sqlite3.connect(path, timeout=60, check_same_thread=False)
             self.file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
             self.file.commit()
@@ -43,16 +45,16 @@ class Cache:
             raise DualSLMError(f"cannot open the cache {path}", got=error, do="name another file") from error
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The answer that was kept; None where there is none."""
+        """The answer stored under a key; None where there is none."""
         with self.lock:
             row = self.file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return dict(json.loads(row[0])) if row else None
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Keeps an answer; it is on disk when this returns."""
+        """Stores an answer; it is on disk when this returns."""
         with self.lock, self.file:
             self.file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self.file.close()

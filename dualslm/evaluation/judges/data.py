@@ -1,7 +1,7 @@
-"""Text of systems under test, made safe to show to a judge: data, never orders.
+"""Makes the text of systems under test safe to show to a judge: it is data, never an instruction.
 
-Special tokens of chat templates are taken out, and what is left is one JSON string on one line whose angle brackets
-are escaped: nothing in it can end a turn, open one, or close the block that it stands in.
+Special tokens of chat templates are removed, and the rest becomes one JSON string on one line whose angle brackets are
+escaped: nothing in it can end a turn, begin one, or close the block that it stands in.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+# Some servers turn these into control tokens even inside a message: a reply could then speak as the system.
 SPECIAL = re.compile(
     r"<\|[^<>|\n]{0,60}\|>"  # ChatML, Llama 3, Phi, GPT
     r"|<\uff5c[^<>\uff5c\n]{0,60}\uff5c>"  # DeepSeek, whose bars are full-width
@@ -17,21 +18,24 @@ SPECIAL = re.compile(
     r"|</?(?:s|bos|eos|pad|unk|think|tool_call|start_of_turn|end_of_turn|start_of_image)>",  # Gemma, Qwen
     re.IGNORECASE,
 )
-UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+# Control characters but tab, newline and return; zero-width characters and those that turn the direction of writing,
+# with which a token could be hidden from the pattern above.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 def clean(text: str) -> str:
-    """Without special tokens, control characters and what turns the direction of writing; until none is left."""
+    """The text without special tokens and invisible characters."""
     text = text.encode("utf-8", "replace").decode("utf-8")
-    while (less := SPECIAL.sub(" ", UNSEEN.sub("", text))) != text:
+    # Repeated, because removing one token can join two halves of another: "<|im_<|x|>end|>".
+    while (less := SPECIAL.sub(" ", INVISIBLE.sub("", text))) != text:
         text = less
     return text.strip()
 
 
 def block(name: str, value: Any) -> str:
     """A named block whose content is JSON on one line; strings in it are cleaned."""
-    spelt = json.dumps(_cleaned(value), ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
-    return f"<{name}>\n{spelt}\n</{name}>"
+    text = json.dumps(_cleaned(value), ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return f"<{name}>\n{text}\n</{name}>"
 
 
 def _cleaned(value: Any) -> Any:

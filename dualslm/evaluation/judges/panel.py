@@ -1,7 +1,6 @@
-"""Judges at work for one report: tried first, then asked for scores and comparisons.
+"""Runs the judges of one report: first on the calibration items, then for scores and comparisons.
 
-Every judge is tried on the calibration items before its scores are shown, so that no table of scores stands without a
-word on whether they mean anything.
+The calibration comes first, so that every table of scores stands beside a statement on whether they mean anything.
 """
 
 from __future__ import annotations
@@ -21,8 +20,11 @@ from dualslm.evaluation.judges.sanity import calibration, controls, trust
 from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.evaluation.judges.tables import summary
 
-VERDICTS, PAIRS, TRIAL, CACHE = "verdicts.jsonl", "pairs.jsonl", "sanity.jsonl", "judges.sqlite"
-DEFAULT = ("cs", "egs")
+VERDICTS = "verdicts.jsonl"
+PAIRS = "pairs.jsonl"
+TRIAL = "sanity.jsonl"  # verdicts on the calibration items
+CACHE = "judges.sqlite"
+DEFAULT = ("cs", "egs")  # the paper's two scales
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class Order:
     """What the user wants judged, and by whom.
 
     Attributes:
-        judges: one or more.
-        protocols: that score single replies.
-        repeats: of each question.
-        pairs: systems that are compared.
-        controls: also judge replies made from the references, as systems of their own.
-        cache: of raw answers; a file in the output folder when None.
+        judges: judges, one or more.
+        protocols: names or ids of the protocols that score single replies.
+        repeats: number of times that each question is asked.
+        pairs: pairs of systems that are compared.
+        controls: whether replies made from the references are judged too, as systems of their own.
+        cache: file of raw answers; None for `CACHE` in the output folder.
     """
 
     judges: tuple[JudgeSpec, ...]
@@ -48,22 +50,22 @@ class Order:
 
 @dataclass
 class Judged:
-    """What came of it.
+    """The outcome for one report.
 
     Attributes:
-        report: for report.json: `summary`'s tables, and `trust`.
+        report: part of report.json: the tables of `summary`, and `trust`.
         enough: whether so many questions have a verdict that the figures may stand; else exit with status 1.
-        told: lines for the user.
+        told: lines of text for the user.
     """
 
     report: dict[str, Any] = field(default_factory=dict)
     enough: bool = True
     told: list[str] = field(default_factory=list)
 
-    def take(self, what: str, outcome: Outcome) -> list[dict[str, Any]]:
-        """Notes an outcome and returns its verdicts."""
+    def take(self, step: str, outcome: Outcome) -> list[dict[str, Any]]:
+        """Adds the outcome of a step, under its name, and returns the step's verdicts."""
         self.enough &= outcome.enough
-        self.told += [f"{what}: {line}" for line in outcome.told()]
+        self.told += [f"{step}: {line}" for line in outcome.lines()]
         return verdicts(outcome.path)
 
 
@@ -76,20 +78,21 @@ def run(
     run_id: str | None = None,
     seed: int = 0,
 ) -> Judged:
-    """Tries the judges, then lets them judge.
+    """Tries the judges on the calibration items, then lets them judge.
 
     Args:
-        what: the user's order.
+        what: what is judged, and by whom.
         out: folder of the verdicts.
-        predictions: rows of predictions.jsonl; None: the judges are only tried.
-        tested: cards of the systems on trial.
-        run_id: for the record.
-        seed: of the resamples.
+        predictions: rows of predictions.jsonl; None to only try the judges.
+        tested: cards of the systems under test.
+        run_id: name of the run, written into every verdict.
+        seed: seed of the resamples.
 
     Raises:
-        DualSLMError: see `judge`.
+        DualSLMError: for the same reasons as `judge`.
     """
-    cache, found = what.cache or out / CACHE, Judged()
+    cache = what.cache or out / CACHE
+    found = Judged()
     with _bar("trying the judges") as show:
         tried = judge(calibration(), what.judges, what.protocols, out / TRIAL, cache, tested=tested, show=show)
     found.report["trust"] = trust(found.take("trial", tried), seed=seed)
@@ -99,8 +102,9 @@ def run(
     rows = [*predictions, *(controls(predictions) if what.controls else [])]
     common: dict[str, Any] = {"tested": tested, "run_id": run_id}
     with _bar("judging") as show:
-        paths = out / VERDICTS, cache
-        scored = judge(rows, what.judges, what.protocols, *paths, repeats=what.repeats, show=show, **common)
+        scored = judge(
+            rows, what.judges, what.protocols, out / VERDICTS, cache, repeats=what.repeats, show=show, **common
+        )
     records = found.take("scores", scored)
     if what.pairs:
         with _bar("comparing") as show:
@@ -112,6 +116,7 @@ def run(
 
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
+    # On stderr: with --json, stdout holds the report alone.
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(name, total=None)
 

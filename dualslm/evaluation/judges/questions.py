@@ -1,7 +1,7 @@
-"""Predictions → questions: what each judge is asked about each reply, and what is settled by rule.
+"""Turns predictions into questions to judges, and gives the verdict itself where a rule decides it.
 
-An empty reply gets the least score and is not sent. What a judge would have to guess (no transcript, no way of
-speaking for a protocol that shows it) is not sent either: it is unscored, with the reason.
+An empty reply gets the lowest score and is not sent. Nor is a reply for which a judge would have to guess, without a
+transcript or, under a protocol that shows it, without the way of speaking: it is unscored, with the reason.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dualslm.evaluation.judges.spec import JudgeSpec
 Row = Mapping[str, Any]
 NEEDED = ("id", "system", "answer")
 EMPTY = "empty reply: the least score, by rule"
+# What an answer can depend on. The messages are in it as a hash: a changed transcript makes a new question.
 ID = ("item_id", "system", "view", "judge", "model", "protocol", "repeat", "order", "prompt_sha")
 
 
@@ -28,12 +29,12 @@ class Question:
     """One question to one judge.
 
     Attributes:
-        judge: who is asked.
-        protocol: by which.
-        repeat: which time, from 0.
-        known: the keys of its verdict's record that are known before it is asked.
-        messages: that are sent.
-        settled: the verdict where nothing has to be asked.
+        judge: judge that is asked.
+        protocol: protocol of the question.
+        repeat: number of the repeat, from 0.
+        known: part of the verdict's record that is known before the question is asked.
+        messages: chat messages that are sent.
+        settled: verdict by rule; None where the judge has to be asked.
     """
 
     judge: JudgeSpec
@@ -45,16 +46,19 @@ class Question:
 
     @property
     def id(self) -> str:
-        """The same for a question that is the same in all that its answer can depend on."""
+        """Identity of the question: equal for questions that agree in all that their answer can depend on."""
         return identity(self.known)
 
     def record(self, verdict: Verdict) -> dict[str, Any]:
         """A line of verdicts.jsonl."""
-        found: dict[str, Any] = {"scores": verdict.scores, "status": "scored" if verdict.scores else "unscored"}
-        found |= {"reason": verdict.reason, "raw": verdict.raw, "rung": verdict.rung, "asked": verdict.asked}
         return {
             **self.known,
-            **found,
+            "scores": verdict.scores,
+            "status": "scored" if verdict.scores else "unscored",
+            "reason": verdict.reason,
+            "raw": verdict.raw,
+            "rung": verdict.rung,
+            "asked": verdict.asked,
             "latency": round(verdict.seconds, 4),
             "usage": verdict.usage,
             "served": verdict.served,
@@ -98,6 +102,7 @@ def pairwise(
     for found in by_item.values():
         for one, two in pairs:
             if one in found and two in found:
+                # Judges prefer what they read first or last: only both orders together tell that from a preference.
                 for shown in ((one, two), (two, one)):
                     about = _about(found[one]) | {"system": f"{one} or {two}", "view": None, "order": [*shown]}
                     both = [found[name] for name in shown]
@@ -106,14 +111,14 @@ def pairwise(
 
 
 def label(row: Row) -> str:
-    """A system with its view, as in tables: `tiny [speech,none]`; without one where it knows no views."""
+    """A system with its view, as in tables: `tiny [speech,none]`; the name alone where it has no views."""
     return f"{row['system']} [{row['view']}]" if row.get("view") else str(row["system"])
 
 
 def _checked(rows: Sequence[Row]) -> Iterator[Row]:
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         if missing := [key for key in NEEDED if key not in row]:
-            got = f"no {missing[0]} in row {place + 1}"
+            got = f"no {missing[0]} in row {number}"
             raise DualSLMError("that is no prediction", got=got, do="give every key; run predict again")
         yield row
 
@@ -135,28 +140,25 @@ def _question(
     item = item_of(rows)
     messages = protocol.messages(item)
     known = {**about, "judge": judge.name, "model": judge.model, "protocol": protocol.id, "repeat": repeat}
-    known |= {"protocol_sha": protocol.print, "prompt_sha": digest(messages)}
+    known |= {"protocol_sha": protocol.fingerprint, "prompt_sha": digest(messages)}
     return Question(judge, protocol, repeat, known, messages, _settled(protocol, item, rows))
 
 
 def item_of(rows: Sequence[Row]) -> Item:
-    """What is shown of predictions for the same item: one, or two to be compared."""
+    """What a judge reads of one prediction, or of two for the same item that are compared."""
     row = rows[0]
     said = [row.get("asked"), row.get("transcript")]
+    labels = [f"{name}: {value}" for name, value in (row.get("labels") or {}).items() if value is not None]
     return Item(
         history=tuple({"role": turn["role"], "text": turn["text"]} for turn in row.get("context") or ()),
         words="\n".join(part for part in said if part),
-        delivery=row.get("caption") or _spelt(row.get("labels") or {}),
+        delivery=row.get("caption") or ", ".join(labels) or None,
         replies=tuple(str(one["answer"] or "") for one in rows),
     )
 
 
-def _spelt(labels: Mapping[str, Any]) -> str | None:
-    return ", ".join(f"{name}: {value}" for name, value in labels.items() if value is not None) or None
-
-
 def _settled(protocol: Protocol, item: Item, rows: Sequence[Row]) -> Verdict | None:
-    """The verdict that needs no judge: no question can be asked, or a rule answers it."""
+    """The verdict where no question can be asked, or a rule answers it; else None."""
     if any(row["answer"] is None for row in rows):
         return Verdict(reason="no reply in the predictions")
     if not rows[0].get("transcript"):

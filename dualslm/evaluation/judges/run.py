@@ -1,14 +1,15 @@
-"""Judging: every question asked once, each verdict on disk before the next is counted; killed, it goes on.
+"""Asks all questions and writes the verdicts; a run that was killed goes on where it stopped.
 
-`verdicts.jsonl` holds exactly the verdicts of what was asked for: those of other replies, judges or wordings are
-dropped, and what is unscored is tried again. Raw answers stay in the cache in any case.
+Each verdict is on disk before the next one is counted. At the end `verdicts.jsonl` holds exactly the verdicts that were
+asked for: those on other replies, by other judges or under other wordings are dropped, and unscored ones are tried
+again. The raw answers stay in the cache in any case.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.judges import protocols as known
-from dualslm.evaluation.judges.ask import Bench, Verdict
+from dualslm.evaluation.judges.ask import JudgeClient, Verdict
 from dualslm.evaluation.judges.cache import Cache
+from dualslm.evaluation.judges.protocols import protocol as protocol_of
 from dualslm.evaluation.judges.questions import Question, identity, pairwise, pointwise
 from dualslm.evaluation.judges.spec import JudgeSpec, check
 from dualslm.files import replacing
 
-ENOUGH = 0.99  # of the questions must have a verdict
-LISTED = 5  # items that are named for each reason
+MIN_SCORED_SHARE = 0.99  # of the questions: what fails is seldom random, and more would bias the means
+LISTED_ITEMS = 5  # items named for each reason
 Show = Callable[[int, int], None]
+"""Shows progress: receives the number of questions that are done, and of all questions."""
 
 
 @dataclass
@@ -33,34 +35,36 @@ class Outcome:
     """What became of all questions.
 
     Attributes:
-        path: of the verdicts.
-        asked: questions in all.
-        scored: of them with a verdict.
-        kept: verdicts that an earlier run had left.
-        sent: requests that went to servers.
+        path: file of the verdicts.
+        asked: number of all questions.
+        scored: number of questions with a verdict.
+        reused: number of verdicts of an earlier run that still hold.
+        sent: number of requests to servers.
         unscored: items without a verdict, by judge, protocol and reason.
     """
 
     path: Path
     asked: int = 0
     scored: int = 0
-    kept: int = 0
+    reused: int = 0
     sent: int = 0
     unscored: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def enough(self) -> bool:
         """Whether so many questions have a verdict that the figures may stand; else the command fails."""
-        return self.asked > 0 and self.scored >= ENOUGH * self.asked
+        return self.asked > 0 and self.scored >= MIN_SCORED_SHARE * self.asked
 
-    def told(self) -> list[str]:
-        """Lines for the user: what was judged, and every failure with its reason."""
-        lines = [f"{self.scored} of {self.asked} verdicts, {self.kept} from before, {self.sent} requests sent"]
+    def lines(self) -> list[str]:
+        """Lines of text for the user: what was judged, and every failure with its reason."""
+        lines = [f"{self.scored} of {self.asked} verdicts, {self.reused} from before, {self.sent} requests sent"]
         for reason, items in sorted(self.unscored.items()):
-            more = ", ..." if len(items) > LISTED else ""
-            lines.append(f"unscored {len(items)}: {reason} ({', '.join(items[:LISTED])}{more})")
+            more = ", ..." if len(items) > LISTED_ITEMS else ""
+            lines.append(f"unscored {len(items)}: {reason} ({', '.join(items[:LISTED_ITEMS])}{more})")
         if not self.enough:
-            lines.append(f"fewer than {100 * ENOUGH:g} % of the verdicts are there; run the same command again")
+            lines.append(
+                f"fewer than {100 * MIN_SCORED_SHARE:g} % of the verdicts are there; run the same command again"
+            )
         return lines
 
 
@@ -80,21 +84,21 @@ def judge(
 
     Args:
         predictions: rows of predictions.jsonl; those of other tasks than "respond" are left out.
-        judges: one or more.
-        protocols: ids or names, for example "cs" and "egs".
-        out: the file of verdicts.
-        cache: the file of raw answers; best one for all runs.
-        tested: cards of the systems on trial, so that none of them judges itself.
-        repeats: how often each question is asked, to see whether a judge agrees with itself.
-        run_id: for the record.
-        show: is told how many questions are done, and of how many.
+        judges: judges, one or more.
+        protocols: ids or names of protocols, for example "cs" and "egs".
+        out: file of the verdicts.
+        cache: file of raw answers, which runs may share.
+        tested: cards of the systems under test, so that none of them judges itself.
+        repeats: number of times that each question is asked, to see whether a judge agrees with itself.
+        run_id: name of the run, written into every verdict.
+        show: called with the progress after every answer.
 
     Raises:
-        DualSLMError: a judge that is on trial, a server that cannot be reached or knows neither model nor key, or
-            an unknown protocol. What was judged before stays.
+        DualSLMError: a judge that is itself under test, a server that cannot be reached or knows neither model nor
+            key, or an unknown protocol. Verdicts that were written before stay.
     """
     check(judges, tested)
-    chosen = list(dict.fromkeys(known.protocol(name) for name in protocols))
+    chosen = list(dict.fromkeys(protocol_of(name) for name in protocols))
     if not chosen or any(one.pairwise for one in chosen):
         raise DualSLMError(
             "that scores no single reply", got=", ".join(protocols) or "no protocol", do="use cs, egs or both"
@@ -116,34 +120,53 @@ def compare(
     run_id: str | None = None,
     show: Show = lambda done, total: None,
 ) -> Outcome:
-    """Compares systems two by two, in both orders, and writes the verdicts; arguments as for `judge`."""
+    """Compares pairs of systems, in both orders, and writes the verdicts; further arguments as for `judge`.
+
+    Args:
+        predictions: rows of predictions.jsonl.
+        pairs: pairs of systems, each named as by `label`.
+        judges: judges, one or more.
+        out: file of the verdicts.
+        cache: file of raw answers, which runs may share.
+        protocol: id or name of a pairwise protocol.
+        tested: cards of the systems under test.
+        run_id: name of the run.
+        show: called with the progress after every answer.
+    """
     check(judges, tested)
-    chosen = known.protocol(protocol)
+    chosen = protocol_of(protocol)
     if not chosen.pairwise:
         raise DualSLMError("that compares no replies", got=protocol, do="use pair or pair-words")
     return answer(pairwise(predictions, pairs, judges, chosen, run_id), out, cache, show)
 
 
 def answer(questions: Sequence[Question], out: Path, cache: Path, show: Show) -> Outcome:
-    """Asks what has no verdict yet; see `judge`."""
+    """Asks the questions that have no verdict in the file yet, and writes it anew; see `judge`."""
     if not questions:
         raise DualSLMError("nothing to judge", got="no reply", do="predict the task respond first")
     wanted = {question.id: question for question in questions}
-    done = {key: record for key, record in _before(out) if key in wanted and record["status"] == "scored"}
-    outcome = Outcome(out, len(wanted), kept=len(done))
+    done = {key: record for key, record in _written_before(out) if key in wanted and record["status"] == "scored"}
+    outcome = Outcome(out, len(wanted), reused=len(done))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(_line(record) for record in done.values())
     with out.open("a", encoding="utf-8") as file:
-        left = [question for key, question in wanted.items() if key not in done]
-        for question, verdict in _answered(left, cache, outcome, show):
+        open_questions = [question for key, question in wanted.items() if key not in done]
+        for question, verdict in _answered(open_questions, cache, outcome, show):
             done[question.id] = question.record(verdict)
             file.write(_line(done[question.id]))
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # an answer costs seconds of a large LLM, and a sync next to nothing
+    # Once more as a whole: in the order of the questions, whichever answer came first, so that runs can be compared.
     with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(_line(done[key]) for key in wanted)  # in the order of the questions, whoever was first
-    return _counted(outcome, [done[key] for key in wanted])
+        file.writelines(_line(done[key]) for key in wanted)
+    for record in (done[key] for key in wanted):
+        if record["status"] == "scored":
+            outcome.scored += 1
+        else:
+            reason = f"{record['judge']}, {record['protocol']}: {kind_of(record['reason'])}"
+            outcome.unscored.setdefault(reason, []).append(f"{record['system']} {record['item_id']}")
+    return outcome
 
 
 def verdicts(path: Path) -> list[dict[str, Any]]:
@@ -163,10 +186,11 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=True) + "\n"
 
 
-def _before(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What an earlier run wrote; half a line at the end is no verdict."""
+def _written_before(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The verdicts that an earlier run wrote, by the identity of their question."""
     if not out.exists():
         return
+    # What follows the last newline is left out: a run that was killed may have written half a line.
     for line in out.read_bytes().split(b"\n")[:-1]:
         try:
             record = json.loads(line)
@@ -180,46 +204,36 @@ def _before(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _answered(
     questions: Sequence[Question], cache: Path, outcome: Outcome, show: Show
 ) -> Iterator[tuple[Question, Verdict]]:
-    """Each question with its verdict, in the order in which they come; the judges work side by side."""
+    """Each question with its verdict, in the order in which the answers come."""
     total = len(questions)
-    open_ = [question for question in questions if question.settled is None]
-    by_rule = [question for question in questions if question.settled is not None]
-    for question in by_rule:
-        assert question.settled is not None
-        yield question, question.settled
-    if not open_:
+    unsettled = []
+    for question in questions:
+        if question.settled is None:
+            unsettled.append(question)
+        else:
+            yield question, question.settled
+    if not unsettled:
         return
     answers = Cache(cache)
     with ExitStack() as stack:
-        stack.callback(answers.close)
-        benches = {question.judge: Bench(question.judge, answers) for question in open_}
-        pools = {judge: stack.enter_context(ThreadPoolExecutor(judge.at_once)) for judge in benches}
+        stack.callback(answers.close)  # entered first, so closed last: the pools below still write to it
+        clients = {question.judge: JudgeClient(question.judge, answers) for question in unsettled}
+        # A pool for each judge, so that a slow server does not hold up the others.
+        pools = {judge: stack.enter_context(ThreadPoolExecutor(judge.at_once)) for judge in clients}
         futures: dict[Future[Verdict], Question] = {}
-        for one in open_:
-            ask = benches[one.judge].ask
-            futures[pools[one.judge].submit(ask, one.protocol, one.messages, one.repeat)] = one
+        for question in unsettled:
+            ask = clients[question.judge].ask
+            future = pools[question.judge].submit(ask, question.protocol, question.messages, question.repeat)
+            futures[future] = question
         try:
-            for count, future in enumerate(as_completed(futures), 1):
-                show(len(by_rule) + count, total)
+            for count, future in enumerate(as_completed(futures), total - len(unsettled) + 1):
+                show(count, total)
                 yield futures[future], future.result()
         finally:
-            _drop(futures)
-            outcome.sent = sum(bench.sent for bench in benches.values())
-
-
-def _drop(futures: Iterable[Future[Verdict]]) -> None:
-    """What has not begun is not asked any more."""
-    for future in futures:
-        future.cancel()
-
-
-def _counted(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> Outcome:
-    outcome.scored = sum(record["status"] == "scored" for record in records)
-    for record in records:
-        if record["status"] != "scored":
-            reason = f"{record['judge']}, {record['protocol']}: {kind_of(record['reason'])}"
-            outcome.unscored.setdefault(reason, []).append(f"{record['system']} {record['item_id']}")
-    return outcome
+            # After a fatal error, a pool would otherwise ask all that is left before it lets go.
+            for future in futures:
+                future.cancel()
+            outcome.sent = sum(client.sent for client in clients.values())
 
 
 def kind_of(reason: str) -> str:

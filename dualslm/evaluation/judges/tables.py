@@ -1,7 +1,7 @@
-"""Verdicts → figures as plain data: means with intervals, what is unscored, length, agreement, and pairwise wins.
+"""Turns verdicts into tables of plain data: means with intervals, unscored items, length, agreement, pairwise wins.
 
-Nothing is averaged over judges: each stands on its own line, as in the paper's Table IV. An item that was judged
-several times counts once, with its mean.
+Nothing is averaged over judges: each has rows of its own, as in the paper's Table IV. An item that was judged several
+times counts once, with its mean.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dualslm.evaluation.judges.run import kind_of
 from dualslm.evaluation.metrics.bootstrap import Floats, figure
 
 TOTAL = "total"
-PER_WORDS = 10  # a slope is points per so many words
+SLOPE_WORDS = 10  # a slope is in points per so many words
 Record: TypeAlias = Mapping[str, Any]
 Table: TypeAlias = list[dict[str, Any]]
 
 
 def summary(verdicts: Sequence[Record], *, seed: int = 0) -> dict[str, Any]:
-    """Everything that verdicts say.
+    """All tables of the verdicts.
 
     Args:
-        verdicts: records of verdicts.jsonl, pairwise ones too.
-        seed: of the resamples.
+        verdicts: records of verdicts.jsonl, pairwise ones included.
+        seed: seed of the resamples.
 
     Returns:
         Tables as lists of rows: `protocols`, `judges`, `scores`, `coverage`, `agreement`, `repeats`, `pairs`.
@@ -64,12 +64,13 @@ def _value(record: Record, dimension: str) -> float:
 def _scale(protocol: Protocol, dimension: str) -> list[int]:
     if dimension != TOTAL:
         return [int(value) for value in protocol.allowed[dimension]]
-    ends = [sum(int(values[place]) for values in protocol.allowed.values()) for place in (0, -1)]
-    return [*range(ends[0], ends[1] + 1)]
+    lowest = sum(int(values[0]) for values in protocol.allowed.values())
+    highest = sum(int(values[-1]) for values in protocol.allowed.values())
+    return [*range(lowest, highest + 1)]
 
 
 def _groups(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Records by keys, in order of appearance; `system` means with its view."""
+    """Records by the values of some keys, in order of appearance; `system` stands for the system with its view."""
     found: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         found[tuple(label(record) if key == "system" else record[key] for key in keys)].append(record)
@@ -87,6 +88,7 @@ def _protocols(records: Sequence[Record]) -> Table:
     return [
         {
             "protocol": name,
+            # Two fingerprints under one name mean that verdicts of two wordings are mixed.
             "prints": sorted({record["protocol_sha"] for record in some}),
             "sees": _protocol(some[0]).sees,
             "scale": {key: [values[0], values[-1]] for key, values in _protocol(some[0]).allowed.items()},
@@ -111,7 +113,7 @@ def _coverage(records: Sequence[Record]) -> Table:
         counts = {
             "n": len(some),
             "scored": len(_scored(some)),
-            "by_rule": sum(one["rung"] is None for one in _scored(some)),
+            "by_rule": sum(one["rung"] is None for one in _scored(some)),  # no judge was asked
             "asked_again": sum(one["asked"] > 1 for one in some),
             "unscored": dict(sorted(reasons.items())),
         }
@@ -125,30 +127,35 @@ def _coverage(records: Sequence[Record]) -> Table:
 def _scores(records: Sequence[Record], seed: int) -> Table:
     out = []
     for (judge, protocol, system), some in _groups(_scored(records), "judge", "protocol", "system").items():
-        ways = {one["direction"] for one in some}
-        parts = {"all": some} | {way: [one for one in some if one["direction"] == way] for way in sorted(ways - {None})}
-        for way, part in parts.items() if len(parts) > 2 else [("all", some)]:
+        parts = {"all": some}
+        directions = {one["direction"] for one in some} - {None}
+        if len(directions) > 1:  # a single direction would only repeat the row of all
+            for direction in sorted(directions):
+                parts[direction] = [one for one in some if one["direction"] == direction]
+        for direction, part in parts.items():
             for dimension in _dimensions(PROTOCOLS[protocol]):
-                row = {"judge": judge, "protocol": protocol, "system": system, "direction": way}
+                row = {"judge": judge, "protocol": protocol, "system": system, "direction": direction}
                 out.append({**row, "dimension": dimension, **_mean(part, dimension, seed)})
     return out
 
 
 def _mean(records: Sequence[Record], dimension: str, seed: int) -> dict[str, Any]:
-    """Mean, mean length and slope by length, with intervals over clusters."""
-    items = _groups(records, "item_id")
-    sums_NC, clusters = [], []
-    for (item,), some in items.items():
-        x, y = float(np.mean([one["words"] for one in some])), float(np.mean([_value(one, dimension) for one in some]))
-        sums_NC.append((1.0, x, y, x * x, x * y))
+    """Mean score, mean length and slope of the score over the length, with intervals over clusters."""
+    rows = []
+    clusters = []
+    for (item,), some in _groups(records, "item_id").items():
+        x = float(np.mean([one["words"] for one in some]))
+        y = float(np.mean([_value(one, dimension) for one in some]))
+        rows.append((1.0, x, y, x * x, x * y))  # all that a mean and a least-squares slope need, as sums
         clusters.append(str(some[0]["cluster"] or item))
-    counts = np.array(sums_NC)
-    mean = figure(counts, clusters, _average, seed=seed).as_json()
-    varied = len({*counts[:, 1]}) > 1
-    slope = figure(counts, clusters, _slope, seed=seed).as_json() if varied else dict.fromkeys(("value", "low", "high"))
+    counts_NC = np.array(rows)
+    mean = figure(counts_NC, clusters, _average, seed=seed).as_json()
+    slope: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
+    if len({*counts_NC[:, 1]}) > 1:  # replies of one length, such as those of the generic control, have no slope
+        slope = figure(counts_NC, clusters, _slope, seed=seed).as_json()
     return {
         **{"mean" if key == "value" else key: value for key, value in mean.items()},
-        "words": float(counts[:, 1].mean()),
+        "words": float(counts_NC[:, 1].mean()),
         **{f"slope_{key}": slope[key] for key in ("value", "low", "high")},
     }
 
@@ -159,11 +166,12 @@ def _average(sums: Floats) -> Floats:
 
 
 def _slope(sums: Floats) -> Floats:
-    """Points per `PER_WORDS` words by least squares; NaN where all replies are of one length."""
+    """Points per `SLOPE_WORDS` words by least squares; NaN where all replies are of one length."""
     n, x, y, xx, xy = np.moveaxis(sums, -1, 0)
     spread = n * xx - x * x
+    # A resample may draw replies of one length only. Its spread is 0 up to rounding, and no slope can be told.
     with np.errstate(invalid="ignore", divide="ignore"):
-        out: Floats = PER_WORDS * (n * xy - x * y) / np.where(spread > 1e-9 * n * xx, spread, np.nan)
+        out: Floats = SLOPE_WORDS * (n * xy - x * y) / np.where(spread > 1e-9 * n * xx, spread, np.nan)
     return out
 
 
@@ -171,6 +179,7 @@ def _slope(sums: Floats) -> Floats:
 
 
 def _agreement(records: Sequence[Record]) -> Table:
+    """How two judges agree, for each pair; with three or more judges also the alpha of all of them."""
     first = [one for one in _scored(records) if one["repeat"] == 0]
     out = []
     for (name,), some in _groups(first, "protocol").items():
@@ -179,7 +188,7 @@ def _agreement(records: Sequence[Record]) -> Table:
             scale = _scale(PROTOCOLS[name], dimension)
             rows = _compared(by_judge, scale)
             for row in rows:
-                row["tau"] = _tau(*(by_judge[judge] for judge in row["judges"]))
+                row["tau"] = _rank_agreement(*(by_judge[judge] for judge in row["judges"]))
             if len(by_judge) > 2:
                 rows.append({"judges": [*by_judge], "alpha": agreement.alpha(_matrix(list(by_judge.values())))})
             out += [{"protocol": name, "dimension": dimension, **row} for row in rows]
@@ -187,14 +196,15 @@ def _agreement(records: Sequence[Record]) -> Table:
 
 
 def _repeats(records: Sequence[Record]) -> Table:
+    """How a judge agrees with itself: its repeats are compared as if they were judges."""
     out = []
     for (judge, name), some in _groups(_scored(records), "judge", "protocol").items():
         for dimension in _dimensions(PROTOCOLS[name]):
-            times = {str(n): _by_reply(part, dimension) for (n,), part in _groups(some, "repeat").items()}
-            rows = _compared(times, _scale(PROTOCOLS[name], dimension))
+            by_repeat = {str(n): _by_reply(part, dimension) for (n,), part in _groups(some, "repeat").items()}
+            rows = _compared(by_repeat, _scale(PROTOCOLS[name], dimension))
             if rows:
                 mean = {key: float(np.mean([row[key] for row in rows])) for key in ("exact", "within_one")}
-                whole = {"alpha": agreement.alpha(_matrix(list(times.values()))), **mean, "repeats": len(times)}
+                whole = {"alpha": agreement.alpha(_matrix(list(by_repeat.values()))), **mean, "repeats": len(by_repeat)}
                 out.append({"judge": judge, "protocol": name, "dimension": dimension, "n": rows[0]["n"], **whole})
     return out
 
@@ -213,7 +223,7 @@ def _matrix(raters: Sequence[Replies]) -> Floats:
 
 
 def _compared(raters: Mapping[str, Replies], scale: Sequence[int]) -> Table:
-    """Two raters at a time, on the replies that both have scored."""
+    """Every two raters, on the replies that both have scored."""
     out = []
     for one, two in combinations(raters, 2):
         shared = [key for key in raters[one] if key in raters[two]]
@@ -231,54 +241,49 @@ def _compared(raters: Mapping[str, Replies], scale: Sequence[int]) -> Table:
     return out
 
 
-def _tau(one: Replies, two: Replies) -> float | None:
-    """Of the order of the systems by their means, on the replies that both judges scored."""
-    shared = [key for key in one if key in two]
-    systems = list(dict.fromkeys(system for system, _ in shared))
-    means = [[_mean_of(judge, system, shared) for system in systems] for judge in (one, two)]
+def _rank_agreement(one: Replies, two: Replies) -> float | None:
+    """Kendall's tau of the order of the systems by their means, on the replies that both judges scored."""
+    shared: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for key in one:
+        if key in two:
+            shared[key[0]].append(key)
+    means = [[float(np.mean([scores[key] for key in keys])) for keys in shared.values()] for scores in (one, two)]
     return agreement.tau(*means)
-
-
-def _mean_of(judge: Replies, system: str, shared: Sequence[tuple[str, str]]) -> float:
-    return float(np.mean([judge[key] for key in shared if key[0] == system]))
 
 
 # ---------------------------------------------------------------------- two replies side by side
 
 
 def _pairs(records: Sequence[Record], seed: int) -> Table:
-    """A win counts only where both orders name the same system; where they differ it is a tie, and counted."""
+    """Wins of the first system of each pair. A win counts only where both orders name the same system, else a tie."""
     out = []
     for (judge, protocol, _), some in _groups(records, "judge", "protocol", "system").items():
-        one, two = _names(some)
-        items = {item: _scored(both) for (item,), both in _groups(some, "item_id").items()}
-        whole = [both for both in items.values() if len(both) == 2]
-        row: dict[str, Any] = {"judge": judge, "protocol": protocol, "systems": [one, two], "n": len(whole)}
-        row["incomplete"] = len(items) - len(whole)
-        if whole:
-            ends = [tuple(_winner(record) for record in both) for both in whole]
-            wins = [end[0] if end[0] == end[1] else None for end in ends]
-            clusters = [str(both[0]["cluster"] or both[0]["item_id"]) for both in whole]
-            points = np.array([({one: 1.0, two: 0.0}.get(str(win), 0.5), 1.0) for win in wins])
+        one, two = some[0]["order"]
+        items = [_scored(both) for both in _groups(some, "item_id").values()]
+        complete = [both for both in items if len(both) == 2]
+        row: dict[str, Any] = {"judge": judge, "protocol": protocol, "systems": [one, two], "n": len(complete)}
+        row["incomplete"] = len(items) - len(complete)
+        if complete:
+            winners = [tuple(_winner(record) for record in both) for both in complete]
+            wins = [first if first == second else None for first, second in winners]
+            clusters = [str(both[0]["cluster"] or both[0]["item_id"]) for both in complete]
+            # A tie is half a point for each side, so that two equal systems have a rate of 50 %.
+            points_N2 = np.array([({one: 1.0, two: 0.0}.get(str(win), 0.5), 1.0) for win in wins])
             row |= {"wins": wins.count(one), "losses": wins.count(two), "ties": wins.count(None)}
-            row |= {"inconsistent": sum(end[0] != end[1] for end in ends)}
-            row |= {"win_rate": figure(points, clusters, seed=seed).as_json(), "first": _first(whole, clusters, seed)}
+            row["inconsistent"] = sum(first != second for first, second in winners)
+            row["win_rate"] = figure(points_N2, clusters, seed=seed).as_json()
+            row["first"] = _first(complete, clusters, seed)
         out.append(row)
     return out
 
 
-def _names(records: Sequence[Record]) -> tuple[str, str]:
-    one, two = records[0]["order"]
-    return one, two
-
-
 def _winner(record: Record) -> str | None:
-    place = {"first": 0, "second": 1}.get(record["scores"]["better"])
-    return None if place is None else str(record["order"][place])
+    better = record["scores"]["better"]
+    return None if better == "tie" else str(record["order"][0 if better == "first" else 1])
 
 
 def _first(items: Sequence[Sequence[Record]], clusters: Sequence[str], seed: int) -> dict[str, Any] | None:
-    """How often the reply shown first wins, in percent of the choices: 50 for a judge that does not mind the order."""
+    """How often the reply that is shown first wins, in percent of the choices; 50 where the order has no influence."""
     chosen = [[record["scores"]["better"] for record in both if record["scores"]["better"] != "tie"] for both in items]
     if not any(chosen):
         return None

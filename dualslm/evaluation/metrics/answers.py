@@ -1,9 +1,10 @@
 """A sentence → one of the choices: strict, lenient, and how many answers say nothing (docs/evaluation.md).
 
-strict: exactly one of the choices, spelt as in the list, stands in the answer as a word of its own. lenient: other
-words for a choice count too; one that is denied does not; of several, the one in the answer's slot ("the emotion
-is X", "sounds X") is taken, and else none. Nothing is guessed: an answer that names no choice is `unparsed`, one
-that names several, as an echo of the list does, `ambiguous`, and both are errors in every measure.
+strict: exactly one of the choices, spelled as in the list, stands in the answer as a word of its own. lenient:
+synonyms of a choice count too, and a choice that is denied ("not sad") does not. Where several remain, the one that
+follows a cue ("the emotion is X", "sounds X") is taken, if there is exactly one. Nothing is guessed: an answer that
+names no choice is `unparsed`, one that names several, for example by repeating the list, is `ambiguous`, and both
+count as errors in every measure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache
 from typing import Literal, NamedTuple, TypeAlias
 
 Status: TypeAlias = Literal["ok", "ambiguous", "unparsed"]
-PROTOCOL = "choices/1"
+PROTOCOL = "choices/1"  # reports name it: raise the number with any change that reads an answer differently
 
 SYNONYMS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "gender": (("male", "man", "boy", "gentleman", "masculine"), ("female", "woman", "girl", "lady", "feminine")),
@@ -49,31 +50,30 @@ SYNONYMS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("hopeful", "hope"),
     ),
 }
-"""Words for one value, by attribute: "low" is a value of pitch and of energy, and each is asked on its own."""
+"""Groups of synonyms by attribute: "low" is a value of pitch and of energy, and each attribute is asked on its own."""
 
 DENIAL = re.compile(
     r"\b(not|never|no|nor|neither|without|isn't|wasn't|doesn't|don't|cannot|can't|rather than|instead of)\b"
 )
-BREAK = re.compile(r"[.,;:!?]|\b(but|and is|it is|is instead)\b")
-REACH = 3  # words that a denial reaches
-SLOT = re.compile(
-    r"\b(is|are|was|as|sounds?|sounding|seems?|feels?|feeling|be|answer|choose|say|expresses|conveys)\b|:"
-)
+# A denial ends at punctuation and at these words: in "not sad but happy" it does not reach "happy".
+CLAUSE_END = re.compile(r"[.,;:!?]|\b(but|and is|it is|is instead)\b")
+MAX_DENIED_DISTANCE = 3  # words: "not at all sad" is a denial, "not what I would have called sad" is none
+CUE = re.compile(r"\b(is|are|was|as|sounds?|sounding|seems?|feels?|feeling|be|answer|choose|say|expresses|conveys)\b|:")
 FILLER = re.compile(
     r"(\s|[\"'*(]|\b(a|an|the|very|quite|rather|somewhat|clearly|most|likely|probably|of|being|like|in|to be)\b)*$"
 )
-LISTED = re.compile(r"^[\s,/]*\b(or|and)?\b[\s,/]*")
+LIST_SEPARATOR = re.compile(r"^[\s,/]*\b(or|and)?\b[\s,/]*")
 
 
 class Read(NamedTuple):
-    """What an answer was read as."""
+    """What an answer was read as: the choice, which is None unless the status is "ok"."""
 
     choice: str | None
     status: Status
 
 
-class Hit(NamedTuple):
-    """A choice that an answer names, and where."""
+class Mention(NamedTuple):
+    """A choice that an answer names, and the characters from start to end that name it."""
 
     choice: str
     start: int
@@ -81,89 +81,93 @@ class Hit(NamedTuple):
 
 
 def strict(answer: str, choices: Sequence[str]) -> Read:
-    """The one choice that stands in the answer, spelt as in the list.
+    """The one choice that stands in the answer, spelled as in the list.
 
     Args:
-        answer: of the model.
-        choices: that it had.
+        answer: text of the model.
+        choices: values that the model could choose from.
     """
-    table = {choice.lower(): choice for choice in choices}
-    return _one({hit.choice for hit in _hits(plain(answer), table)})
+    spelled = {choice.lower(): choice for choice in choices}
+    return _only({mention.choice for mention in _mentions(plain(answer), spelled)})
 
 
 def lenient(answer: str, choices: Sequence[str], attribute: str = "") -> Read:
     """The choice that the answer means.
 
     Args:
-        answer: of the model.
-        choices: that it had.
-        attribute: whose other words count too; an attribute that is not known has none.
+        answer: text of the model.
+        choices: values that the model could choose from.
+        attribute: name of the attribute whose synonyms count too; an unknown one has no synonyms.
     """
     text = plain(answer)
-    hits = [hit for hit in _hits(text, _words_for(tuple(choices), attribute)) if not _denied(text, hit)]
-    named = {hit.choice for hit in hits}
-    if len(named) > 1 and len(slots := _slotted(text, hits)) == 1:
-        return Read(slots.pop(), "ok")
-    return _one(named)
+    spelled = _with_synonyms(tuple(choices), attribute)
+    mentions = [mention for mention in _mentions(text, spelled) if not _denied(text, mention)]
+    named = {mention.choice for mention in mentions}
+    if len(named) > 1 and len(cued := _cued(text, mentions)) == 1:
+        return Read(cued.pop(), "ok")
+    return _only(named)
 
 
 def plain(answer: str) -> str:
-    """NFKC, lower case, without quotes and markdown."""
+    """The answer in NFKC and lower case, without quotation marks and Markdown."""
     text = unicodedata.normalize("NFKC", answer).lower()
+    # Apostrophes stay, in one spelling: "isn't" is a denial.
     text = re.sub(r"[\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}]", "'", text)
     return re.sub(r"[*_`#\"\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]", " ", text)
 
 
 @cache
-def _words_for(choices: tuple[str, ...], attribute: str) -> Mapping[str, str]:
-    """Every word for a choice; a group of words that two choices share gives each only its own name."""
-    table = {choice.lower(): choice for choice in choices}
+def _with_synonyms(choices: tuple[str, ...], attribute: str) -> Mapping[str, str]:
+    """Every spelling of a choice, in lower case, with the choice that it means."""
+    spelled = {choice.lower(): choice for choice in choices}
     for group in SYNONYMS.get(attribute, ()):
-        owners = {choice for word, choice in table.items() if word in group and word == choice.lower()}
+        # A group that two choices share ("cheerful" and "happy" as two labels) would make either mean the other.
+        owners = {choice for word, choice in spelled.items() if word in group and word == choice.lower()}
         if len(owners) == 1:
             (owner,) = owners
             for word in group:
-                table.setdefault(word, owner)
-    return table
+                spelled.setdefault(word, owner)
+    return spelled
 
 
-def _hits(text: str, table: Mapping[str, str]) -> Iterator[Hit]:
-    """Every word for a choice, longest first, none inside another."""
-    longest_first = sorted(table, key=len, reverse=True)
+def _mentions(text: str, spelled: Mapping[str, str]) -> Iterator[Mention]:
+    """Every mention of a choice, in the order of the text; none lies inside another."""
+    # An alternation takes its first branch that fits: "dark red" has to stand before "red". "Male" must
+    # not be found in "female", nor "neutral" in "non-neutral".
+    longest_first = sorted(spelled, key=len, reverse=True)
     pattern = r"(?<![\w-])(" + "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest_first) + r")(?![\w])"
     for found in re.finditer(pattern, text):
-        yield Hit(table[" ".join(found[1].split())], found.start(), found.end())
+        yield Mention(spelled[" ".join(found[1].split())], found.start(), found.end())
 
 
-def _denied(text: str, hit: Hit) -> bool:
-    """Whether a denial stands at most `REACH` words before it in the same breath."""
-    before = text[: hit.start]
+def _denied(text: str, mention: Mention) -> bool:
+    """Whether a denial stands before it in the same clause, fewer than `MAX_DENIED_DISTANCE` words away."""
+    before = text[: mention.start]
     last = max((found.end() for found in DENIAL.finditer(before)), default=None)
     if last is None:
         return False
     between = before[last:]
-    if between.split()[:1] in (["only"], ["just"]) or BREAK.search(between):
+    if between.split()[:1] in (["only"], ["just"]) or CLAUSE_END.search(between):  # "not only sad" affirms it
         return False
-    return len(between.split()) < REACH
+    return len(between.split()) < MAX_DENIED_DISTANCE
 
 
-def _slotted(text: str, hits: Sequence[Hit]) -> set[str]:
-    """The choices that stand in the answer's slot and not at the head of a list."""
+def _cued(text: str, mentions: Sequence[Mention]) -> set[str]:
+    """The choices that directly follow a cue such as "sounds", without those that open a list of choices."""
+    starts = {mention.start for mention in mentions}
     found = set()
-    for hit in hits:
-        before = FILLER.sub("", text[: hit.start])
-        cue = [match.end() for match in SLOT.finditer(before)]
-        after = text[hit.end :]
-        follows = LISTED.match(after)
-        listed = follows is not None and any(
-            other.start == hit.end + follows.end() and follows.end() > 0 and follows[0].strip() for other in hits
-        )
-        if cue and cue[-1] == len(before) and not listed:
-            found.add(hit.choice)
+    for mention in mentions:
+        before = FILLER.sub("", text[: mention.start])
+        cue_ends = [cue.end() for cue in CUE.finditer(before)]
+        # "The emotion is joy, anger or fear" repeats the choices: joy follows a cue, and yet is no answer.
+        separator = LIST_SEPARATOR.match(text[mention.end :])
+        opens_list = separator is not None and separator[0].strip() != "" and mention.end + separator.end() in starts
+        if cue_ends and cue_ends[-1] == len(before) and not opens_list:
+            found.add(mention.choice)
     return found
 
 
-def _one(named: set[str]) -> Read:
+def _only(named: set[str]) -> Read:
     if len(named) == 1:
         return Read(next(iter(named)), "ok")
     return Read(None, "ambiguous" if named else "unparsed")

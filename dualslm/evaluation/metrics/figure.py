@@ -15,11 +15,11 @@ class Figure:
     """A measured proportion or rate in percent, or a mean on a scale of its own, with its 95 % interval.
 
     Attributes:
-        value: in percent.
+        value: the measured value, in percent or on the scale of the mean.
         low: lower end of the interval; NaN where there is none.
-        high: upper end.
-        n: items it was measured on.
-        clusters: groups of items that the interval was drawn over; 0 where items were taken one by one.
+        high: upper end of the interval; NaN where there is none.
+        n: number of items that it was measured on.
+        clusters: number of groups of items that were resampled; 0 where the interval takes items as independent.
     """
 
     value: float
@@ -32,24 +32,28 @@ class Figure:
         return f"{self.value:.1f}" + ("" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]")
 
     def as_json(self) -> dict[str, float | None]:
-        """For a report; NaN, which JSON lacks, becomes null."""
+        """The attributes by name, for a report; NaN, which JSON lacks, becomes null."""
         return {key: None if math.isnan(value) else value for key, value in asdict(self).items()}
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """The ends of Wilson's interval of a proportion, in percent.
+def wilson(proportion: float, n: int) -> tuple[float, float]:
+    """The ends of Wilson's 95 % interval of a proportion, in percent.
 
     Args:
-        right: the proportion, 0 to 1.
-        n: of how many.
+        proportion: share of the items that are right, 0 to 1.
+        n: number of items, at least 1.
     """
     z = 1.959964
-    middle = (right + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (right * (1 - right) / n + z * z / (4 * n * n)) ** 0.5
-    return 100 * (0.0 if right == 0 else middle - half), 100 * (1.0 if right == 1 else middle + half)
+    middle = (proportion + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (proportion * (1 - proportion) / n + z * z / (4 * n * n)) ** 0.5
+    # At 0 and 1 the formula gives the end of the scale exactly; rounding errors would print as -0.0.
+    low = 0.0 if proportion == 0 else middle - half
+    high = 1.0 if proportion == 1 else middle + half
+    return 100 * low, 100 * high
 
 
 def share(right: Sequence[bool]) -> Figure:
     """The percentage that is right, with Wilson's interval."""
-    n, proportion = len(right), sum(right) / len(right)
+    n = len(right)
+    proportion = sum(right) / n
     return Figure(100 * proportion, *wilson(proportion, n), n)

@@ -1,7 +1,7 @@
-"""Word error rates: normalisers, alignment, chat preambles and runaway answers (paper §IV-B; docs/evaluation.md).
+"""Word error rates: normalizers, alignment, chat preambles and runaway answers (paper §IV-B; docs/evaluation.md).
 
-`raw` keeps letters, digits and apostrophes in lower case; `whisper` is Whisper's English normaliser, once, as the
-package `whisper-normalizer` keeps it. Rates are errors over reference words of all utterances together.
+`raw` keeps letters, digits and apostrophes in lower case; `whisper` is Whisper's English normalizer as the package
+`whisper-normalizer` ships it. A rate is the errors of all utterances over the reference words of all utterances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dualslm.evaluation.metrics.bootstrap import figure
 from dualslm.evaluation.metrics.figure import Figure
 
 PACKAGE = "whisper-normalizer"
-RUNAWAY = 2  # an answer of more than so many times the reference's words has run away
+RUNAWAY = 2  # an answer of more than so many times the reference's words is a runaway, such as a loop
+# Chat models wrap what they transcribe. The colon or comma at the end is required, so that "The man saw the text."
+# is left whole.
 PREAMBLE = re.compile(
     r"^\s*((sure|certainly|of course|okay|ok|yes)\b[\s,.!]*)?"
     r"((here|this|that)( is|'s|\N{RIGHT SINGLE QUOTATION MARK}s) )?"
@@ -32,7 +34,7 @@ QUOTES = "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{LE
 
 
 class Edits(NamedTuple):
-    """What turns the reference into what was heard, at the fewest."""
+    """The fewest edits that turn the reference into the hypothesis, by kind."""
 
     substitutions: int
     deletions: int
@@ -45,13 +47,13 @@ def words(text: str) -> list[str]:
 
 
 def raw(text: str) -> list[str]:
-    """Lower case, only [a-z0-9'] kept."""
+    """Lower-case words of which only [a-z0-9'] is kept."""
     plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return re.sub(r"[^a-z0-9']", " ", plain).split()
 
 
 def whisper(text: str) -> list[str]:
-    """Whisper's English normaliser."""
+    """Words after Whisper's English normalizer."""
     return _whisper()(text).split()
 
 
@@ -60,47 +62,62 @@ NORMALISERS: Mapping[str, Callable[[str], list[str]]] = {"raw": raw, "whisper": 
 
 def normaliser() -> str:
     """Name and version of the package behind `whisper`."""
+    # For the report: rates compare only under one version of the package's rules.
     _whisper()
     return f"{PACKAGE} {version(PACKAGE)} (EnglishTextNormalizer)"
 
 
 def unwrapped(text: str) -> str:
-    """Without a chat preamble such as "Sure! Here is the transcript:" and the quotes that come with it."""
+    """The text without a chat preamble such as "Sure! Here is the transcript:" and the quotes that come with it."""
     bare = PREAMBLE.sub("", text, count=1)
     return bare.strip().strip(QUOTES) if bare != text else text
 
 
-def edits(reference: Sequence[str], heard: Sequence[str]) -> Edits:
-    """Substitutions, deletions and insertions, at the fewest; of equal ways the one with fewer substitutions last."""
-    row = [(j, 0, 0, j) for j in range(len(heard) + 1)]  # cost, substitutions, deletions, insertions
+def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Edits:
+    """The fewest substitutions, deletions and insertions that turn the reference into the hypothesis."""
+    # Levenshtein's table, one row at a time: row[j] is the cheapest way from the first i words of the reference to
+    # the first j of the hypothesis, as (cost, substitutions, deletions, insertions).
+    row = [(j, 0, 0, j) for j in range(len(hypothesis) + 1)]
     for i, wanted in enumerate(reference, 1):
-        diagonal, row[0] = row[0], (i, 0, i, 0)
-        for j, got in enumerate(heard, 1):
-            other = int(wanted != got)
-            change = (diagonal[0] + other, diagonal[1] + other, diagonal[2], diagonal[3])
-            lost = (row[j][0] + 1, row[j][1], row[j][2] + 1, row[j][3])
-            added = (row[j - 1][0] + 1, row[j - 1][1], row[j - 1][2], row[j - 1][3] + 1)
-            diagonal, row[j] = row[j], min(change, lost, added, key=lambda way: way[0])
+        diagonal = row[0]
+        row[0] = (i, 0, i, 0)
+        for j, got in enumerate(hypothesis, 1):
+            differs = int(wanted != got)
+            substituted = (diagonal[0] + differs, diagonal[1] + differs, diagonal[2], diagonal[3])
+            deleted = (row[j][0] + 1, row[j][1], row[j][2] + 1, row[j][3])
+            inserted = (row[j - 1][0] + 1, row[j - 1][1], row[j - 1][2], row[j - 1][3] + 1)
+            diagonal = row[j]
+            # `min` takes the first of equal costs. The order decides the counts by kind, never their sum.
+            row[j] = min(substituted, deleted, inserted, key=lambda way: way[0])
     return Edits(*row[-1][1:])
 
 
-def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
-    """Substitutions, deletions and insertions that turn one word sequence into the other, at the fewest."""
-    return sum(edits(reference, heard))
+def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """The fewest edits that turn the reference into the hypothesis."""
+    return sum(edits(reference, hypothesis))
 
 
-def word_error_rate(references: Sequence[str], heard: Sequence[str], *, seed: int = 0) -> Figure:
-    """Errors per hundred reference words, with a bootstrap interval over utterances."""
-    pairs = [(words(a), words(b)) for a, b in zip(references, heard, strict=True)]
-    counts = np.array([(word_errors(a, b), len(a)) for a, b in pairs])
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], *, seed: int = 0) -> Figure:
+    """Errors per hundred reference words, with a bootstrap interval over utterances.
+
+    Args:
+        references: true text of each utterance.
+        hypotheses: transcribed text of each utterance.
+        seed: seed of the resamples.
+    """
+    pairs = [
+        (words(reference), words(hypothesis)) for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    counts = np.array([(word_errors(reference, hypothesis), len(reference)) for reference, hypothesis in pairs])
+    # Clusters are sorted by name: padded numbers keep the utterances in their order, whatever their count.
     return figure(counts, [f"{index:09}" for index in range(len(pairs))], seed=seed)
 
 
 def require_whisper() -> None:
-    """Refuses to begin where Whisper's normaliser is not there at the end.
+    """Checks that Whisper's normalizer is installed, before the work begins whose result needs it.
 
     Raises:
-        DualSLMError: the extra `eval` is missing.
+        DualSLMError: the packages of the extra `eval` are missing.
     """
     _whisper()
 

@@ -1,30 +1,35 @@
-"""A report as one HTML file that needs nothing else: tables with drawn intervals, confusions, recordings."""
+"""A report as one HTML file without links to others: tables with drawn intervals, confusion matrices, recordings.
+
+Whatever a model said is escaped before it stands in the page.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from dualslm.evaluation.report import tables
+from dualslm.evaluation.report.markdown import facts
+from dualslm.evaluation.report.rows import Row, row_label
 from dualslm.evaluation.report.table import Cell, Line, Table
 
-WIDTH, MIDDLE = 92.0, 4.5  # of a drawn interval, in px
-KEY = (
+PLOT_WIDTH = 92.0  # px, of a drawn interval; style.css says the same
+PLOT_MIDDLE = 4.5  # px from its upper edge
+LEGEND = (
     '<p class="key"><span><i style="background:var(--ours)"></i>measured here</span>'
     '<span><i style="background:var(--bound)"></i>bounds: oracle, transcript alone, majority</span>'
     '<span><i style="background:var(--quote)"></i>published figures</span></p>'
 )
-Row = Mapping[str, Any]
 
 
 def page(report: Row) -> str:
     """The whole file."""
     every = tables.tables(report)
     sections = [(table.title, _table(table)) for table in every if not table.folded]
-    sections += [(table.title, _table(table) + _paragraph(text)) for table, text in tables.instruments(report)]
+    for table, explanation in tables.diagnostics(report):
+        sections.append((table.title, _table(table) + (f"<p>{escape(explanation)}</p>" if explanation else "")))
     sections += [("Confusions", _confusions(tables.confusions(report)))]
     sections += [("Listen", "".join(map(_example, report["examples"])))]
     sections += [(table.title, _table(table)) for table in every if table.folded]
@@ -32,7 +37,8 @@ def page(report: Row) -> str:
     sections += [(counts.title, _table(counts) + _skipped(report)), ("How this was made", _facts(report))]
     shown = [(title, body) for title, body in sections if body]
     links = "".join(f'<a href="#{_anchor(title)}">{escape(_short(title))}</a>' for title, _ in shown)
-    body = "".join(_section(title, text) for title, text in shown)
+    body = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{text}</section>' for title, text in shown)
+    # The style is part of the file, so that a report can be mailed or archived alone.
     style = (files("dualslm.evaluation.report") / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -40,7 +46,7 @@ def page(report: Row) -> str:
         f"<title>Evaluation · {escape(_names(report))}</title><style>{style}</style></head><body><main>"
         f"<h1>Evaluation</h1><p>{escape(_names(report))}</p>"
         f'<p class="soft">Every figure stands with its 95 % interval over clusters and with n. {_judges(report)}</p>'
-        f"{KEY}"
+        f"{LEGEND}"
         f"<nav>{links}</nav>{body}</main></body></html>\n"
     )
 
@@ -49,11 +55,12 @@ def page(report: Row) -> str:
 
 
 def _table(table: Table) -> str:
-    """A table; each cell with its interval drawn where the table has an axis."""
+    """A table; where it has an axis, each cell has its interval drawn."""
     head = "".join(f"<th>{escape(name)}</th>" for name in (*table.columns, "n"))
-    rows, before = [], ""
+    rows: list[str] = []
+    before = ""
     for line in table.lines:
-        rows.append(_line(line, table, first=line.kind == "paper" != before))
+        rows.append(_line(line, table, first=line.kind == "paper" != before))  # ruled off from ours
         before = line.kind
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     whole = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -74,24 +81,26 @@ def _cell(cell: Cell, table: Table) -> str:
 
 
 def _interval(number: tuple[float, float, float], span: tuple[float, float], zero: float | None) -> str:
-    """A dot on a bar on an axis."""
+    """A dot for the value on a bar for the interval, on an axis that ends at `span`."""
     low, high = span
 
     def x(value: float) -> float:
-        return round(WIDTH * (min(max(value, low), high) - low) / (high - low), 1)
+        # A word error rate can be above 100 %: it is drawn at the end of the axis.
+        return round(PLOT_WIDTH * (min(max(value, low), high) - low) / (high - low), 1)
 
     dot, left, right = map(x, number)
-    mark = f'<line class="zero" x1="{x(zero)}" x2="{x(zero)}" y1="0" y2="9"/>' if zero is not None else ""
-    bar = f'<line class="span" x1="{left}" x2="{right}" y1="{MIDDLE}" y2="{MIDDLE}"/>' if right > left else ""
-    axis = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{MIDDLE}" y2="{MIDDLE}"/>'
+    level = f'y1="{PLOT_MIDDLE}" y2="{PLOT_MIDDLE}"'
+    axis = f'<line class="axis" x1="0" x2="{PLOT_WIDTH}" {level}/>'
+    zero_line = f'<line class="zero" x1="{x(zero)}" x2="{x(zero)}" y1="0" y2="9"/>' if zero is not None else ""
+    bar = f'<line class="span" x1="{left}" x2="{right}" {level}/>' if right > left else ""
     return (
-        f'<svg class="i" viewBox="0 0 {WIDTH} 9" preserveAspectRatio="none" aria-hidden="true">'
-        f'{axis}{mark}{bar}<circle class="dot" cx="{dot}" cy="{MIDDLE}" r="3"/></svg>'
+        f'<svg class="i" viewBox="0 0 {PLOT_WIDTH} 9" preserveAspectRatio="none" aria-hidden="true">'
+        f'{axis}{zero_line}{bar}<circle class="dot" cx="{dot}" cy="{PLOT_MIDDLE}" r="3"/></svg>'
     )
 
 
 def _confusions(found: Sequence[Row]) -> str:
-    """Confusion matrices, shaded by the share of each true class."""
+    """Confusion matrices, side by side."""
     return f'<div class="grid">{"".join(map(_confusion, found))}</div>' if found else ""
 
 
@@ -100,6 +109,7 @@ def _confusion(one: Row) -> str:
     head = "".join(f"<th>{escape(label)}</th>" for label in (*labels, "none"))
     rows = []
     for label, row in zip(labels, one["confusion"]["rows"], strict=True):
+        # Shaded by the share of the true class: classes differ in size by far (in MELD 1256 to 50).
         total = sum(row) or 1
         cells = "".join(
             f'<td style="background:rgb(var(--heat) / {0.85 * count / total:.2f})">{count}</td>' for count in row
@@ -107,17 +117,17 @@ def _confusion(one: Row) -> str:
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     caption = tables.confusion_title(one).partition(" · ")[2]
     return (
-        f"<figure><figcaption>{escape(caption)}; true, down; heard, across</figcaption>"
+        f"<figure><figcaption>{escape(caption)}; true, down; predicted, across</figcaption>"
         f'<div class="wide"><table class="heat"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></figure>"
     )
 
 
-# ---------------------------------------------------------------------- to listen to, and how it was made
+# ---------------------------------------------------------------------- examples, and how the report was made
 
 
 def _example(one: Row) -> str:
-    """A recording, what it says, and what everybody made of it."""
+    """A recording with its transcript and labels, and the answers of all systems."""
     tags = "".join(
         f'<span class="tag">{escape(f"{key}: {value}")}</span>' for key, value in (one["labels"] or {}).items()
     )
@@ -125,7 +135,7 @@ def _example(one: Row) -> str:
     before = f'<p class="soft">before:{context}</p>' if context else ""
     asked = f'<p class="soft">asked: {escape(one["asked"])}</p>' if one.get("asked") else ""
     said = "".join(
-        f"<dt>{escape(tables.row_label(answer))}</dt><dd>{escape(answer['answer']) or '(nothing)'}</dd>"
+        f"<dt>{escape(row_label(answer))}</dt><dd>{escape(answer['answer']) or '(nothing)'}</dd>"
         for answer in one["answers"]
     )
     truth = f"<dt>reference</dt><dd><b>{escape(str(one['truth']))}</b></dd>" if one["truth"] else ""
@@ -138,8 +148,7 @@ def _example(one: Row) -> str:
 
 
 def _facts(report: Row) -> str:
-    from dualslm.evaluation.report.markdown import facts
-
+    # From the Markdown, so that the two pages cannot say different things.
     lines = [line.removeprefix("- ") for line in facts(report).splitlines() if line]
     coded = [re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(line)) for line in lines]
     return "".join(f'<p class="fact">{line}</p>' for line in coded)
@@ -159,19 +168,11 @@ def _names(report: Row) -> str:
     return ", ".join(dict.fromkeys(str(card["name"]) for card in report["systems"])) or "predictions"
 
 
-def _section(title: str, body: str) -> str:
-    return f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>'
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
-
-
 def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _short(title: str) -> str:
-    """A title for the list at the top."""
+    """A title, shortened for the navigation."""
     parts = title.split(" · ")
     return " · ".join(parts[:2]).split(",")[0] if parts[0].startswith("Table") else parts[0]

@@ -6,28 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualslm.evaluation.report import tables
-from dualslm.evaluation.report.table import Cell, Line, Table
+from dualslm.evaluation.report.table import Table
 
 
 def page(report: Mapping[str, Any]) -> str:
     """The whole report."""
-    said = ["# Evaluation", facts(report)]
-    said += [written(table) for table in tables.tables(report)]
-    for table, reading in tables.instruments(report):
-        said.append(written(table) + (f"\n{reading}\n" if reading else ""))
-    said += [_confusions(report), written(tables.counts(report)), _skipped(report)]
-    return "\n".join(part for part in said if part)
+    parts = ["# Evaluation", facts(report)]
+    parts += [written(table) for table in tables.tables(report)]
+    for table, explanation in tables.diagnostics(report):
+        parts.append(written(table) + (f"\n{explanation}\n" if explanation else ""))
+    parts += [_confusions(report), written(tables.counts(report)), _skipped(report)]
+    return "\n".join(part for part in parts if part)
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """The paper's tables, and how many answers could not be read."""
+    """The tables that stand for the paper's, as text for a terminal."""
     return "\n".join(written(table, "###") for table in tables.tables(report) if table.title.startswith("Table"))
 
 
 def facts(report: Mapping[str, Any]) -> str:
-    """What stands above every table: commands, versions, protocols, systems, normaliser, judges."""
+    """How the figures were made: commands, versions, protocols, systems, normalizer, judges."""
+    # All that a figure depends on, so that nobody compares two figures that were measured differently.
     protocols = [f"{name} {value}" for name, value in report["protocols"].items()]
     judged = report["judged"]
+    systems = []
+    for card in report["systems"]:
+        settings = [f"{key} {value}" for key, value in card.items() if key != "name" and value not in (None, {}, [])]
+        systems.append(f"- system {card['name']}: {', '.join(settings)}")
     lines = [
         *(f"- predicted by `{source['command']}`" for source in report["sources"] if source.get("command")),
         f"- reported by `{report['command']}`",
@@ -35,7 +40,7 @@ def facts(report: Mapping[str, Any]) -> str:
         f"- protocols: {', '.join(protocols)}",
         f"- normaliser: {report['normaliser'] or 'none used'}",
         f"- intervals: 95 %, {report['resamples']} resamples over clusters, seed {report['seed']}",
-        *(f"- system {_card(card)}" for card in report["systems"]),
+        *systems,
         *(f"- judge {one['judge']}: {one['model']}" for one in judged.get("judges", [])),
         *(f"- judge protocol {one['protocol']}, {', '.join(one['prints'])}" for one in judged.get("protocols", [])),
     ]
@@ -45,40 +50,35 @@ def facts(report: Mapping[str, Any]) -> str:
 
 
 def written(table: Table, heading: str = "##") -> str:
-    """A table."""
+    """A table in Markdown.
+
+    Args:
+        table: table to write.
+        heading: Markdown prefix of its title.
+    """
     head = ["", *table.columns, "n"]
     lines = [f"{heading} {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
-    lines += [_line(line) for line in table.lines]
+    for line in table.lines:
+        label = line.label if line.kind == "ours" else f"*{line.label}*"
+        lines.append(_row([label, *(f"{cell.text} {cell.more}".strip() for cell in line.cells), line.n]))
     return "\n".join([*lines, "", *([f"{table.note}\n"] if table.note else [])])
 
 
-def _line(line: Line) -> str:
-    label = f"*{line.label}*" if line.kind != "ours" else line.label
-    return _row([label, *map(_cell, line.cells), line.n])
-
-
-def _cell(cell: Cell) -> str:
-    return f"{cell.text} {cell.more}".strip()
-
-
 def _row(cells: Sequence[str]) -> str:
+    # An answer may hold anything; a bar or a newline in it would break the row.
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _card(card: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{key} {value}" for key, value in card.items() if key != "name" and value not in (None, {}, []))
-    return f"{card['name']}: {told}"
-
-
 def _confusions(report: Mapping[str, Any]) -> str:
-    said = []
+    lines = []
     for one in tables.confusions(report):
         labels = one["confusion"]["labels"]
-        said.append(f"## {tables.confusion_title(one)}\n\n" + _row(["true, down; heard, across", *labels, "none"]))
-        said.append("|---|" + "--:|" * (len(labels) + 1))
-        said += [_row([label, *map(str, row)]) for label, row in zip(labels, one["confusion"]["rows"], strict=True)]
-        said.append("")
-    return "\n".join(said)
+        lines.append(f"## {tables.confusion_title(one)}\n")
+        lines.append(_row(["true, down; predicted, across", *labels, "none"]))
+        lines.append("|---|" + "--:|" * (len(labels) + 1))
+        lines += [_row([label, *map(str, row)]) for label, row in zip(labels, one["confusion"]["rows"], strict=True)]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _skipped(report: Mapping[str, Any]) -> str:

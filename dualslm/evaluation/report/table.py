@@ -1,4 +1,4 @@
-"""A table as plain data: what Markdown and HTML both are made from."""
+"""A table as plain data, from which both Markdown and HTML are made."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: the value as it is read.
-        more: its interval.
-        number: the value, low and high, for a plot; None where it is words.
+        text: value, formatted.
+        more: interval, formatted.
+        number: value, low and high, for a plot; None for words.
     """
 
     text: str
@@ -30,10 +30,10 @@ class Line:
     """One row.
 
     Attributes:
-        label: what it is about.
-        cells: one for each column.
-        n: items it was measured on; None where they are not known.
-        kind: "ours", "line" (oracle, majority, other bounds) or "paper".
+        label: name of the row.
+        cells: one cell for each column.
+        n: number of items that the row was measured on; empty where it is not known.
+        kind: "ours", "line" (oracle, majority and other bounds) or "paper".
     """
 
     label: str
@@ -47,13 +47,13 @@ class Table:
     """A table.
 
     Attributes:
-        title: with the paper's number.
+        title: title, with the number of the paper's table.
         columns: names of the measures.
         lines: rows.
-        note: what a reader must know.
-        span: the ends of the axis on which every cell's interval is drawn; None where nothing is drawn.
-        zero: a place on that axis to be marked.
-        folded: a page shows its rows when they are asked for.
+        note: what a reader must know, printed below.
+        span: ends of the axis on which the interval of every cell is drawn; None to draw nothing.
+        zero: position of a dashed line on that axis; None for none.
+        folded: whether the HTML page shows the rows only on a click.
     """
 
     title: str
@@ -72,9 +72,12 @@ def cell(number: Number | None, digits: int = 1) -> Cell:
     """A figure with its interval."""
     if not number or number.get("value") is None:
         return BLANK
-    value, low, high = float(number["value"]), number.get("low"), number.get("high")
+    value = float(number["value"])
+    low = number.get("low")
+    high = number.get("high")
+    # With a single cluster there is no interval (null in JSON); the dot is drawn alone.
     if low is None or high is None:
-        return Cell(f"{value:.{digits}f}", "", (value, value, value))
+        return quoted(value, digits)
     return Cell(f"{value:.{digits}f}", f"[{low:.{digits}f}, {high:.{digits}f}]", (value, float(low), float(high)))
 
 

@@ -1,42 +1,42 @@
 """A report's tables, shaped as in the paper (Tables I-IV), with the paper's figures beside ours.
 
-Rows are systems and views. Bounds stand beside: the majority line, the LLM that reads the styled transcript (oracle)
-or the transcript alone, and the leak cells, what a channel should not know.
+Rows are systems and views. Among them are bounds: the majority line, and the LLM that reads the styled transcript
+(oracle) or the transcript alone; and leak cells, which show what a channel should not know.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
 
+from dualslm.evaluation.report.rows import (
+    BOUNDS,
+    VIEWS,
+    Row,
+    grouped,
+    judged_label,
+    line_kind,
+    plain,
+    row_label,
+    set_label,
+    system_line,
+)
 from dualslm.evaluation.report.table import BLANK, Cell, Line, Table, cell, quoted
 
-Row: TypeAlias = Mapping[str, Any]
-VIEWS = {
-    "speech,speech": "P&L-Embs",
-    "speech,none": "P-Embs",
-    "none,speech": "L-Embs",
-    "text,text": "reads the styled transcript (oracle)",
-    "none,text": "reads the transcript alone",
-    "none,none": "hears nothing",
-    "text,speech": "caption & L-Embs",
-    "speech,text": "P-Embs & transcript",
-}
-LEAKS = {("linguistic", "speech,none"), ("paralinguistic", "none,speech")}
 ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
-CONTROLS = ("gold", "transcript-only", "generic", "shuffled", "injection")  # of the judges' trial
-PERCENT = (0.0, 100.0)
+CONTROLS = ("gold", "transcript-only", "generic", "shuffled", "injection")  # systems of the judges' calibration
+PERCENT = (0.0, 100.0)  # axis of the drawn intervals
 MEASURES = {"wa": "WA", "ua": "UA", "wf1": "weighted F1", "macro_f1": "macro F1", "parse_rate": "parsed"}
-MORE = {"wa_strict": "WA strict", "wa_likelihood": "WA by likelihood"}
+OTHER_READINGS = {"wa_strict": "WA strict", "wa_likelihood": "WA by likelihood"}
 
 
 @cache
 def published() -> Mapping[str, Any]:
-    """What the paper's tables say."""
+    """The figures of the paper's tables, by table, with their sources."""
     found: Mapping[str, Any] = json.loads(
         (files("dualslm.evaluation.report") / "published.json").read_text(encoding="utf-8")
     )
@@ -44,7 +44,7 @@ def published() -> Mapping[str, Any]:
 
 
 def tables(report: Row) -> list[Table]:
-    """Every table of a report that has something in it."""
+    """Every table of a report that has rows, in the order of the pages."""
     cells: Sequence[Row] = report["cells"]
     made = [
         *_attributes(cells),
@@ -60,13 +60,18 @@ def tables(report: Row) -> list[Table]:
 
 
 def counts(report: Row) -> Table:
-    """What was asked, and what of it could not be measured or read."""
+    """Number of items that were asked, and of those that could not be measured or read."""
     lines = []
     for one in report["cells"]:
-        told = one["counts"]
-        unscored = sum(told["unscored"].values())
-        numbers = (told["asked"], unscored, told.get("unparsed", ""), told.get("ambiguous", ""), told["cut_off"])
-        lines.append(Line(f"{row_label(one)} · {one['task']}, {_set(one)}", tuple(Cell(str(x)) for x in numbers)))
+        counted = one["counts"]
+        numbers = (
+            counted["asked"],
+            sum(counted["unscored"].values()),
+            counted.get("unparsed", ""),
+            counted.get("ambiguous", ""),
+            counted["cut_off"],
+        )
+        lines.append(Line(f"{row_label(one)} · {one['task']}, {set_label(one)}", tuple(Cell(str(x)) for x in numbers)))
     note = "Answers that name no choice, or several, count as wrong; what is unscored is in no figure."
     return Table(
         "What was asked", ("asked", "unscored", "unparsed", "ambiguous", "cut off"), tuple(lines), note, folded=True
@@ -74,39 +79,32 @@ def counts(report: Row) -> Table:
 
 
 def confusions(report: Row) -> list[Row]:
-    """The cells whose confusion is shown: systems that hear, through all that they have."""
-    heard = [one for one in report["cells"] if one.get("confusion") and one["system"] != "majority"]
-    return [one for one in heard if one["view"] in (None, "speech,speech")]
+    """The cells whose confusion matrix is shown: systems that take speech, through all their channels."""
+    measured = [one for one in report["cells"] if one.get("confusion") and one["system"] != "majority"]
+    return [one for one in measured if one["view"] in (None, "speech,speech")]
 
 
 def confusion_title(one: Row) -> str:
-    """What a confusion matrix is of."""
-    return f"Confusion · {one['task']}, {_set(one)} · {row_label(one)}"
+    """The title of a cell's confusion matrix: task, set, system and view."""
+    return f"Confusion · {one['task']}, {set_label(one)} · {row_label(one)}"
 
 
-def row_label(one: Row) -> str:
-    """A system and its view."""
-    view = one["view"]
-    if view is None:
-        return str(one["system"])
-    leak = " (leak)" if (one.get("kind"), view) in LEAKS else ""
-    return f"{one['system']}, {VIEWS.get(view, view)}{leak}"
-
-
-def instruments(report: Row) -> list[tuple[Table, str]]:
-    """Each instrument's table and its reading."""
+def diagnostics(report: Row) -> list[tuple[Table, str]]:
+    """The table of each diagnostic, with its explanation."""
     out = []
     for name, one in report["instruments"].items():
         rows = one["rows"]
         ends = [row[key] for row in rows for key in ("value", "low", "high", "zero") if row.get(key) is not None]
         span = (min(0.0, *ends), max(*ends, 0.0)) if len(ends) > 1 else None
+        # The zero is what a channel without the information would give, such as the majority line.
         has_zero = any(row.get("zero") is not None for row in rows)
         columns = ("figure", "its zero") if has_zero else ("figure",)
-        lines = [
-            Line(str(row["label"]), (cell(row, 3), *([_plain(row.get("zero"))] if has_zero else [])), str(row["n"]))
-            for row in rows
-        ]
-        out.append((Table(str(one.get("title", name)), columns, tuple(lines), span=span), str(one.get("reading", ""))))
+        lines = []
+        for row in rows:
+            zero = [plain(row.get("zero"))] if has_zero else []
+            lines.append(Line(str(row["label"]), (cell(row, 3), *zero), str(row["n"])))
+        table = Table(str(one.get("title", name)), columns, tuple(lines), span=span)
+        out.append((table, str(one.get("reading", ""))))
     return out
 
 
@@ -114,64 +112,68 @@ def instruments(report: Row) -> list[tuple[Table, str]]:
 
 
 def _attributes(cells: Sequence[Row]) -> list[Table]:
-    """Table I: accuracy of the attributes of each set that asks for more than emotion."""
+    """Table I: accuracy of the attributes, for each set that asks for more than emotion."""
     out = []
-    for (corpus, split), some in _by(cells, "corpus", "split"):
+    for (corpus, split), some in grouped(cells, "corpus", "split"):
         asked = [name for name in ATTRIBUTES if any(one["task"] == name for one in some)]
-        if set(asked) - {"emotion"}:
-            find = _finder(some, "wa")
-            lines = [_line(head, [find(head, name) for name in asked], some) for head in _heads(some, asked)]
-            lines += _majority(some, asked)
-            paper = published()["attributes"]
-            places = [paper["columns"].index(name) for name in asked]
-            lines += [_paper(row, [row["values"][place] for place in places]) for row in paper["rows"]]
-            title = f"Table I · attributes, WA in % · {corpus}/{split}"
-            out.append(Table(title, tuple(asked), tuple(lines), f"Paper: {paper['set']}. {paper['note']}", PERCENT))
+        if not set(asked) - {"emotion"}:
+            continue
+        lines = []
+        for _, of_system in grouped([one for one in some if one["task"] in asked], "system", "view"):
+            found = {one["task"]: one["figures"] for one in reversed(of_system)}
+            lines.append(system_line(of_system[0], [cell(found.get(name, {}).get("wa")) for name in asked], some))
+        if not any(one["system"] == "majority" for one in some):
+            lines.append(_majority(some, asked))
+        paper = published()["attributes"]
+        columns = [paper["columns"].index(name) for name in asked]
+        lines += [_paper_line(row, [row["values"][column] for column in columns]) for row in paper["rows"]]
+        title = f"Table I · attributes, WA in % · {corpus}/{split}"
+        out.append(Table(title, tuple(asked), tuple(lines), f"Paper: {paper['set']}. {paper['note']}", PERCENT))
     return out
 
 
 def _emotions(cells: Sequence[Row]) -> list[Table]:
-    """Table II: emotion of each set that asks for nothing else."""
+    """Table II: emotion, for each set that asks for nothing else."""
     out = []
-    for (corpus, split), some in _by(cells, "corpus", "split"):
-        if {one["task"] for one in some if one["task"] in ATTRIBUTES} == {"emotion"}:
-            some = [one for one in some if one["task"] == "emotion"]
-            lines = [_line(one, [cell(one["figures"].get(name), 2) for name in MEASURES], [one]) for one in some]
-            if not any(one["system"] == "majority" for one in some):
-                line = some[0]["majority"]
-                found = [cell(line.get(name), 2) for name in MEASURES]
-                lines.append(Line(f"majority line ({line['label']})", tuple(found), kind="line"))
-            paper = published()["emotion"]
-            blanks = [None] * (len(MEASURES) - 1)
-            lines += [_paper(row, [*row["values"], *blanks]) for row in paper["rows"]]
-            title = f"Table II · emotion in dialogue, in % · {corpus}/{split}"
-            note = f"Paper: {paper['set']}. {paper['note']}"
-            out.append(Table(title, tuple(MEASURES.values()), tuple(lines), note, PERCENT))
+    for (corpus, split), some in grouped(cells, "corpus", "split"):
+        if {one["task"] for one in some if one["task"] in ATTRIBUTES} != {"emotion"}:
+            continue
+        asked = [one for one in some if one["task"] == "emotion"]
+        lines = [system_line(one, [cell(one["figures"].get(name), 2) for name in MEASURES], [one]) for one in asked]
+        if not any(one["system"] == "majority" for one in asked):
+            majority = asked[0]["majority"]
+            found = [cell(majority.get(name), 2) for name in MEASURES]
+            lines.append(Line(f"majority line ({majority['label']})", tuple(found), kind="line"))
+        paper = published()["emotion"]
+        blanks = [None] * (len(MEASURES) - 1)  # the paper gives WA alone
+        lines += [_paper_line(row, [*row["values"], *blanks]) for row in paper["rows"]]
+        title = f"Table II · emotion in dialogue, in % · {corpus}/{split}"
+        note = f"Paper: {paper['set']}. {paper['note']}"
+        out.append(Table(title, tuple(MEASURES.values()), tuple(lines), note, PERCENT))
     return out
 
 
-def _majority(some: Sequence[Row], asked: Sequence[str]) -> list[Line]:
-    if any(one["system"] == "majority" for one in some):
-        return []
-    first = {one["task"]: one.get("majority") for one in reversed(some)}
+def _majority(cells: Sequence[Row], asked: Sequence[str]) -> Line:
+    """The majority line of a set, which every cell holds: it depends on the true labels alone."""
+    first = {one["task"]: one.get("majority") for one in reversed(cells)}
     found = [cell((first.get(name) or {}).get("wa")) for name in asked]
-    return [Line("majority line", tuple(found), kind="line")]
+    return Line("majority line", tuple(found), kind="line")
 
 
 def _choices(cells: Sequence[Row]) -> list[Table]:
-    """How answers were read: strict, lenient and by likelihood."""
+    """Accuracy by the ways to read an answer: lenient, strict and by likelihood."""
     asked = [one for one in cells if one["task"] in ATTRIBUTES and one["figures"] and one["system"] != "majority"]
-    extra = [name for name in MORE if any(name in one["figures"] for one in asked)]
+    extra = [name for name in OTHER_READINGS if any(name in one["figures"] for one in asked)]
     lines = [
         Line(
-            f"{row_label(one)} · {one['task']}, {_set(one)}",
+            f"{row_label(one)} · {one['task']}, {set_label(one)}",
             tuple(cell(one["figures"].get(name)) for name in ("wa", *extra, "parse_rate")),
             str(one["n"]),
-            _kind(one),
+            line_kind(one),
         )
         for one in asked
     ]
-    columns = ("WA lenient", *(MORE[name] for name in extra), "parsed")
+    columns = ("WA lenient", *(OTHER_READINGS[name] for name in extra), "parsed")
     return [Table("How answers were read, in %", columns, tuple(lines), span=PERCENT, folded=True)]
 
 
@@ -179,37 +181,37 @@ def _choices(cells: Sequence[Row]) -> list[Table]:
 
 
 def _words(cells: Sequence[Row]) -> list[Table]:
-    """Table III: word error rates, a column pair for each set; and what the errors are."""
+    """Table III: word error rates with two columns for each set, and the errors by kind."""
     asked = [one for one in cells if one["task"] == "asr" and one["figures"]]
-    sets = list(dict.fromkeys(_set(one) for one in asked))
     if not asked:
         return []
-    columns = [f"{name} {how}" for name in sets for how in ("raw", "Whisper")]
+    sets = list(dict.fromkeys(set_label(one) for one in asked))
+    # Both normalizers: Whisper's forgives spelling, numbers and fillers, so that rates under the two do not compare.
+    columns = [f"{name} {normalizer}" for name in sets for normalizer in ("raw", "Whisper")]
     lines = []
-    for head in _heads(asked, sets):
-        found = {_set(one): one["figures"] for one in asked if _same(one, head)}
-        row = [cell(found.get(name, {}).get(f"wer_{how}")) for name in sets for how in ("raw", "whisper")]
-        lines.append(_line(head, row, [one for one in asked if _same(one, head)]))
-    kinds = ("substitutions", "deletions", "insertions")
-    details = [
-        Line(
-            f"{row_label(one)} · {_set(one)}",
-            (
-                *(Cell(str(one["edits"]["raw"][kind])) for kind in kinds),
-                Cell(str(one["edits"]["raw"]["reference_words"])),
-                *(cell(one["figures"].get(name)) for name in ("runaway", "preambles", "wer_stripped")),
-            ),
-            str(one["n"]),
-            _kind(one),
-        )
-        for one in asked
-    ]
-    columns_of_details = (*kinds, "reference words", "runaway, %", "preambles, %", "WER without preambles")
+    for _, some in grouped(asked, "system", "view"):
+        found = {set_label(one): one["figures"] for one in some}
+        row = [cell(found.get(name, {}).get(f"wer_{key}")) for name in sets for key in ("raw", "whisper")]
+        lines.append(system_line(some[0], row, some))
     return [
         Table("Table III · word error rate, in %", tuple(columns), tuple(lines), span=PERCENT),
-        _quoted("words"),
-        Table("What the word errors are (raw)", columns_of_details, tuple(details), folded=True),
+        _paper_table("words"),
+        _word_errors(asked),
     ]
+
+
+def _word_errors(cells: Sequence[Row]) -> Table:
+    """Word errors by kind, and what a chat model adds to a transcript."""
+    kinds = ("substitutions", "deletions", "insertions")
+    lines = []
+    for one in cells:
+        counted = one["edits"]["raw"]
+        numbers = [Cell(str(counted[kind])) for kind in (*kinds, "reference_words")]
+        rates = [cell(one["figures"].get(name)) for name in ("runaway", "preambles", "wer_stripped")]
+        label = f"{row_label(one)} · {set_label(one)}"
+        lines.append(Line(label, (*numbers, *rates), str(one["n"]), line_kind(one)))
+    columns = (*kinds, "reference words", "runaway, %", "preambles, %", "WER without preambles")
+    return Table("What the word errors are (raw)", columns, tuple(lines), folded=True)
 
 
 # ---------------------------------------------------------------------- replies
@@ -217,28 +219,28 @@ def _words(cells: Sequence[Row]) -> list[Table]:
 
 def _judged(judged: Row, asked: bool) -> list[Table]:
     """Table IV: one table for each judge and scale; the paper's own where replies were asked for and not judged."""
-    out = [] if judged or not asked else [_quoted("replies", 2)]
-    for (judge, protocol), some in _by(judged.get("scores", []), "judge", "protocol"):
+    out = [] if judged or not asked else [_paper_table("replies", 2)]
+    for (judge, protocol), some in grouped(judged.get("scores", []), "judge", "protocol"):
         columns = list(dict.fromkeys(row["dimension"] for row in some))
         lines = []
-        for (system, way), rows in _by(some, "system", "direction"):
+        for (system, direction), rows in grouped(some, "system", "direction"):
             found = {row["dimension"]: cell({**row, "value": row["mean"]}, 2) for row in rows}
-            label = _known(system) if way == "all" else f"{_known(system)}, {way}"
-            bound = system in CONTROLS or system.endswith(("[text,text]", "[none,text]"))
-            row = tuple(found.get(name, BLANK) for name in columns)
-            lines.append(Line(label, row, str(rows[0]["n"]), "line" if bound else "ours"))
+            label = judged_label(system) if direction == "all" else f"{judged_label(system)}, {direction}"
+            bound = system in CONTROLS or system.endswith(tuple(f"[{view}]" for view in BOUNDS))
+            cells = tuple(found.get(name, BLANK) for name in columns)
+            lines.append(Line(label, cells, str(rows[0]["n"]), "line" if bound else "ours"))
         paper = published()["replies"]
-        places = {name: place for place, name in enumerate(paper["columns"])}
         for row in paper["rows"]:
-            values = [row["values"][places[name]] if name in places else None for name in columns]
-            lines.append(_paper({**row, "system": _judge(row)}, values, 2))
+            values = dict(zip(paper["columns"], row["values"], strict=True))
+            named = {**row, "system": _with_judge(row)}
+            lines.append(_paper_line(named, [values.get(name) for name in columns], 2))
         title = f"Table IV · replies by judge {judge} · protocol {protocol}"
         out.append(Table(title, tuple(columns), tuple(lines), f"Paper: {paper['set']}. {paper['note']}"))
     return [*out, *_trust(judged.get("trust", [])), *_agreement(judged.get("agreement", []))]
 
 
 def _trust(trials: Sequence[Row]) -> list[Table]:
-    """What the sanity suite says of each judge."""
+    """Whether each judge passed the calibration."""
     lines = [
         Line(f"{one['judge']} · {one['protocol']}", (Cell("yes" if one["usable"] else "no"),), str(one["n"]))
         for one in trials
@@ -256,7 +258,7 @@ def _agreement(rows: Sequence[Row]) -> list[Table]:
     lines = [
         Line(
             f"{' and '.join(row['judges'])} · {row['protocol']}, {row['dimension']}",
-            tuple(_plain(row.get(name)) for name in names),
+            tuple(plain(row.get(name)) for name in names),
             str(row.get("n", "")),
         )
         for row in rows
@@ -265,15 +267,15 @@ def _agreement(rows: Sequence[Row]) -> list[Table]:
 
 
 def _replies(cells: Sequence[Row]) -> list[Table]:
-    """Replies without a judge."""
+    """What can be measured of replies without a judge."""
     asked = [one for one in cells if one["task"] == "respond" and one["figures"]]
     lines = []
     for one in asked:
         figures = one["figures"]
         overlap = cell(figures.get("rouge_l"))
-        length = replace(cell(figures.get("length")), number=None)  # not on an axis of percents
+        length = replace(cell(figures.get("length")), number=None)  # in words, so not on the axis of percent
         row = (overlap, length, cell(figures.get("empty")))
-        lines.append(Line(f"{row_label(one)} · {_set(one)}", row, str(one["n"]), _kind(one)))
+        lines.append(Line(f"{row_label(one)} · {set_label(one)}", row, str(one["n"]), line_kind(one)))
     note = "ROUGE-L against the reference reply, where there is one: how near, not how good."
     columns = ("ROUGE-L, %", "words a reply", "empty, %")
     return [Table("Replies without a judge", columns, tuple(lines), note, PERCENT)]
@@ -283,16 +285,16 @@ def _replies(cells: Sequence[Row]) -> list[Table]:
 
 
 def _side_by_side(report: Row) -> list[Table]:
-    """Checkpoints of ours in columns: stages and ablations."""
+    """Our checkpoints in columns: stages and ablations."""
     names = list(dict.fromkeys(one["name"] for one in report["systems"] if one.get("kind") == "dualslm"))
     if len(names) < 2:
         return []
-    measure = {"asr": "wer_raw", "respond": "rouge_l"}
+    measures = {"asr": "wer_raw", "respond": "rouge_l"}  # of other tasks, WA
     lines = []
-    for (task, corpus, split, view), some in _by(report["cells"], "task", "corpus", "split", "view"):
-        of = {one["system"]: one for one in some}
-        name = measure.get(task, "wa")
-        row = [cell(of[system]["figures"].get(name)) if system in of else BLANK for system in names]
+    for (task, corpus, split, view), some in grouped(report["cells"], "task", "corpus", "split", "view"):
+        by_system = {one["system"]: one["figures"] for one in some}
+        name = measures.get(task, "wa")
+        row = [cell(by_system[system].get(name)) if system in by_system else BLANK for system in names]
         if any(one is not BLANK for one in row):
             label = " · ".join((f"{task}, {corpus}/{split}", *([VIEWS.get(view, view)] if view else []), name))
             lines.append(Line(label, tuple(row), str(some[0]["n"])))
@@ -300,12 +302,12 @@ def _side_by_side(report: Row) -> list[Table]:
 
 
 def _compared(found: Sequence[Row]) -> list[Table]:
-    """Paired differences."""
+    """Paired differences between systems."""
     lines = []
     for one in found:
         sides = [row_label({"system": system, "view": view}) for system, view in (one["first"], one["second"])]
         label = f"{one['task']}, {one['corpus']}/{one['split']} · {sides[0]} minus {sides[1]}"
-        row = (cell(one), _plain(one["p"], 4), _plain(one["p_holm"], 4), Cell(one["measure"]))
+        row = (cell(one), plain(one["p"], 4), plain(one["p_holm"], 4), Cell(one["measure"]))
         lines.append(Line(label, row, str(one["n"])))
     note = "Paired over clusters; p of the sign-flip test; Holm's correction over all lines of this table."
     columns = ("difference", "p", "p, Holm", "measure")
@@ -316,73 +318,24 @@ def _compared(found: Sequence[Row]) -> list[Table]:
     ]
 
 
-# ---------------------------------------------------------------------- parts
+# ---------------------------------------------------------------------- the paper's figures
 
 
-def _by(rows: Iterable[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return list(found.items())
-
-
-def _heads(cells: Sequence[Row], asked: Sequence[str]) -> list[Row]:
-    """The first cell of each system and view."""
-    fit = [one for one in cells if one["task"] in asked or _set(one) in asked]
-    return [some[0] for _, some in _by(fit, "system", "view")]
-
-
-def _finder(cells: Sequence[Row], measure: str) -> Callable[[Row, str], Cell]:
-    def find(head: Row, task: str) -> Cell:
-        found = [one for one in cells if _same(one, head) and one["task"] == task]
-        return cell(found[0]["figures"].get(measure)) if found else BLANK
-
-    return find
-
-
-def _same(one: Row, head: Row) -> bool:
-    return (one["system"], one["view"]) == (head["system"], head["view"])
-
-
-def _set(one: Row) -> str:
-    return f"{one['corpus']}/{one['split']}"
-
-
-def _kind(one: Row) -> str:
-    bound = one["view"] in ("text,text", "none,text") or one["system"] == "majority"
-    return "line" if bound else "ours"
-
-
-def _line(head: Row, row: Sequence[Cell], cells: Sequence[Row]) -> Line:
-    sizes = sorted({one["n"] for one in cells if _same(one, head)})
-    n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-    return Line(row_label(head), tuple(row), n, _kind(head))
-
-
-def _quoted(name: str, digits: int = 1) -> Table:
-    """One of the paper's tables as it stands there, where ours has other columns, or none."""
+def _paper_table(name: str, digits: int = 1) -> Table:
+    """One of the paper's tables as it is, for where ours has other columns, or there is none of ours."""
     paper = published()[name]
-    lines = [_paper({**row, "system": _judge(row)}, row["values"], digits) for row in paper["rows"]]
+    lines = [_paper_line({**row, "system": _with_judge(row)}, row["values"], digits) for row in paper["rows"]]
     title = f"Table {paper['table']} in the paper · {paper['set']}, {paper['measure']}"
     return Table(title, tuple(paper["columns"]), tuple(lines), paper["note"])
 
 
-def _judge(row: Row) -> str:
-    """A published row's system, and its judge where there is one."""
+def _with_judge(row: Row) -> str:
+    """The system of a published row, and the judge that scored it, if any."""
     return f"{row['system']}, judge {row['judge']}" if "judge" in row else str(row["system"])
 
 
-def _paper(row: Row, values: Sequence[float | None], digits: int = 1) -> Line:
+def _paper_line(row: Row, values: Sequence[float | None], digits: int = 1) -> Line:
     source = f" {row['source']}" if row.get("source") else ""
+    # A fair comparison needs it: the paper and we train the adapters alone, others also the encoder or the LLM.
     learns = f" · learns: {row['learnable']}" if row.get("learnable") else ""
     return Line(f"{row['system']}{source}{learns}", tuple(quoted(value, digits) for value in values), kind="paper")
-
-
-def _plain(value: Any, digits: int = 3) -> Cell:
-    return BLANK if value is None else Cell(f"{value:.{digits}f}" if isinstance(value, float) else str(value))
-
-
-def _known(label: str) -> str:
-    """A judge's label of a system and its view, in the words of the other tables."""
-    system, _, view = label.removesuffix("]").partition(" [")
-    return f"{system}, {VIEWS.get(view, view)}" if view else label
