@@ -17,7 +17,8 @@ from dualslm.conversation import L_ONLY, NORMAL, ORACLE, P_ONLY, Conversation, S
 from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import ATTRIBUTES, last_clip, one_task
-from dualslm.evaluation.metrics import Figure, share, word_error_rate, words
+from dualslm.evaluation.metrics.figure import Figure, share
+from dualslm.evaluation.metrics.wer import word_error_rate, words
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
 from dualslm.model.generation import GenerationSettings

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualslm.evaluation.metrics import share
+from dualslm.evaluation.metrics.figure import share
 from studies.real_speech.exam import CHOICES, Hear, questions
 
 PENALTY = 0.02  # on the squared weights; between 0.01 and 0.03 nothing changed among the actors tuned with

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 
 from dualslm.conversation import Conversation, View
-from dualslm.evaluation.metrics import word_errors, words
+from dualslm.evaluation.metrics.wer import word_errors, words
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render

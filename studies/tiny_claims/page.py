@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dualslm.evaluation.metrics import Figure
 from dualslm.evaluation.metrics.bootstrap import Difference, difference, figure, holm
+from dualslm.evaluation.metrics.figure import Figure
 
 RESULT, PAGE, PLOT = Path("docs/results/study.json"), Path("docs/study.md"), Path("docs/study.svg")
 BUILT = Path("docs/results/tiny.json")

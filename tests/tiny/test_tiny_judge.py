@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Speech
-from dualslm.evaluation.judges import JudgeSpec, calibration, judge, verdicts
+from dualslm.evaluation.judges.run import judge, verdicts
+from dualslm.evaluation.judges.sanity import calibration
+from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.tiny import judge as rule
 from dualslm.tiny import world
 from dualslm.tiny.style import sample_style
