@@ -1,1 +1,1 @@
-"""Talking in a terminal: the loop, the microphone, saved talks."""
+"""Conversations in a terminal: the loop, the microphone, saved conversations."""

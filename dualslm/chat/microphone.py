@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from dualslm.audio import SAMPLE_RATE
 from dualslm.errors import DualSLMError
 
-BLOCK = 512  # samples: 32 ms, what the detector judges at once
-BEFORE = 0.3  # s kept in front of the first speech: consonants are quiet
-PAUSE = 800  # ms without speech that end an utterance
-LONGEST = 30.0  # s, Whisper's window
+BLOCK = 512  # samples: 32 ms, the only size that Silero's model takes at 16 kHz
+LEAD_IN_S = 0.3  # kept in front of the first speech: quiet consonants are detected late
+PAUSE_MS = 800  # without speech, ends an utterance; people pause for less within a sentence
+MAX_UTTERANCE_S = 30.0  # Whisper's window
 INSTALL = "pip install 'dualslm[chat]', or type and name recordings"
 
 
@@ -47,7 +47,9 @@ class Microphone:
         except (ValueError, sounddevice.PortAudioError) as error:
             do = "plug one in, or type and name recordings"
             raise DualSLMError("no microphone", got="no input device", do=do) from error
-        self._devices, self._model = sounddevice, silero_vad.load_silero_vad()
+        # the packages are an extra, so they are imported here and not with this module
+        self._devices = sounddevice
+        self._model = silero_vad.load_silero_vad()
 
     def listen(self) -> NDArray[np.float32] | None:
         """Waits for an utterance and gives its 16 kHz samples (N,); None where the sound ends without one.
@@ -62,6 +64,7 @@ class Microphone:
     def _blocks(self) -> Iterator[Iterator[NDArray[np.float32]]]:
         try:
             with self._devices.InputStream(SAMPLE_RATE, BLOCK, channels=1, dtype="float32") as stream:
+                # endless: int() is 0 and never the 1 that would end it
                 yield (stream.read(BLOCK)[0][:, 0].copy() for _ in iter(int, 1))
         except self._devices.PortAudioError as error:
             do = "check the device, or type and name recordings"
@@ -72,23 +75,23 @@ def utterance(blocks: Iterable[NDArray[np.float32]], model: Any) -> NDArray[np.f
     """The first utterance in a stream of sound.
 
     Args:
-        blocks: `BLOCK` samples each, 16 kHz.
+        blocks: blocks of `BLOCK` samples each, 16 kHz.
         model: Silero's detector.
 
     Returns:
-        Its samples (N,), with a moment before and after; None where nobody speaks.
+        Samples of the utterance (N,), with a moment before and after; None where nobody speaks.
     """
     from silero_vad import VADIterator
 
-    judge = VADIterator(model, sampling_rate=SAMPLE_RATE, min_silence_duration_ms=PAUSE)
-    before: deque[NDArray[np.float32]] = deque(maxlen=round(BEFORE * SAMPLE_RATE / BLOCK))
-    said: list[NDArray[np.float32]] = []
+    detector = VADIterator(model, sampling_rate=SAMPLE_RATE, min_silence_duration_ms=PAUSE_MS)
+    lead_in: deque[NDArray[np.float32]] = deque(maxlen=round(LEAD_IN_S * SAMPLE_RATE / BLOCK))
+    speech: list[NDArray[np.float32]] = []
     for block in blocks:
-        event = judge(block) or {}
-        if said or "start" in event:
-            said.append(block)
+        event = detector(block) or {}
+        if speech or "start" in event:
+            speech.append(block)
         else:
-            before.append(block)
-        if said and ("end" in event or len(said) * BLOCK >= LONGEST * SAMPLE_RATE):
+            lead_in.append(block)
+        if speech and ("end" in event or len(speech) * BLOCK >= MAX_UTTERANCE_S * SAMPLE_RATE):
             break
-    return np.concatenate([*before, *said]) if said else None
+    return np.concatenate([*lead_in, *speech]) if speech else None

@@ -16,8 +16,13 @@ from dualslm.errors import DualSLMError
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
 
 
-def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    """Gives `prepare` a parser for each corpus, so that its help shows its own options."""
+def add_prepare(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Gives `prepare` a parser for each corpus, so that its help shows its own options.
+
+    Args:
+        parser: parser of `prepare`.
+        verb: function that runs it.
+    """
     names = parser.add_subparsers(title="corpora", metavar="CORPUS", required=True)
     for corpus in CORPORA.values():
         _add_corpus(names.add_parser(corpus.name, help=corpus.about), corpus, verb)
@@ -25,16 +30,18 @@ def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
 
 def run(args: argparse.Namespace) -> list[Path]:
     """Prepares the corpus that the arguments name, prints the report and gives the manifests."""
-    from dualslm.data.corpora.prepare import prepare
+    from dualslm.data.corpora.prepare import prepare  # numpy, which --help must not load
 
     corpus: Corpus = args.corpus
     out = Path(args.out or Path("data") / corpus.name)
     values = {option.name: getattr(args, option.name.replace("-", "_")) for option in corpus.options}
+    # argparse collects repeated options in lists; a corpus knows them as tuples
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     report = prepare(
         corpus,
         Path(args.raw),
         out,
-        options={name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
+        options=options,
         tasks=tasks(args.tasks),
         verify=args.verify,
         max_seconds=args.max_seconds,
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 
 
 def tasks(text: str) -> list[str]:
-    """Reads "asr,gender" in the order of `TASKS`.
+    """The tasks that a text such as "asr,gender" names, in the order of `TASKS`.
 
     Raises:
         DualSLMError: an unknown task.
@@ -71,8 +78,9 @@ def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus, verb: Verb) -> 
     add("--verify", action="store_true", help="decode every recording, instead of reading its header")
     add("--tasks", metavar="A,B", default="", help=f"some of {','.join(TASKS)} (default: {','.join(corpus.tasks)})")
     add("--max-seconds", type=float, default=30.0, metavar="S", help="leave out longer recordings (default: 30)")
-    add("--seed", type=int, default=0, metavar="N", help="of our own splits (default: 0)")
-    add("--again", action="store_true", help="prepare anew what is complete")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the splits that we draw (default: 0)")
+    add("--again", action="store_true", help="prepare again what is complete")
+    # `dualslm --json prepare` works too: without SUPPRESS this default would overwrite what stands there
     add("--json", action="store_true", default=argparse.SUPPRESS, help="print the report as JSON")
     for option in corpus.options:
         _add_option(parser, option)
@@ -80,12 +88,13 @@ def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus, verb: Verb) -> 
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    name, shown = f"--{option.name}", option.help
+    """An option of a corpus; the type of its default says how it is given."""
+    name = f"--{option.name}"
     if isinstance(option.default, bool):
-        parser.add_argument(name, action="store_true", help=shown)
+        parser.add_argument(name, action="store_true", help=option.help)
     elif isinstance(option.default, tuple):
-        parser.add_argument(name, action="append", default=[], metavar=option.metavar, help=shown)
+        parser.add_argument(name, action="append", default=[], metavar=option.metavar, help=option.help)
     else:
-        shown += f" (default: {option.default})" * (option.default is not None)
+        shown = option.help + (f" (default: {option.default})" if option.default is not None else "")
         choices = option.choices or None
         parser.add_argument(name, default=option.default, choices=choices, metavar=option.metavar, help=shown)

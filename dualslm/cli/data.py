@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dualslm.cli.options import quiet_transformers
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dualslm.recipe import ModelRecipe
     from dualslm.training.teacher import Teacher
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
-    """The options of `targets`."""
+    """Adds the options of `targets`."""
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a TOML file, whose manifests have lines that ask for respond")
     add("--out", metavar="F.jsonl", help="one file for all training manifests (default: one beside each manifest)")
     add("--server", metavar="URL", help="an OpenAI-compatible server, for example http://localhost:8000/v1")
     add("--model", metavar="NAME", help="the LLM as the server calls it (default: the recipe's)")
-    add("--batch", type=int, default=16, metavar="N", help="talks that are answered at once")
-    add("--limit", type=int, metavar="N", help="only so many talks of each file")
+    add("--batch", type=int, default=16, metavar="N", help="conversations that are answered at once")
+    add("--limit", type=int, metavar="N", help="at most so many conversations of each file")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest token")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="a longer reply is cut off")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="for example model.quantize=nf4")
@@ -34,7 +31,7 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_label(parser: argparse.ArgumentParser) -> None:
-    """The options of `label`."""
+    """Adds the options of `label`."""
     add = parser.add_argument
     add("source", metavar="IN.jsonl", help="a manifest")
     add("out", metavar="OUT.jsonl", help="the manifest with labels; OUT.report.json stands beside it")
@@ -47,7 +44,7 @@ def add_label(parser: argparse.ArgumentParser) -> None:
 
 
 def add_features(parser: argparse.ArgumentParser) -> None:
-    """The options of `features`."""
+    """Adds the options of `features`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
     parser.add_argument("--check", action="store_true", help="encode again what was replaced on disk since, by SHA-256")
@@ -59,6 +56,7 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 def _targets(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
+    # whatever can be wrong is checked before the LLM is loaded, which may take minutes
     recipe = load(args.recipe, args.set)
     for key in ("batch", "limit"):
         if (value := getattr(args, key)) is not None and value < 1:
@@ -69,10 +67,15 @@ def _targets(args: argparse.Namespace) -> int:
     from dualslm.training import targets
 
     jobs = targets.jobs_of(recipe, args.out)
-    writer = _writer(args, recipe.model)
+    teacher = _teacher(args, recipe.model)
     for job in jobs:
-        found = targets.write(job, writer, seed=recipe.seed, batch=args.batch, limit=args.limit)
-        print(json.dumps({"out": str(job.out), **found}, ensure_ascii=False) if args.json else _told(job.out, found))
+        report = targets.write(job, teacher, seed=recipe.seed, batch=args.batch, limit=args.limit)
+        if args.json:
+            print(json.dumps({"out": str(job.out), **report}, ensure_ascii=False))
+            continue
+        reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
+        without = f"; without: {', '.join(reasons)}" if reasons else ""
+        print(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{without}")
     return 0
 
 
@@ -82,16 +85,21 @@ def _label(args: argparse.Namespace) -> int:
     from dualslm.data.label import MEASURED, Labelling, label, thresholds
 
     given = {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
-    how = Labelling(given, by_gender=args.by_gender)
-    found = label(Path(args.source), Path(args.out), how, workers=args.workers, ask=args.ask)
-    print(json.dumps(found, ensure_ascii=False, indent=None if args.json else 1))
+    labelling = Labelling(given, by_gender=args.by_gender)
+    report = label(Path(args.source), Path(args.out), labelling, workers=args.workers, ask=args.ask)
+    # JSON either way: the report is nested, and --json only puts it on one line
+    print(json.dumps(report, ensure_ascii=False, indent=None if args.json else 1))
     return 0
 
 
 def _features(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
-    recipe, shard = load(args.recipe, args.set), _shard(args.shard)
+    recipe = load(args.recipe, args.set)
+    number, _, count = args.shard.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise DualSLMError("this is no shard", got=repr(args.shard), do="give for example --shard 2/8")
+    shard = (int(number), int(count))
     quiet_transformers()
     from dualslm.training.train import encode
 
@@ -100,14 +108,7 @@ def _features(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise DualSLMError("this is no shard", got=repr(text), do="give for example --shard 2/8")
-    return int(number), int(count)
-
-
-def _writer(args: argparse.Namespace, model: ModelRecipe) -> Teacher:
+def _teacher(args: argparse.Namespace, model: ModelRecipe) -> Teacher:
     """The recipe's LLM in this process, or behind a server."""
     from dualslm.model.dualslm import resolve_device
     from dualslm.model.generation import GenerationSettings
@@ -117,14 +118,7 @@ def _writer(args: argparse.Namespace, model: ModelRecipe) -> Teacher:
     generation = GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
     if args.server is not None:
         return ServerTeacher(args.server, args.model or model.llm, generation)
-    where, dtype = resolve_device(args.device, None)
-    return LocalTeacher(
-        FrozenLM.from_pretrained(model.llm, dtype=dtype, device=where, quantize=model.quantize), generation
-    )
-
-
-def _told(out: Path, found: Mapping[str, Any]) -> str:
-    """A report in one line."""
-    reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in found[part].items()]
-    without = f"; without: {', '.join(reasons)}" if reasons else ""
-    return f"{out}: {found['written']} targets, {found['cut_off']} cut off{without}"
+    # the dtype of inference: no gradient flows through the teacher
+    device, dtype = resolve_device(args.device, None)
+    llm = FrozenLM.from_pretrained(model.llm, dtype=dtype, device=device, quantize=model.quantize)
+    return LocalTeacher(llm, generation)

@@ -1,4 +1,7 @@
-"""`dualslm eval`: asks systems, measures their answers, writes the report (docs/evaluation.md)."""
+"""`dualslm eval`: asks systems, measures their answers, writes the report (docs/evaluation.md).
+
+The three steps are `_predict`, `_score` and `_report`; `--only` runs one of them.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from dualslm.errors import DualSLMError
 if TYPE_CHECKING:
     from dualslm.evaluation.systems.item import Item, System
 
-EMBEDDED = "tiny"
+EMBEDDED = "tiny"  # name of the embedded model among the systems, and of its corpus
 STEPS = ("predict", "score", "report")
 PACKAGES = ("numpy", "torch", "transformers", "whisper-normalizer")
 OUT = Path("runs/eval")
-INSTRUMENTS = "diagnostics.json"
+DIAGNOSTICS_FILE = "diagnostics.json"
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
-    """The options of `eval`."""
+    """Adds the options of `eval`."""
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="run folders, checkpoints or hub ids (default: the embedded model)")
     add(
@@ -38,7 +41,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--view", action="append", default=[], metavar="P,L", help="only this view; may be repeated")
     add("--system", action="append", default=[], metavar="KIND,KEY=VALUE", help="another system, for example majority")
     add("--likelihoods", action="store_true", help="also the likelihood of every choice")
-    add("--instruments", action="store_true", help="also measure what each channel of every RUN tells and should not")
+    add("--instruments", action="store_true", help="also measure what each channel of every RUN carries and should not")
     add(
         "--only",
         choices=STEPS,
@@ -49,7 +52,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=40, metavar="N", help="items that are answered at once")
     add("--limit", type=int, metavar="N", help="at most so many items of each task and manifest")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a longer answer is cut off")
-    add("--seed", type=int, default=0, metavar="N", help="of questions and resamples (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of questions and resamples (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
     _add_judges(parser.add_argument_group("judges of replies (docs/judges.md)"))
     parser.set_defaults(verb=_eval)
@@ -58,11 +61,21 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 def _add_judges(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--judge", action="append", default=[], metavar="SPEC", help="name=...,base_url=...,model=...; may be repeated")
-    add("--protocol", action="append", default=[], metavar="NAME", help="of the judges (default: cs and egs)")
-    add("--repeats", type=int, default=1, metavar="N", help="ask so often, to see whether a judge agrees with itself")
+    add("--protocol", action="append", default=[], metavar="NAME", help="protocol of the judges (default: cs and egs)")
+    add(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="times that each verdict is asked for, to see whether a judge agrees with itself",
+    )
     add("--pair", action="append", default=[], metavar="A:B", help="also compare two systems, in both orders")
     add("--controls", action="store_true", help="also judge the references, shuffled ones, and a generic reply")
-    add("--judge-cache", metavar="FILE", help="raw answers, best one file for all runs (default: one in --out)")
+    add(
+        "--judge-cache",
+        metavar="FILE",
+        help="raw answers; one file for all runs saves most requests (default: one in --out)",
+    )
     add("--sanity", action="store_true", help="only try the judges, on the shipped calibration items")
 
 
@@ -79,8 +92,10 @@ def _eval(args: argparse.Namespace) -> int:
         return _report(args, out)
     if args.only != "score":
         _predict(args, out)
+        # of several processes the first alone goes on: it has everybody's answers
         if args.only == "predict" or int(os.environ.get("RANK", "0")):
             return 0
+    # without --predictions a missing file is an error; with them, what the folder has is added if it is there
     own = [out / PREDICTIONS] if (out / PREDICTIONS).exists() or not args.predictions else []
     return _score(args, out, [*own, *map(Path, args.predictions)])
 
@@ -89,7 +104,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace, out: Path) -> None:
-    """Asks every system."""
+    """Asks every system and writes the predictions."""
     from dualslm.cli.options import quiet_transformers
     from dualslm.conversation import View
     from dualslm.evaluation import items, predict
@@ -99,9 +114,9 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
     exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
     if args.only != "predict" and any(item.task == "asr" for item in exam.items):
-        wer.require_whisper()  # now, not when all is answered
+        wer.require_whisper()  # now, and not after hours of answers
     quiet_transformers()
-    _take_own_gpu()
+    _use_own_gpu()
     asked = predict.plan(exam, _systems(args, exam.items), views, args.batch)
     settings = {
         "manifests": predict.manifests(manifests),
@@ -112,11 +127,11 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     with _Bar("asking") as bar:
         predict.run(out, asked, settings, command=command(), versions=versions(), show=bar)
     if args.instruments and not int(os.environ.get("RANK", "0")):
-        _instruments(args, out, manifests)
+        _run_diagnostics(args, out, manifests)
 
 
-def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path]) -> None:
-    """The instruments on every run, for the report."""
+def _run_diagnostics(args: argparse.Namespace, out: Path, manifests: Sequence[Path]) -> None:
+    """Runs the diagnostics on every run and writes them for the report."""
     import json
 
     from dualslm import tiny
@@ -125,18 +140,17 @@ def _instruments(args: argparse.Namespace, out: Path, manifests: Sequence[Path])
     from dualslm.files import replacing
     from dualslm.model.dualslm import DualSLM
 
-    found = {}
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    results = {}
     for run in args.runs or [EMBEDDED]:
         model = DualSLM.from_pretrained(tiny.ADAPTERS if run == EMBEDDED else checkpoint_of(run), device=args.device)
         limit = args.limit or diagnostics.LIMIT
-        for name, one in diagnostics.run(model, manifests, limit=limit, seed=args.seed, say=_say).items():
-            found[f"{run}: {name}"] = {**one, "title": f"{one['title']} ({run})"}
-    with replacing(out / INSTRUMENTS) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+        for name, result in diagnostics.run(model, manifests, limit=limit, seed=args.seed, say=progress).items():
+            results[f"{run}: {name}"] = {**result, "title": f"{result['title']} ({run})"}
+    with replacing(out / DIAGNOSTICS_FILE) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
@@ -146,9 +160,11 @@ def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
     from dualslm.evaluation import score
 
     judged, enough = _judged(args, out, files)
-    measured = json.loads((out / INSTRUMENTS).read_text()) if (out / INSTRUMENTS).exists() else None
+    # of this run or of an earlier one: with --only score they are read again, not measured again
+    diagnostics_path = out / DIAGNOSTICS_FILE
+    diagnostics = json.loads(diagnostics_path.read_text()) if diagnostics_path.exists() else None
     report = score.score(
-        files, seed=args.seed, command=command(), versions=versions(), judged=judged, diagnostics=measured
+        files, seed=args.seed, command=command(), versions=versions(), judged=judged, diagnostics=diagnostics
     )
     score.write(report, out)
     _pages(report, out)
@@ -156,46 +172,51 @@ def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
 
 
 def _report(args: argparse.Namespace, out: Path) -> int:
-    """The pages of reports that are there; several are joined."""
+    """Writes the pages of reports that exist already; several are joined."""
     from dualslm.evaluation import score
 
     names = args.runs or [str(out)]
     report = score.merged([score.read(Path(name)) for name in names])
-    if args.out is not None or len(names) > 1:
+    if args.out is not None or len(names) > 1:  # else the report is the one that was read
         score.write(report, out)
     _pages(report, out)
     return 0
 
 
 def _pages(report: Mapping[str, Any], out: Path) -> None:
+    """Writes the pages of a report, and prints its summary and their names."""
     from rich.console import Console
 
-    from dualslm.evaluation.report import write
+    from dualslm.evaluation.report.pages import write
 
-    html, markdown, told = write(report, out)
-    Console().print(told)
+    html, markdown, summary = write(report, out)
+    Console().print(summary)
     print(f"{html}\n{markdown}")
 
 
-# ---------------------------------------------------------------------- their parts
+# ---------------------------------------------------------------------- systems and manifests
 
 
 def _systems(args: argparse.Namespace, asked: Sequence[Item]) -> list[System]:
+    """The systems that the options name, to be asked these items."""
     from dualslm import tiny
     from dualslm.evaluation.systems.named import Means, opened
 
     specs = [*args.runs, *args.system]
     if not args.runs and (not args.system or not args.on):
         specs.insert(0, EMBEDDED)
+        # a table of one row means little: the majority answer is what any system has to beat
         specs += [] if "majority" in specs else ["majority"]
     embedded = f"dualslm,model={tiny.ADAPTERS},name={EMBEDDED}"
     means = Means(asked, args.device, args.max_new_tokens, args.likelihoods)
+    # the embedded model is so small that a GPU would not make it quicker
     on_cpu = Means(asked, args.device or "cpu", args.max_new_tokens, args.likelihoods)
     return [opened(embedded, on_cpu) if spec == EMBEDDED else opened(spec, means) for spec in specs]
 
 
-def _take_own_gpu() -> None:
-    """Of several processes on a machine, each has a GPU of its own."""
+def _use_own_gpu() -> None:
+    """Gives each of several processes on a machine a GPU of its own."""
+    # LOCAL_RANK is set by torchrun and accelerate
     if (rank := os.environ.get("LOCAL_RANK")) is not None:
         import torch
 
@@ -204,71 +225,80 @@ def _take_own_gpu() -> None:
 
 
 def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
+    """Manifests of the tiny world's test set, whose recordings are synthesized now."""
     from dualslm.tiny import testset
 
+    # several processes would write the same files at once
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise DualSLMError(
-            "one process speaks the tiny test set", got=f"{count} processes", do="start one, or give --on"
-        )
+        do = "start one, or give --on"
+        raise DualSLMError("one process speaks the tiny test set", got=f"{count} processes", do=do)
     return testset.write(out / "talks", seed=args.seed, processes=min(4, os.cpu_count() or 1))
 
 
+# ---------------------------------------------------------------------- judges
+
+
 def _sanity(args: argparse.Namespace, out: Path) -> int:
-    """Tries the judges and says what came of it; 1 where one of them cannot be trusted."""
+    """Tries the judges on the calibration items and prints the outcome; 1 where one of them cannot be trusted."""
     import json
 
     from dualslm.cli.judges import order
     from dualslm.evaluation.judges import panel
 
-    what = order(args)
-    assert what is not None
-    found = panel.run(what, out, seed=args.seed)
+    wanted = order(args)
+    assert wanted is not None, "--sanity without --judge is refused by order()"
+    found = panel.run(wanted, out, seed=args.seed)
     print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.told))
     return int(not all(row["usable"] for row in found.report["trust"]))
 
 
 def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple[dict[str, Any] | None, bool]:
-    """The judges' summary, with what their trial says of them, and whether enough verdicts came back.
+    """The judges' summary, with the outcome of their trial, and whether enough verdicts came back.
 
-    Where nobody is named, the tiny world's own rule judges replies to its talks.
+    Where no judge is named, the tiny world's own rule judges replies to its conversations.
     """
+    import json
+
     from dualslm.cli.judges import order
     from dualslm.evaluation.judges import panel
-    from dualslm.evaluation.predict import records
+    from dualslm.evaluation.predict import META, records
 
-    what = order(args)
+    wanted = order(args)
     rows = [row for path in files for row in records(path) if row["task"] == "respond"]
-    if what is None and rows and {row["corpus"] for row in rows} == {EMBEDDED}:
+    if wanted is None and rows and {row["corpus"] for row in rows} == {EMBEDDED}:
         from dualslm.tiny import judge as rule
 
         with _Bar("judging") as bar:
             found = rule.judged(rows, out, seed=args.seed, show=bar)
-    elif what is None:
+    elif wanted is None:
         return None, True
     else:
-        found = panel.run(what, out, rows, [card for path in files for card in _cards(path)], seed=args.seed)
+        # the systems' cards name their LLMs, so that none of them judges itself
+        metas = [path.with_name(META) for path in files]
+        cards = [
+            card
+            for meta in metas
+            if meta.exists()  # not beside predictions that somebody else made
+            for card in json.loads(meta.read_text())["settings"]["systems"]
+        ]
+        found = panel.run(wanted, out, rows, cards, seed=args.seed)
     print("\n".join(found.told), file=sys.stderr)
     return found.report, found.enough
 
 
-def _cards(path: Path) -> list[dict[str, Any]]:
-    import json
-
-    from dualslm.evaluation.predict import META
-
-    meta = path.with_name(META)
-    return list(json.loads(meta.read_text())["settings"]["systems"]) if meta.exists() else []
-
-
 class _Bar:
-    """A bar on standard error; called with what is done and how much there is."""
+    """A progress bar on standard error; the block gets a function of the number done and the total.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        label: label of the bar.
+    """
+
+    def __init__(self, label: str) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
         self.progress = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.progress.add_task(what, total=None)
+        self.task = self.progress.add_task(label, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self.progress.start()
@@ -279,7 +309,7 @@ class _Bar:
 
 
 def command() -> str:
-    """The command that runs, without the folder that the program lies in."""
+    """The command line, without the folder that the program lies in."""
     return shlex.join(["dualslm", *sys.argv[1:]])
 
 
@@ -291,6 +321,6 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # whisper-normalizer is optional
             continue
     return found

@@ -1,7 +1,7 @@
-"""The command line: its verbs, `--version`, and how mistakes are told.
+"""The command line: its parser, the verbs `ask`, `show`, `prepare`, `train`, `plan` and `demo`, and `--version`.
 
-Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. What a user can mend is
-one line on standard error and exit status 2; a traceback is a fault of ours.
+Nothing heavy is imported before a verb needs it, so `dualslm --help` answers at once. A mistake of the user's is one
+line on standard error and exit status 2; a traceback is a fault of ours.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
+from dualslm.cli.chat import add_chat
+from dualslm.cli.corpora import add_prepare
 from dualslm.cli.data import add_features, add_label, add_targets
 from dualslm.cli.evaluation import add_eval
-from dualslm.cli.options import add_model, quiet_transformers
-from dualslm.cli.options import model_of as _model
-from dualslm.cli.options import new_conversation as _new_conversation
-from dualslm.cli.talk import add_chat, add_serve
+from dualslm.cli.options import add_model, add_old_name, model_of, new_conversation, quiet_transformers
+from dualslm.cli.serve import add_serve
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
-    from dualslm.conversation import Conversation, Speech, View
+    from dualslm.conversation import Speech
 
-PARTS = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
+PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
@@ -51,7 +51,12 @@ examples:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording to be answered and what to call it."""
+    """A recording to be answered.
+
+    Attributes:
+        name: name of the recording in the output.
+        speech: the recording.
+    """
 
     name: str
     speech: Speech
@@ -72,25 +77,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has read enough
+        # Python flushes standard output once more at its exit, and would print the same error there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141  # 128 + SIGPIPE, as a shell reports it
     except DualSLMError as error:
         print("dualslm: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
-
-
-def _spelt_out(word: str) -> list[str]:
-    return ["hf", word.removeprefix("hf:")] if word.startswith("hf:") else [word]
+        return 130  # 128 + SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its mistakes told in one line like all others, and `hf:NAME` read as `hf NAME`."""
+    """argparse with errors of one line, like all our errors, and `hf:NAME` read as `hf NAME`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Splits the corpus `hf:NAME` in two."""
-        words = [part for word in (sys.argv[1:] if args is None else args) for part in _spelt_out(word)]
+        """Splits the corpus `hf:NAME` in two, because argparse finds a corpus's parser by its exact name."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            words += ["hf", word.removeprefix("hf:")] if word.startswith("hf:") else [word]
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -110,8 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
     add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
-    _add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
-    _add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"))
+    show = verbs.add_parser("show", help="print in colour the prompt that the LLM reads")
+    _add_speech(show)
+    show.set_defaults(verb=_show)
+    add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"), _prepare)
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
     _add_plan(verbs.add_parser("plan", help="what a recipe will take, before anything is loaded"))
@@ -125,23 +131,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
     _add_speech(parser)
-    parser.add_argument("--talk", action="store_true", help="the FILEs are the turns of one talk")
+    parser.add_argument("--conversation", action="store_true", help="the FILEs are the turns of one conversation")
+    add_old_name(parser, "--talk", "--conversation", nargs=0, const=True)
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    # `dualslm --json ask` works too: without SUPPRESS this default would overwrite what stands there
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print each reply as a line of JSON"
     )
     parser.set_defaults(verb=_ask)
-
-
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    _add_speech(parser)
-    parser.set_defaults(verb=_show)
-
-
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    from dualslm.cli.corpora import add
-
-    add(parser, _prepare)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +158,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
-    """What `ask` and `show` share: what is said, who hears it and how."""
+    """Options that `ask` and `show` share: what is said, the view and the model."""
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="wav, flac, mp3 or ogg; - reads standard input")
     add("--say", metavar="TEXT", help="a made voice says this (needs dualslm[voices])")
@@ -177,32 +174,49 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    view, said = _view(args), _utterances(args)
-    answer = _answerer(args, view)
-    conversation = _new_conversation(args)
-    for utterance in said:
-        conversation = conversation if args.talk else _new_conversation(args)
+    from dualslm.conversation import View
+
+    # both before the model is loaded: a mistyped view or a bad file is reported at once
+    view = View.parse(args.view)
+    utterances = _utterances(args)
+    model = model_of(args)
+    from dualslm.model.generation import GenerationSettings
+
+    generation = GenerationSettings(max_new_tokens=args.max_new_tokens)
+    conversation = new_conversation(args)
+    for utterance in utterances:
+        if not args.conversation:
+            conversation = new_conversation(args)
         conversation.user(utterance.speech)
-        if len(said) > 1 and not args.json:
-            print(f"{utterance.name}: ", end="")
-        reply = answer(conversation)
-        conversation.assistant(reply)
         if args.json:
+            reply = model.reply(conversation, view=view, generation=generation)
             result = {"said": utterance.name, "view": str(view), "reply": reply}
             print(json.dumps(result, ensure_ascii=False), flush=True)
+        else:
+            if len(utterances) > 1:
+                print(f"{utterance.name}: ", end="")
+            reply = ""
+            for piece in model.stream(conversation, view=view, generation=generation):
+                print(piece, end="", flush=True)
+                reply += piece
+            print()
+        conversation.assistant(reply)
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    view, said = _view(args), _utterances(args)
-    model = _model(args)
+    from dualslm.conversation import View
+
+    view = View.parse(args.view)
+    utterances = _utterances(args)
+    model = model_of(args)
     from dualslm.cli.show import show
     from dualslm.prompt import render
 
-    for utterance in said:
-        prompt = render(_new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
+    for utterance in utterances:
+        prompt = render(new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
         slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
         show(prompt, model.llm.tokenizer, slot_length, Console())
     return 0
@@ -222,7 +236,7 @@ def _train(args: argparse.Namespace) -> int:
 
     from dualslm.recipe import load
 
-    recipe = load(args.recipe, args.set)
+    recipe = load(args.recipe, args.set)  # a mistake in it is reported before torch is imported
     quiet_transformers()
     from dualslm.training.train import train
 
@@ -259,94 +273,69 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _version(args: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"dualslm": __version__, "python": platform.python_version()}
-    versions |= {name: _installed(name) for name in (*PARTS, *EXTRAS)}
+    for name in (*PACKAGES, *EXTRAS):
+        try:
+            # from the package's metadata: importing torch for its version would take seconds
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
     versions["platform"] = platform.platform()
     if args.json:
         print(json.dumps(versions))
     else:
-        print("\n".join(f"{name:16} {version}" for name, version in versions.items()))
+        print("\n".join(f"{name:16} {version_}" for name, version_ in versions.items()))
     return 0
 
 
-# ---------------------------------------------------------------------- their parts
-
-
-def _installed(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _view(args: argparse.Namespace) -> View:
-    from dualslm.conversation import View
-
-    return View.parse(args.view)
+# ---------------------------------------------------------------------- what is said
 
 
 def _utterances(args: argparse.Namespace) -> list[Utterance]:
-    """Everything that is said, decoded: a bad file is told before a model is loaded."""
+    """Everything that is said, decoded."""
     known = {name: text for name in ("transcript", "caption") if (text := getattr(args, name)) is not None}
     if known and len(args.files) != 1:
         do = "give one FILE with --transcript and --caption"
         raise DualSLMError("a text of which recording?", got=f"{len(args.files)} files", do=do)
     if args.style and args.say is None:
         raise DualSLMError("--style is how --say says something", got="no --say", do="leave it out, or give --say TEXT")
-    said = [_recording(file) for file in args.files]
-    said = [Utterance(one.name, replace(one.speech, **known)) for one in said]
+    utterances = []
+    for file in args.files:
+        utterance = _recording(file)
+        utterances.append(Utterance(utterance.name, replace(utterance.speech, **known)))
     if args.say is not None:
-        said.append(_made(args.say, args.style))
-    if not said:
+        utterances.append(_synthesized(args.say, args.style))
+    if not utterances:
         raise DualSLMError("nothing to hear", got="neither a FILE nor --say", do="name a recording")
     if args.tone is None:
-        return said
+        return utterances
     tone = _recording(args.tone).speech
-    return [Utterance(one.name, one.speech.in_the_tone_of(tone)) for one in said]
+    return [Utterance(utterance.name, utterance.speech.in_the_tone_of(tone)) for utterance in utterances]
 
 
 def _recording(file: str) -> Utterance:
+    """A recording from a file, or from standard input for "-"."""
     from dualslm.audio import load
     from dualslm.conversation import Speech
 
     if file != "-":
         return Utterance(file, Speech(load(file)))
-    if sys.stdin.isatty():
+    if sys.stdin.isatty():  # it would wait for ever for the end of what somebody types
         raise DualSLMError("no audio on standard input", got="a terminal", do="pipe one in: cat a.wav | dualslm ask -")
     return Utterance("standard input", Speech(load(sys.stdin.buffer.read())))
 
 
-def _made(text: str, style: str) -> Utterance:
-    """A sentence said by the synthesiser."""
+def _synthesized(text: str, style: str) -> Utterance:
+    """A sentence said by the synthesizer, with its words and its style as text too."""
     from dualslm.conversation import Speech
     from dualslm.tiny.style import parse_style
     from dualslm.tiny.voices import say
     from dualslm.tiny.world import caption
 
-    told = caption(parse_style(style.split()))
-    return Utterance(text, Speech(say(text, style.split()), transcript=text, caption=told))
-
-
-def _answerer(args: argparse.Namespace, view: View) -> Callable[[Conversation], str]:
-    """Gives the reply to a talk; unless it is wanted as JSON, prints it as it comes."""
-    model = _model(args)
-    from dualslm.model.generation import GenerationSettings
-
-    generation = GenerationSettings(max_new_tokens=args.max_new_tokens)
-
-    def answer(conversation: Conversation) -> str:
-        if args.json:
-            return model.reply(conversation, view=view, generation=generation)
-        pieces = []
-        for piece in model.stream(conversation, view=view, generation=generation):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
-        print()
-        return "".join(pieces)
-
-    return answer
+    words = style.split()
+    return Utterance(text, Speech(say(text, words), transcript=text, caption=caption(parse_style(words))))
 
 
 if __name__ == "__main__":

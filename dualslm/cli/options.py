@@ -1,10 +1,11 @@
-"""The model that a verb's options name: the embedded one, trained adapters, or any two parts."""
+"""Options that several verbs share, and the model that they name: embedded, trained adapters, or any two parts."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dualslm.errors import DualSLMError
 
@@ -15,12 +16,58 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options that name a model, and its system text."""
+    """Adds the options that name a model and its system text."""
     add = parser.add_argument
-    add("--system", metavar="TEXT", help="system text of the talk")
+    add("--system", metavar="TEXT", help="system text of the conversation")
     add("--model", metavar="PATH_OR_ID", help="trained adapters (default: the embedded tiny model)")
     add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
     add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+
+
+def add_cuda_graphs(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Adds the option that decodes with CUDA graphs.
+
+    Args:
+        parser: parser of a verb.
+        when: addition to the help, for a verb that uses them at times only.
+    """
+    # not the default: the first replies are slow, which only long use pays back
+    about = f"decode with CUDA graphs: quicker tokens on a GPU, after a slow start{when}"
+    parser.add_argument("--cuda-graphs", action="store_true", help=about)
+    add_old_name(parser, "--capture", "--cuda-graphs", nargs=0, const=True)
+
+
+def add_old_name(parser: argparse.ArgumentParser, old: str, new: str, **settings: Any) -> None:
+    """Accepts an option under its former name too, which is not in the help.
+
+    Args:
+        parser: parser that has the option already.
+        old: former name, for example --capture.
+        new: present name.
+        **settings: of `add_argument`; `nargs=0, const=True` for an option without a value.
+    """
+    # the default is the present option's: a second one here could set it back
+    settings |= {"dest": new.lstrip("-").replace("-", "_"), "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument(old, action=_OldName, new=new, **settings)
+
+
+class _OldName(argparse.Action):
+    """Stores a value as the present option would, and prints a line about that option's name."""
+
+    def __init__(self, *args: Any, new: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        # on standard error, because a reply on standard output may be read by another program
+        print(f"dualslm: warning: {option_string} is now called {self.new}", file=sys.stderr)
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
 
 
 def embedded(args: argparse.Namespace) -> bool:
@@ -29,7 +76,7 @@ def embedded(args: argparse.Namespace) -> bool:
 
 
 def new_conversation(args: argparse.Namespace) -> Conversation:
-    """An empty talk; the embedded LLM knows no talk without a system text, so it gets the one of a listener."""
+    """An empty conversation; the embedded LLM gets the system text that it was trained with, unless one is given."""
     from dualslm.conversation import Conversation
     from dualslm.tiny.world import LISTEN
 
@@ -37,49 +84,50 @@ def new_conversation(args: argparse.Namespace) -> Conversation:
 
 
 def questions_of(args: argparse.Namespace) -> Questions:
-    """How the model is asked for what it heard: each as it learnt to be asked."""
+    """The questions by which the model is asked for words and attributes."""
     from dualslm.inference.describe import ASKED
     from dualslm.tiny.questions import ASKED as TINY
 
+    # adapters answer reliably only in the words that they were trained with
     return TINY if embedded(args) else ASKED
 
 
 def context_of(args: argparse.Namespace) -> int | None:
-    """Positions of a talk; the embedded LLM has learnt from short talks."""
+    """Positions that prompt and reply may take together; None for the LLM's own limit."""
     from dualslm.tiny import CONTEXT
 
+    # the embedded LLM was trained with short conversations alone
     return CONTEXT if embedded(args) else None
 
 
 def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
     """The model that the options name: embedded, trained, or any two parts with fresh adapters.
 
-    Without `load_llm`, no more of its LLM is loaded than the token embeddings.
+    Args:
+        args: parsed options of `add_model`.
+        load_llm: whether the LLM's weights are loaded, and not its token embeddings alone.
     """
     from rich.console import Console
 
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
+    # on standard error, because standard output is for replies
     with Console(stderr=True).status("loading the model"):
-        return _load(args.model, args.encoder, args.llm, load_llm)
+        quiet_transformers()
+        from dualslm import tiny
+        from dualslm.model.dualslm import DualSLM
 
-
-def _load(name: str | None, encoder: str | None, llm: str | None, load_llm: bool) -> DualSLM:
-    quiet_transformers()
-    from dualslm import tiny
-    from dualslm.model.dualslm import DualSLM
-
-    if name is not None:
-        return DualSLM.from_pretrained(name, encoder=encoder, llm=llm, load_llm=load_llm)
-    if encoder is None or llm is None:
-        return tiny.load(load_llm=load_llm)
-    print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
-    return DualSLM.from_parts(encoder=encoder, llm=llm)
+        if args.model is not None:
+            return DualSLM.from_pretrained(args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm)
+        if args.encoder is None:
+            return tiny.load(load_llm=load_llm)
+        print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
+        return DualSLM.from_parts(encoder=args.encoder, llm=args.llm)
 
 
 def quiet_transformers() -> None:
-    """No warnings and bars of transformers among our lines."""
+    """Turns off the warnings and progress bars of transformers, which would stand among our own lines."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -27,9 +27,9 @@ def describe(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_length: Sl
     """The segments in order, ready for JSON.
 
     Args:
-        prompt: rendered by `dualslm.prompt.render`.
-        tokenizer: of the LLM.
-        slot_length: gives the number of embeddings of a slot.
+        prompt: prompt from `dualslm.prompt.render`.
+        tokenizer: tokenizer of the LLM.
+        slot_length: function that gives the number of embeddings of a slot.
 
     Returns:
         Per text its `ids`, `text` and whether it carries `loss`; per slot its `channel`, `clip`, `detached`;
@@ -41,7 +41,8 @@ def describe(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_length: Sl
             row = {"kind": "slot", "channel": segment.channel, "clip": segment.clip, "detached": segment.detached}
             rows.append(row | {"length": slot_length(segment)})
         else:
-            ids, text = list(segment.ids), _decode(tokenizer, segment.ids)
+            ids = list(segment.ids)
+            text = _decode(tokenizer, ids)
             rows.append({"kind": "text", "text": text, "ids": ids, "loss": segment.loss, "length": len(ids)})
     return rows
 
@@ -59,34 +60,29 @@ def show(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, slot_length: SlotLe
     rows = describe(prompt, tokenizer, slot_length)
     line = Line()
     for row in rows:
-        if row["kind"] == "slot":
-            line.append(_mark(row, many_clips=len(prompt.clips) > 1), _style(row))
-        else:
-            _append(line, row, tokenizer)
+        if row["kind"] == "text":
+            _append_text(line, row, tokenizer)
+            continue
+        # a single clip needs no number; with a tone of its own a turn has two
+        clip = f"#{row['clip']}" if len(prompt.clips) > 1 else ""
+        detached = " detached" if row["detached"] else ""
+        slot = f"▮{LETTER[row['channel']]}{clip}×{row['length']}{detached}"  # noqa: RUF001 - a count
+        line.append(slot, STYLE[row["channel"]] + (" dim" if row["detached"] else ""))
+    # a `Text`, not a string: rich would take [brackets] in the prompt for markup
     console.print(line, soft_wrap=True)
     console.print(_legend(rows))
 
 
-def _append(line: Line, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Text, with its special tokens told apart."""
+def _append_text(line: Line, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Appends text, its special tokens in a style of their own."""
     special = special_ids(tokenizer)
     for is_special, ids in groupby(row["ids"], special.__contains__):
         style = STYLE["loss" if row["loss"] else "special" if is_special else "text"]
         line.append(_decode(tokenizer, list(ids)), style)
 
 
-def _mark(row: dict[str, Any], *, many_clips: bool) -> str:
-    clip = f"#{row['clip']}" if many_clips else ""
-    detached = " detached" if row["detached"] else ""
-    return f"▮{LETTER[row['channel']]}{clip}×{row['length']}{detached}"  # noqa: RUF001 - a count
-
-
-def _style(row: dict[str, Any]) -> str:
-    return STYLE[row["channel"]] + (" dim" if row["detached"] else "")
-
-
 def _legend(rows: Sequence[dict[str, Any]]) -> Line:
-    """Only what is there: how it is marked, and how many tokens."""
+    """Each kind of token that the prompt has, in its style, and how many of them."""
     entries = [
         ("text", "text", [row for row in rows if row["kind"] == "text" and not row["loss"]]),
         ("▮P how it is said", "para", [row for row in rows if row.get("channel") == "para"]),
@@ -99,7 +95,9 @@ def _legend(rows: Sequence[dict[str, Any]]) -> Line:
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of ids as they continue a text: some tokenizers drop a space at the very beginning."""
+    """The text of ids in the middle of a text."""
+    # some tokenizers drop a space at the very beginning: so the ids are decoded behind a line break, which is then
+    # cut off
     before = tokenizer.encode("\n", add_special_tokens=False)
     whole, start = (
         tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -2,15 +2,20 @@
 
 OpenAI's own clients talk to them unchanged; errors come in OpenAI's shape and status, so that a client raises the
 right class. Audio comes as bytes in the request and in no other way.
+
+From a request to its reply: the route `chat` encodes the prompt, `_Completion` turns pieces into OpenAI's JSON, and
+`Service.stream` takes the pieces from the backend.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,16 +26,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from dualslm import __version__
 from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
-from dualslm.serve.errors import answer_errors, told
-from dualslm.serve.explain_routes import add_inside
-from dualslm.serve.limits import Limits, Metrics, Queue, RefusedError, allowed
-from dualslm.serve.middleware import Guard
-from dualslm.serve.openai_schema import ChatRequest, Envelope, ask_of, speech_of, usage
+from dualslm.inference.backend import Piece
+from dualslm.serve.errors import RefusedError, add_error_handlers, openai_error
+from dualslm.serve.explain_routes import add_explain_routes
+from dualslm.serve.limits import Limits, Queue
+from dualslm.serve.metrics import Metrics
+from dualslm.serve.middleware import BodyLimitMiddleware
+from dualslm.serve.openai_schema import ChatRequest, Envelope, Usage, load_speech, parse_chat, usage
 from dualslm.serve.page import mount
-from dualslm.serve.service import Ask, Read, Service
+from dualslm.serve.service import Ask, EncodedPrompt, Service
 
 T = TypeVar("T")
-LIMITS = Limits()
+DEFAULT_LIMITS = Limits()
 Format = Literal["json", "text", "verbose_json"]
 
 
@@ -38,7 +45,7 @@ def app(
     service: Service,
     *,
     name: str = "dualslm",
-    limits: Limits = LIMITS,
+    limits: Limits = DEFAULT_LIMITS,
     key: str | None = None,
     page: bool = True,
     clips: Path | None = None,
@@ -46,122 +53,251 @@ def app(
     """The server's application.
 
     Args:
-        service: hears and answers; closed with the application.
-        name: of the model, which requests have to name.
-        limits: of requests.
-        key: that requests must bring as a bearer token; none is asked for when None.
-        page: add the web page at /.
-        clips: a folder of example recordings for the page.
+        service: encodes and replies; closed with the application.
+        name: name of the model, which requests have to give.
+        limits: limits of requests.
+        key: bearer token that requests must bring; none is asked for when None.
+        page: whether the web page is served at /.
+        clips: folder of example recordings for the page.
     """
     server = Server(service, name, limits)
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close()
 
-    made = FastAPI(title="dualslm", version=__version__, lifespan=life, description="An LLM that hears.")
-    made.state.service = service
-    answer_errors(made)
-    made.add_middleware(Guard, most=limits.body, timeout=limits.timeout, metrics=server.metrics)
+    api = FastAPI(title="dualslm", version=__version__, lifespan=lifespan, description="An LLM that hears.")
+    api.state.service = service
+    add_error_handlers(api)
+    api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout, metrics=server.metrics)
 
-    async def keyed(request: Request) -> None:
-        if not allowed(key, request.headers.get("authorization")):
+    async def authorized(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        # in constant time, so that the time of a refusal tells nothing about the key
+        if key is not None and not hmac.compare_digest(f"Bearer {key}".encode(), given.encode()):
             raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
 
-    _add_routes(made, server, [Depends(keyed)])
-    add_inside(made, server, [Depends(keyed)])
+    needs_key = [Depends(authorized)]
+    _add_state_routes(api, server, needs_key)
+    _add_chat_route(api, server, needs_key)
+    _add_audio_routes(api, server, needs_key)
+    add_explain_routes(api, server, needs_key)
     if page:
-        mount(made, clips)
-    return made
+        mount(api, clips)
+    return api
 
 
 class Server:
-    """What the routes share."""
+    """What the routes share.
+
+    Args:
+        service: encodes and replies.
+        name: name of the model.
+        limits: limits of requests.
+    """
 
     def __init__(self, service: Service, name: str, limits: Limits) -> None:
-        self.service, self.name, self.limits, self.queue = service, name, limits, Queue(limits)
+        self.service = service
+        self.name = name
+        self.limits = limits
+        self.queue = Queue(limits)
         self.metrics = Metrics(service, self.queue)
-        self.began = int(time.time())
+        self.created = int(time.time())
 
-    def known(self, model: str) -> None:
+    def check_model(self, model: str) -> None:
         """Refuses another model's name."""
         if model != self.name:
             raise RefusedError(404, f"No model {model!r} here; this is {self.name!r}.", "model_not_found")
 
-    async def within(self, request: Request, work: Awaitable[T]) -> T:
-        """Waits for work, but not longer than may be, nor for a client that has left."""
+    async def wait_for(self, request: Request, work: Awaitable[T]) -> T:
+        """The result of work, which is cancelled when the request's time is up or its client leaves.
+
+        Raises:
+            RefusedError: it took too long, or the client left.
+        """
+
+        async def disconnected() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
         job = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_gone(request))
+        client_left = asyncio.ensure_future(disconnected())
         try:
-            await asyncio.wait({job, gone}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+            timeout = self.limits.timeout
+            await asyncio.wait({job, client_left}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if job.done():
                 return job.result()
-            if gone.done():
-                self.metrics.cut.inc()
+            if client_left.done():
+                self.metrics.disconnects.inc()
                 raise RefusedError(499, "The client has left.", "client_left")
-            raise RefusedError(504, f"No answer within {self.limits.timeout:g} s.", "timeout")
+            raise RefusedError(504, f"No answer within {timeout:g} s.", "timeout")
         finally:
-            for task in (job, gone):
+            for task in (job, client_left):
                 task.cancel()
-            await asyncio.wait({job, gone})
+            # until both have ended: the backend must be rid of the request before its slot is given to the next
+            await asyncio.wait({job, client_left})
 
     @asynccontextmanager
-    async def placed(self, request: Request) -> AsyncIterator[AsyncExitStack]:
-        """A place among those that are answered; it is given up with the stack, which may be taken along."""
-        async with AsyncExitStack() as held:
-            await self.within(request, held.enter_async_context(self.queue.place()))
-            yield held
+    async def admitted(self, request: Request) -> AsyncIterator[AsyncExitStack]:
+        """Waits in the queue; the request runs until the stack is closed, which may outlive this block."""
+        async with AsyncExitStack() as slot:
+            await self.wait_for(request, slot.enter_async_context(self.queue.admit()))
+            yield slot
 
-    async def speech(self, file: UploadFile) -> Speech:
+    async def read_upload(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
-        return await asyncio.to_thread(speech_of, await file.read(), self.limits)
-
-    def count(self, read: Read, reused: int, drawn: int, began: float) -> None:
-        """Notes what a reply took."""
-        for kind, number in (("read", len(read.prompt.keys)), ("reused", reused), ("drawn", drawn)):
-            self.metrics.tokens.labels(kind).inc(number)
-        self.metrics.whole.observe(time.perf_counter() - began)
+        return await asyncio.to_thread(load_speech, await file.read(), self.limits)
 
 
-def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
-    @made.get("/health", tags=["state"])
+# ---------------------------------------------------------------------- chat completions
+
+
+def _add_chat_route(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
+    @api.post("/v1/chat/completions", tags=["chat"], dependencies=needs_key, response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """The reply to a conversation of text and speech, whole or streamed."""
+        server.check_model(body.model)
+        began = time.perf_counter()
+        async with server.admitted(request) as slot:
+            # in a thread, because decoding the recordings would hold up everybody's tokens
+            parsed = asyncio.to_thread(parse_chat, body, server.limits, server.service.system)
+            ask = await server.wait_for(request, parsed)
+            # encoded before the response starts: what is wrong with a prompt still gets a status of its own
+            prompt = await server.wait_for(request, server.service.encode(ask))
+            completion = _Completion(server, ask, prompt, began)
+            if not body.stream:
+                return JSONResponse(await server.wait_for(request, completion.whole()))
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            # the response is sent after this block has ended, so its slot in the queue goes with it
+            events = completion.events(slot.pop_all(), include_usage=include_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+@dataclass
+class _Completion:
+    """One reply on its way to a client, and what it took so far.
+
+    Attributes:
+        server: what the routes share.
+        ask: conversation and settings.
+        prompt: the encoded conversation.
+        began: time of the request, in s of `time.perf_counter`.
+        last: the piece that came last; None before the first.
+        seconds: s from the request to the end of each step.
+    """
+
+    server: Server
+    ask: Ask
+    prompt: EncodedPrompt
+    began: float
+    last: Piece | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seconds["encode"] = time.perf_counter() - self.began
+
+    async def whole(self) -> dict[str, Any]:
+        """The reply as one JSON object."""
+        text = ""
+        async with aclosing(self.server.service.stream(self.ask, self.prompt)) as pieces:
+            async for piece in pieces:
+                self._note(piece)
+                text += piece.text
+        assert self.last is not None, "a backend's stream ends with a piece"
+        assert self.last.reason is not None, "a backend's last piece has a reason"
+        self._count()
+        envelope = Envelope(self.server.name)
+        return envelope.whole(text, self.last.reason, self._usage(self.last), self.prompt.left_out_turns)
+
+    async def events(self, slot: AsyncExitStack, *, include_usage: bool) -> AsyncGenerator[str]:
+        """The reply as server-sent events.
+
+        Args:
+            slot: the request's slot in the queue; given up after the last event, or when the client leaves.
+            include_usage: whether an event with tokens and seconds follows the reply.
+        """
+        envelope = Envelope(self.server.name)
+        ended = False
+        async with slot, aclosing(self.server.service.stream(self.ask, self.prompt)) as pieces:
+            try:
+                yield _event(envelope.chunk({"role": "assistant", "content": ""}))
+                async with asyncio.timeout(self.server.limits.timeout):
+                    async for piece in pieces:
+                        self._note(piece)
+                        if piece.text:
+                            yield _event(envelope.chunk({"content": piece.text}))
+                assert self.last is not None, "a backend's stream ends with a piece"
+                yield _event(envelope.chunk({}, self.last.reason))
+                if include_usage:
+                    self.seconds["whole"] = time.perf_counter() - self.began
+                    used = envelope.usage_chunk(self._usage(self.last), self.prompt.left_out_turns)
+                    yield _event(used | {"seconds": self.seconds})
+                ended = True
+            except Exception as error:  # status 200 was sent already, so the error travels as an event
+                yield _event({"error": openai_error(error)[1]})
+                ended = True
+            finally:
+                # a client that leaves raises GeneratorExit or CancelledError above: neither is an Exception
+                self._count()
+                if not ended:
+                    self.server.metrics.disconnects.inc()
+        yield "data: [DONE]\n\n"
+
+    def _note(self, piece: Piece) -> None:
+        if self.last is None:
+            self.seconds["first_token"] = time.perf_counter() - self.began
+            self.server.metrics.first_text.observe(self.seconds["first_token"])
+        self.last = piece
+
+    def _usage(self, last: Piece) -> Usage:
+        positions = len(self.prompt.embeds.keys)
+        return usage(positions, self.prompt.audio_positions, last.reused, last.tokens)
+
+    def _count(self) -> None:
+        """Adds what the reply took to the metrics."""
+        reused = self.last.reused if self.last else 0
+        drawn = self.last.tokens if self.last else 0
+        for kind, number in (("read", len(self.prompt.embeds.keys)), ("reused", reused), ("drawn", drawn)):
+            self.server.metrics.tokens.labels(kind).inc(number)
+        self.server.metrics.whole_reply.observe(time.perf_counter() - self.began)
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+# ---------------------------------------------------------------------- the other routes
+
+
+def _add_state_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
+    model_card = {"id": server.name, "object": "model", "created": server.created, "owned_by": "dualslm"}
+
+    # without the key: whoever watches over the process needs no access to the model
+    @api.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
         """Whether the server answers."""
         return {"status": "ok", "model": server.name}
 
-    @made.get("/metrics", tags=["state"], dependencies=keyed, response_class=PlainTextResponse)
+    @api.get("/metrics", tags=["state"], dependencies=needs_key, response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Prometheus figures."""
+        """Prometheus metrics."""
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @made.get("/v1/models", tags=["state"], dependencies=keyed)
+    @api.get("/v1/models", tags=["state"], dependencies=needs_key)
     async def models() -> dict[str, Any]:
         """The one model that answers here."""
-        return {"object": "list", "data": [_model(server)]}
+        return {"object": "list", "data": [model_card]}
 
-    @made.get("/v1/models/{model:path}", tags=["state"], dependencies=keyed)
+    @api.get("/v1/models/{model:path}", tags=["state"], dependencies=needs_key)
     async def model_of(model: str) -> dict[str, Any]:
         """The model of this name."""
-        server.known(model)
-        return _model(server)
+        server.check_model(model)
+        return model_card
 
-    @made.post("/v1/chat/completions", tags=["talk"], dependencies=keyed, response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """The reply to a talk of text and speech, whole or streamed."""
-        server.known(body.model)
-        began = time.perf_counter()
-        async with server.placed(request) as held:
-            asked = asyncio.to_thread(ask_of, body, server.limits, server.service.system)
-            ask = await server.within(request, asked)
-            read = await server.within(request, server.service.read(ask))
-            if body.stream:
-                spent = {"encode": time.perf_counter() - began}
-                lines = _streamed(server, body, ask, read, began, spent, held.pop_all())
-                return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            return JSONResponse(await server.within(request, _whole(server, ask, read, began)))
 
-    @made.post("/v1/audio/transcriptions", tags=["hear"], dependencies=keyed, response_model=None)
+def _add_audio_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
+    @api.post("/v1/audio/transcriptions", tags=["audio"], dependencies=needs_key, response_model=None)
     async def transcribe(
         request: Request,
         file: Annotated[UploadFile, File()],
@@ -171,92 +307,26 @@ def _add_routes(made: FastAPI, server: Server, keyed: list[Any]) -> None:
         temperature: Annotated[float, Form(ge=0, le=0, description="0: the likeliest words")] = 0,
     ) -> Response:
         """The words of a recording, from L alone."""
-        server.known(model)
-        async with server.placed(request):
-            speech = await server.speech(file)
-            words = await server.within(request, server.service.words(speech))
+        server.check_model(model)
+        async with server.admitted(request):
+            speech = await server.read_upload(file)
+            words = await server.wait_for(request, server.service.transcribe(speech))
         if response_format == "text":
             return PlainTextResponse(words + "\n")
         if response_format == "json":
             return JSONResponse({"text": words})
         seconds = len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
+        # OpenAI's clients expect segments; L has no times of words, so the whole recording is one
         segment = {"id": 0, "start": 0.0, "end": seconds, "text": words}
         about = {"task": "transcribe", "language": language or "", "duration": seconds}
         return JSONResponse({**about, "text": words, "segments": [segment]})
 
-    @made.post("/v1/audio/attributes", tags=["hear"], dependencies=keyed)
+    @api.post("/v1/audio/attributes", tags=["audio"], dependencies=needs_key)
     async def attributes(
         request: Request, file: Annotated[UploadFile, File()], model: Annotated[str, Form()]
     ) -> dict[str, Any]:
         """How a recording is said, from P alone; null where the LLM's answer names no value, or several."""
-        server.known(model)
-        async with server.placed(request):
-            speech = await server.speech(file)
-            return {"attributes": await server.within(request, server.service.attributes(speech))}
-
-
-def _model(server: Server) -> dict[str, Any]:
-    return {"id": server.name, "object": "model", "created": server.began, "owned_by": "dualslm"}
-
-
-async def _whole(server: Server, ask: Ask, read: Read, began: float) -> dict[str, Any]:
-    text, last = "", None
-    async with aclosing(server.service.answer(read, ask)) as pieces:
-        async for piece in pieces:
-            if last is None:
-                server.metrics.first.observe(time.perf_counter() - began)
-            text, last = text + piece.text, piece
-    assert last is not None, "a backend ends a reply with its reason"
-    assert last.reason is not None, "the last piece has it"
-    server.count(read, last.reused, last.tokens, began)
-    used = usage(len(read.prompt.keys), read.heard, last.reused, last.tokens)
-    return Envelope(server.name).whole(text, last.reason, used, read.left_out)
-
-
-async def _streamed(
-    server: Server,
-    body: ChatRequest,
-    ask: Ask,
-    read: Read,
-    began: float,
-    spent: dict[str, float],
-    held: AsyncExitStack,
-) -> AsyncGenerator[str]:
-    """Server-sent events; the place in the queue is held until the last of them, or until the client leaves."""
-    envelope, last, ended = Envelope(server.name), None, False
-    async with held, aclosing(server.service.answer(read, ask)) as pieces:
-        try:
-            yield _event(envelope.chunk({"role": "assistant", "content": ""}))
-            async with asyncio.timeout(server.limits.timeout):
-                async for piece in pieces:
-                    if last is None:
-                        spent["first_token"] = time.perf_counter() - began
-                        server.metrics.first.observe(spent["first_token"])
-                    last = piece
-                    if piece.text:
-                        yield _event(envelope.chunk({"content": piece.text}))
-            assert last is not None, "a backend ends a reply with its reason"
-            yield _event(envelope.chunk({}, last.reason))
-            if body.stream_options is not None and body.stream_options.include_usage:
-                used = usage(len(read.prompt.keys), read.heard, last.reused, last.tokens)
-                spent["whole"] = time.perf_counter() - began
-                yield _event(envelope.last(used, read.left_out) | {"seconds": spent})
-            ended = True
-        except Exception as error:  # the status was sent already
-            yield _event({"error": told(error)[1]})
-            ended = True
-        finally:
-            server.count(read, last.reused if last else 0, last.tokens if last else 0, began)
-            if not ended:
-                server.metrics.cut.inc()
-    yield "data: [DONE]\n\n"
-
-
-def _event(what: dict[str, Any]) -> str:
-    return f"data: {json.dumps(what, ensure_ascii=False)}\n\n"
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        server.check_model(model)
+        async with server.admitted(request):
+            speech = await server.read_upload(file)
+            return {"attributes": await server.wait_for(request, server.service.attributes(speech))}

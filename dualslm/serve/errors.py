@@ -12,53 +12,81 @@ from starlette.exceptions import HTTPException
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import UnavailableError
-from dualslm.serve.limits import RefusedError
+
+MAX_REPORTED_FIELDS = 3  # a malformed list has an error for each of its items; the first few say enough
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 log = logging.getLogger("dualslm.serve")
 
 
-def told(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
-    """An error as a status and OpenAI's object."""
-    refused = _refused(error)
-    place = _places(error)[0] if isinstance(error, RequestValidationError) else None
-    return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": place}
+class RefusedError(Exception):
+    """A request that is not answered, in OpenAI's words.
+
+    Args:
+        status: HTTP status.
+        message: what was wrong and what to do.
+        code: short code for programs.
+        retry_after: seconds after which the client may ask again.
+    """
+
+    def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's type of error."""
+        # OpenAI's clients pick the exception class by status, but programs also read this type
+        return ERROR_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
 
-def answer_errors(app: FastAPI) -> None:
+def openai_error(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
+    """An error as a refusal with its status, and as OpenAI's JSON object."""
+    refused = _refusal(error)
+    param = _field_names(error)[0] if isinstance(error, RequestValidationError) else None
+    return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": param}
+
+
+def add_error_handlers(api: FastAPI) -> None:
     """Answers every error of an application in OpenAI's shape."""
 
     async def answer(_: Request, error: Exception) -> JSONResponse:
-        refused, body = told(error)
-        headers = {} if refused.retry is None else {"Retry-After": str(refused.retry)}
+        refused, body = openai_error(error)
+        headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
         if isinstance(error, HTTPException):
             headers |= dict(error.headers or {})
         return JSONResponse({"error": body}, refused.status, headers)
 
+    # Starlette looks a handler up by class; `Exception` alone would leave FastAPI's own two handlers in force
     for kind in (RefusedError, DualSLMError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, answer)
+        api.add_exception_handler(kind, answer)
 
 
-def _refused(error: Exception) -> RefusedError:
+def _refusal(error: Exception) -> RefusedError:
+    """The status, message and code of an error; what is unknown is logged and answered as a fault of the server."""
     if isinstance(error, RefusedError):
         return error
+    # before DualSLMError, whose subclass it is: the request was right, so the client may send it again
     if isinstance(error, UnavailableError):
-        return RefusedError(503, str(error), "unavailable", retry=1)
+        return RefusedError(503, str(error), "unavailable", retry_after=1)
     if isinstance(error, DualSLMError):
         return RefusedError(400, str(error), "invalid_value")
     if isinstance(error, RequestValidationError):
-        return RefusedError(400, "; ".join(_wrong(error)), "invalid_value")
+        # 400 as OpenAI gives it, not FastAPI's 422: its client raises BadRequestError for 400 alone
+        reported = zip(_field_names(error), error.errors()[:MAX_REPORTED_FIELDS], strict=False)
+        return RefusedError(400, "; ".join(f"{name}: {one['msg']}" for name, one in reported), "invalid_value")
     if isinstance(error, TimeoutError):
         return RefusedError(504, "The reply took too long.", "timeout")
     if isinstance(error, HTTPException):
         return RefusedError(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "http")
+    # the client learns nothing of our internals: the traceback goes to the log alone
     log.exception("a fault of the server", exc_info=error)
     return RefusedError(500, "A fault of the server; its log says more.", "internal_error")
 
 
-def _wrong(error: RequestValidationError) -> list[str]:
-    places = _places(error)
-    return [f"{place}: {one['msg']}" for place, one in zip(places, error.errors()[:3], strict=False)]
-
-
-def _places(error: RequestValidationError) -> list[str]:
+def _field_names(error: RequestValidationError) -> list[str]:
+    """The field that each part of a validation error is about, for example `messages.0.content`."""
     return [".".join(str(step) for step in one["loc"] if step != "body") or "body" for one in error.errors()]

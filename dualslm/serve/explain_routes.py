@@ -1,6 +1,6 @@
-"""Routes that look inside: what was heard and how surely, and what a reply rests on (ours; the page shows them).
+"""Routes that explain: what a recording holds and how surely, and what a reply rests on (ours; for the page).
 
-Degrees and influence need the LLM's own likelihoods, so they are there where its weights are: not behind vLLM.
+Degrees and influence need the LLM's own likelihoods, so they exist where its weights are: not behind vLLM.
 """
 
 from __future__ import annotations
@@ -16,67 +16,95 @@ from pydantic import BaseModel, ConfigDict
 from dualslm.errors import DualSLMError
 from dualslm.inference.attribution import Degrees, degrees, influence
 from dualslm.inference.describe import Description, Questions
-from dualslm.serve.openai_schema import AudioData, ChatRequest, ask_of, speech_of_data
+from dualslm.serve.openai_schema import AudioData, ChatRequest, load_base64_speech, parse_chat
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
 
-LONGEST = 1024  # positions of a talk whose reply is weighed: two dozen copies of it are read at once
+MAX_WEIGHED_POSITIONS = 1024  # of a prompt whose reply is weighed: two dozen copies of it are one batch
 
 
-class HeardRequest(BaseModel):
-    """A recording to be heard."""
+class DescribeRequest(BaseModel):
+    """A recording to be described."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
     input_audio: AudioData
 
 
-def add_inside(made: FastAPI, server: Server, keyed: list[Any]) -> None:
-    """Adds `/v1/about`, `/v1/heard` and `/v1/influence`."""
+def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
+    """Adds `/v1/about`, `/v1/heard` and `/v1/influence`.
+
+    Args:
+        api: the application.
+        server: what its routes share.
+        needs_key: dependencies that check the API key.
+    """
     service = server.service
 
-    @made.get("/v1/about", tags=["inside"], dependencies=keyed)
+    @api.get("/v1/about", tags=["explain"], dependencies=needs_key)
     async def about() -> dict[str, Any]:
-        """The model's name, the system text of talks that have none, and whether likelihoods can be told."""
-        return {"model": server.name, "system": service.system, "likelihoods": service.llm_here}
+        """The model's name, the system text of conversations that have none, and whether likelihoods are at hand."""
+        return {"model": server.name, "system": service.system, "likelihoods": service.llm_is_local}
 
-    @made.post("/v1/heard", tags=["inside"], dependencies=keyed)
-    async def heard(body: HeardRequest, request: Request) -> dict[str, Any]:
-        """The words from L alone; the attributes from P alone, with the share of each choice where it can be told."""
-        server.known(body.model)
-        async with server.placed(request):
-            speech = await asyncio.to_thread(speech_of_data, body.input_audio, server.limits)
-            found = await server.within(request, service.heard(speech))
-            sure: Mapping[str, Degrees] = {}
-            if service.llm_here:
-                work = service.in_ears(degrees, service.audio_cache, speech, service.questions, found)
-                sure = await server.within(request, work)
-        return told(found, sure, service.questions)
+    @api.post("/v1/heard", tags=["explain"], dependencies=needs_key)
+    async def describe(body: DescribeRequest, request: Request) -> dict[str, Any]:
+        """The words from L alone; the attributes from P alone, with the share of each choice where it is known."""
+        server.check_model(body.model)
+        async with server.admitted(request):
+            speech = await asyncio.to_thread(load_base64_speech, body.input_audio, server.limits)
+            description = await server.wait_for(request, service.describe(speech))
+            shares: Mapping[str, Degrees] = {}
+            if service.llm_is_local:
+                # the audio cache belongs to the encoder's thread, whoever uses it
+                work = service.run_in_encoder_thread(
+                    degrees, service.audio_cache, speech, service.questions, description
+                )
+                shares = await server.wait_for(request, work)
+        return description_json(description, shares, service.questions)
 
-    @made.post("/v1/influence", tags=["inside"], dependencies=keyed)
-    async def rests(body: ChatRequest, request: Request) -> dict[str, Any]:
+    @api.post("/v1/influence", tags=["explain"], dependencies=needs_key)
+    async def weigh(body: ChatRequest, request: Request) -> dict[str, Any]:
         """What the last message, a reply, rests on: nats that its tokens lose without P, without L, without pieces."""
-        server.known(body.model)
-        if not service.llm_here:
+        server.check_model(body.model)
+        if not service.llm_is_local:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
-        async with server.placed(request):
-            ask = await server.within(request, asyncio.to_thread(ask_of, body, server.limits, service.system))
-            if len(ask.conversation.turns) < 2 or ask.conversation.turns[-1].role != "assistant":
-                raise DualSLMError("no reply to weigh", got="another last message", do="end the talk with the reply")
-            reply = "".join(part for part in ask.conversation.turns.pop().parts if isinstance(part, str))
-            read = await server.within(request, service.read(ask))
-            if len(read.prompt.keys) > LONGEST or not reply.strip():
-                got = f"{len(read.prompt.keys)} positions before a reply of {len(reply)} characters"
-                raise DualSLMError("this reply cannot be weighed", got=got, do=f"weigh talks of up to {LONGEST}")
-            work = service.in_ears(influence, service.audio_cache, ask.conversation, reply, ask.view)
-            return asdict(await server.within(request, work))
+        async with server.admitted(request):
+            parsed = asyncio.to_thread(parse_chat, body, server.limits, service.system)
+            ask = await server.wait_for(request, parsed)
+            turns = ask.conversation.turns
+            if len(turns) < 2 or turns[-1].role != "assistant":
+                do = "end the conversation with the reply"
+                raise DualSLMError("no reply to weigh", got="another last message", do=do)
+            reply = "".join(part for part in turns.pop().parts if isinstance(part, str))
+            # encoded here already, because only then is its length known, which bounds the memory below
+            prompt = await server.wait_for(request, service.encode(ask))
+            positions = len(prompt.embeds.keys)
+            if positions > MAX_WEIGHED_POSITIONS or not reply.strip():
+                got = f"{positions} positions before a reply of {len(reply)} characters"
+                do = f"weigh conversations of up to {MAX_WEIGHED_POSITIONS} positions"
+                raise DualSLMError("this reply cannot be weighed", got=got, do=do)
+            work = service.run_in_encoder_thread(influence, service.audio_cache, ask.conversation, reply, ask.view)
+            return asdict(await server.wait_for(request, work))
 
 
-def told(heard: Description, sure: Mapping[str, Degrees], questions: Questions) -> dict[str, Any]:
-    """What was heard, with captions of the same voice in each emotion, to be used as a tone."""
-    attributes = {name: {"value": value, "degrees": sure.get(name)} for name, value in heard.attributes.items()}
-    known = {name: value for name, value in heard.attributes.items() if value is not None}
+def description_json(description: Description, shares: Mapping[str, Degrees], questions: Questions) -> dict[str, Any]:
+    """A description as JSON, with captions of the same voice in each emotion, to be used as a tone.
+
+    Args:
+        description: words and attributes of a recording.
+        shares: share of each choice, by attribute; empty where the likelihoods are not at hand.
+        questions: their values are the choices.
+    """
+    values = description.attributes
+    attributes = {name: {"value": value, "degrees": shares.get(name)} for name, value in values.items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    # adapters may have been trained without emotions: then there are no captions to offer
     emotions = questions.attributes["emotion"].values if "emotion" in questions.attributes else ()
-    captions = {value: questions.caption({**known, "emotion": value}) for value in emotions}
-    return {"words": heard.words, "caption": heard.caption, "attributes": attributes, "captions": captions}
+    captions = {emotion: questions.caption({**known, "emotion": emotion}) for emotion in emotions}
+    return {
+        "words": description.words,
+        "caption": description.caption,
+        "attributes": attributes,
+        "captions": captions,
+    }

@@ -1,8 +1,8 @@
-"""OpenAI's JSON ↔ talks: what may stand in a request, and what an answer looks like (ours).
+"""OpenAI's JSON ↔ conversations: what a request may hold, and what a response looks like (ours).
 
-Text and `input_audio` parts, in any turn of the user's. Beyond OpenAI's fields a request may name a `view`, a
-recording its `transcript`, its `caption` and a `tone`, the recording whose tone it takes. A field that would change
-the reply and is not understood is refused, not passed over.
+Any user turn may have text and `input_audio` parts. Beyond OpenAI's fields a request may have a `view`, and a
+recording a `transcript`, a `caption` and a `tone` (another recording, or a description, whose tone it takes). A field
+that would change the reply and is not understood is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -19,45 +19,48 @@ from pydantic import BaseModel, ConfigDict, Field
 from dualslm.audio import SAMPLE_RATE, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.model.generation import GenerationSettings
-from dualslm.serve.limits import Limits, RefusedError
+from dualslm.serve.errors import RefusedError
+from dualslm.serve.limits import Limits
 from dualslm.serve.service import Ask
 
-LONGEST = 256  # tokens of a reply, unless the request says otherwise
-MOST_TOKENS = 32_768
+DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
+MAX_REPLY_TOKENS = 32_768  # what a request may ask for; the context limits it further
+MAX_STOP_TEXTS = 4  # as OpenAI
 
 
 class _Strict(BaseModel):
+    # pydantic would ignore unknown fields; a misspelt `view` would then change nothing and tell nobody
     model_config = ConfigDict(extra="forbid")
 
 
 class AudioData(_Strict):
-    """The bytes of an audio file in base64, and what they are called: the bytes themselves decide."""
+    """An audio file in base64, with OpenAI's name of its format; the file's own header decides."""
 
     data: str = Field(description="the bytes of a wav, mp3, flac or ogg file, in base64")
     format: Literal["wav", "mp3", "flac", "ogg"] = "wav"
 
 
-class Described(_Strict):
+class ToneCaption(_Strict):
     """A tone in words."""
 
     caption: str = Field(min_length=1)
 
 
 class TextPart(_Strict):
-    """Something written."""
+    """Written text."""
 
     type: Literal["text"]
     text: str
 
 
 class AudioPart(_Strict):
-    """Something said."""
+    """Speech."""
 
     type: Literal["input_audio"]
     input_audio: AudioData
     transcript: str | None = Field(None, description="its words, for views that read L as text")
     caption: str | None = Field(None, description="how it is said, for views that read P as text")
-    tone: AudioData | Described | None = Field(None, description="take how it is said from this instead")
+    tone: AudioData | ToneCaption | None = Field(None, description="take how it is said from this instead")
 
 
 UserPart = Annotated[TextPart | AudioPart, Field(discriminator="type")]
@@ -97,14 +100,14 @@ Message = Annotated[AnyMessage, Field(discriminator="role")]
 
 
 class StreamOptions(_Strict):
-    """What a stream tells besides the reply."""
+    """What a stream carries besides the reply."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ChatRequest(_Strict):
-    """A talk to be answered."""
+    """A conversation to be answered."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -115,8 +118,9 @@ class ChatRequest(_Strict):
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_REPLY_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_REPLY_TOKENS)
+    # fields that OpenAI's clients send at their neutral values; any other value would change the reply
     n: Literal[1] | None = Field(None, description="one reply to a request")
     logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -128,84 +132,111 @@ class ChatRequest(_Strict):
     store: bool | None = Field(None, description="changes nothing: nothing is stored")
 
 
-def ask_of(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
-    """The talk that a request holds, its recordings decoded.
+def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
+    """The conversation and the settings of a request, its recordings decoded.
+
+    Args:
+        request: the request's body.
+        limits: limits of turns and recordings.
+        system: system text of a conversation that has none.
 
     Raises:
-        RefusedError: over a limit, or a talk that makes no sense.
+        RefusedError: a request over a limit, or messages in an order that makes no sense.
         DualSLMError: an unknown view, or a recording that cannot be used.
     """
-    if len(request.messages) > limits.turns:
-        raise RefusedError(
-            413, f"{len(request.messages)} messages; at most {limits.turns} are taken.", "too_many_turns"
-        )
+    turns = len(request.messages)
+    if turns > limits.turns:
+        raise RefusedError(413, f"{turns} messages; at most {limits.turns} are taken.", "too_many_turns")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if len(stop) > 4:
-        raise RefusedError(400, f"{len(stop)} stop texts; at most 4 are taken.", "invalid_value")
-    most = request.max_completion_tokens or request.max_tokens or LONGEST
+    if len(stop) > MAX_STOP_TEXTS:
+        raise RefusedError(400, f"{len(stop)} stop texts; at most {MAX_STOP_TEXTS} are taken.", "invalid_value")
     generation = GenerationSettings(
-        most, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed
+        # `max_tokens` is the field's former name, which clients still send
+        max_new_tokens=request.max_completion_tokens or request.max_tokens or DEFAULT_REPLY_TOKENS,
+        # 0 unless given, where OpenAI has 1: the same conversation gets the same reply
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
     )
     return Ask(_conversation(request.messages, limits, system), View.parse(request.view), generation, stop)
 
 
-def speech_of(data: bytes, limits: Limits, **known: Any) -> Speech:
+def load_speech(data: bytes, limits: Limits, **known: Any) -> Speech:
     """A recording from the bytes of a file.
 
+    Args:
+        data: the file.
+        limits: limit of its seconds.
+        **known: further fields of `Speech`.
+
     Raises:
-        RefusedError: longer than it may be.
-        DualSLMError: not audio.
+        RefusedError: a recording that is too long.
+        DualSLMError: no audio.
     """
     try:
+        # decoding stops at the limit: a small file of compressed silence would otherwise fill the memory
         return Speech(load(data, longest=limits.audio), **known)
     except TooLongError as error:
         raise RefusedError(413, str(error), "audio_too_long") from error
 
 
-def speech_of_data(audio: AudioData, limits: Limits, **known: Any) -> Speech:
-    """`speech_of` for a recording in base64."""
-    return speech_of(_bytes(audio), limits, **known)
+def load_base64_speech(audio: AudioData, limits: Limits, **known: Any) -> Speech:
+    """`load_speech` for a recording in base64."""
+    try:
+        data = base64.b64decode(audio.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RefusedError(400, f"The audio is not base64: {error}.", "invalid_audio") from error
+    return load_speech(data, limits, **known)
 
 
-def _conversation(
-    messages: Sequence[SystemMessage | UserMessage | AssistantMessage], limits: Limits, system: str | None
-) -> Conversation:
-    first = next((place for place, one in enumerate(messages) if not isinstance(one, SystemMessage)), len(messages))
+def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | None) -> Conversation:
+    """The conversation of some messages; system messages stand at the beginning only."""
+    system_texts: list[str] = []
+    for message in messages:
+        if not isinstance(message, SystemMessage):
+            break
+        system_texts.append(_text(message.content))
     recordings = _Recordings(limits)
-    texts = [_text(one.content) for one in messages[:first] if isinstance(one, SystemMessage)]
-    conversation = Conversation("\n".join(texts) if texts else system)
-    for one in messages[first:]:
-        if isinstance(one, SystemMessage):
+    conversation = Conversation("\n".join(system_texts) if system_texts else system)
+    for message in messages[len(system_texts) :]:
+        if isinstance(message, SystemMessage):
+            # chat templates have one place for it: moved to the front it would silently mean something else
             raise RefusedError(400, "A system message stands in the middle; put it first.", "invalid_value")
-        if isinstance(one, AssistantMessage):
-            conversation.assistant(_text(one.content or ""))
+        if isinstance(message, AssistantMessage):
+            conversation.assistant(_text(message.content or ""))
+        elif isinstance(message.content, str):
+            conversation.user(message.content)
         else:
-            conversation.user(*_parts(one, recordings))
+            parts: list[Part] = [
+                part.text if isinstance(part, TextPart) else recordings.speech(part) for part in message.content
+            ]
+            conversation.user(*parts)
     return conversation
 
 
-def _parts(message: UserMessage, recordings: _Recordings) -> list[Part]:
-    if isinstance(message.content, str):
-        return [message.content]
-    return [one.text if isinstance(one, TextPart) else recordings.said(one) for one in message.content]
-
-
 class _Recordings:
-    """Decodes the recordings of a request, as many seconds of them as may be."""
+    """Decodes the recordings of one request, up to a limit of seconds for all of them.
+
+    Args:
+        limits: limits of seconds.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.seconds = limits, 0.0
+        self.limits = limits
+        self.seconds = 0.0
 
-    def said(self, part: AudioPart) -> Speech:
+    def speech(self, part: AudioPart) -> Speech:
+        """A spoken part, with the recording or the caption whose tone it takes."""
         tone = None
-        if isinstance(part.tone, Described):
+        if isinstance(part.tone, ToneCaption):
             tone = Speech(caption=part.tone.caption)
         elif part.tone is not None:
-            tone = self._decoded(part.tone, caption=part.caption)
-        return self._decoded(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
+            # P is read from the tone, so a view that reads P as text needs the caption there
+            tone = self._load(part.tone, caption=part.caption)
+        return self._load(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
 
-    def _decoded(self, audio: AudioData, **known: Any) -> Speech:
-        speech = speech_of_data(audio, self.limits, **known)
+    def _load(self, audio: AudioData, **known: Any) -> Speech:
+        speech = load_base64_speech(audio, self.limits, **known)
         self.seconds += len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
         if self.seconds > self.limits.speech:
             message = f"The recordings are longer than {self.limits.speech:g} s together."
@@ -213,18 +244,11 @@ class _Recordings:
         return speech
 
 
-def _bytes(audio: AudioData) -> bytes:
-    try:
-        return base64.b64decode(audio.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RefusedError(400, f"The audio is not base64: {error}.", "invalid_audio") from error
-
-
 def _text(content: str | Sequence[TextPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-# ---------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------- responses
 
 
 class Usage(BaseModel):
@@ -236,34 +260,52 @@ class Usage(BaseModel):
     prompt_tokens_details: dict[str, int]
 
 
-def usage(prompt: int, heard: int, reused: int, drawn: int) -> Usage:
-    """What a reply took."""
-    details = {"audio_tokens": heard, "cached_tokens": reused}
+def usage(prompt: int, audio: int, reused: int, drawn: int) -> Usage:
+    """What a reply took.
+
+    Args:
+        prompt: positions of the prompt.
+        audio: positions of the prompt that are P or L.
+        reused: positions of the prompt that came from the prefix cache.
+        drawn: tokens of the reply.
+    """
     return Usage(
-        prompt_tokens=prompt, completion_tokens=drawn, total_tokens=prompt + drawn, prompt_tokens_details=details
+        prompt_tokens=prompt,
+        completion_tokens=drawn,
+        total_tokens=prompt + drawn,
+        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused},
     )
 
 
 class Envelope:
-    """What all answers to one request have in common."""
+    """What all JSON objects of one reply have in common.
+
+    Args:
+        model: name of the model.
+    """
 
     def __init__(self, model: str) -> None:
-        self.id, self.created, self.model = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = model
 
-    def whole(self, text: str, reason: str, used: Usage, left_out: int) -> dict[str, Any]:
-        """A chat.completion; `left_out_turns` beyond OpenAI's."""
+    def whole(self, text: str, reason: str, used: Usage, left_out_turns: int) -> dict[str, Any]:
+        """A chat.completion; `left_out_turns` is not OpenAI's."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-        return self._with("chat.completion", [choice]) | {"usage": used.model_dump(), "left_out_turns": left_out}
+        completion = self._with("chat.completion", [choice])
+        return completion | {"usage": used.model_dump(), "left_out_turns": left_out_turns}
 
     def chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         """A chat.completion.chunk."""
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         return self._with("chat.completion.chunk", [choice])
 
-    def last(self, used: Usage, left_out: int) -> dict[str, Any]:
-        """The chunk that tells what the reply took."""
-        return self._with("chat.completion.chunk", []) | {"usage": used.model_dump(), "left_out_turns": left_out}
+    def usage_chunk(self, used: Usage, left_out_turns: int) -> dict[str, Any]:
+        """The last chunk, which says what the reply took."""
+        # OpenAI's own has no choices either: clients that take choices[0] without looking have to know this
+        chunk = self._with("chat.completion.chunk", [])
+        return chunk | {"usage": used.model_dump(), "left_out_turns": left_out_turns}
 
     def _with(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}

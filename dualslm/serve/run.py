@@ -21,8 +21,8 @@ from dualslm.serve.app import app
 from dualslm.serve.limits import Limits
 from dualslm.serve.service import Service
 
-KEEP_ALIVE = 75  # s; longer than clients keep idle connections, lest one is closed just as a request sets out
-HERE = ("127.0.0.1", "::1")
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed just as a request sets out
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Settings:
     """How the server is reached, and where the LLM runs.
 
     Attributes:
-        name: what requests call the model.
-        limits: of requests.
-        key: that requests must bring.
-        page: serve the web page too.
-        clips: a folder of example recordings for the page.
-        keep: bytes of keys and values to keep of talks that were answered in this process.
+        name: name of the model in requests.
+        limits: limits of requests.
+        key: API key that requests must bring; none is asked for when None.
+        page: whether the web page is served too.
+        clips: folder of example recordings for the page.
+        cache_bytes: bytes of the prefix cache, where the LLM runs in this process.
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
-        vllm_model: as vLLM calls it; its first when None.
-        vllm_key: that vLLM asks for.
+        vllm_model: name of the LLM in vLLM; vLLM's first when None.
+        vllm_key: API key for vLLM.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Settings:
     key: str | None = None
     page: bool = True
     clips: Path | None = None
-    keep: int = CACHE_BYTES
+    cache_bytes: int = CACHE_BYTES
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
@@ -56,8 +56,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one.
 
     Raises:
-        DualSLMError: no such address here, a port in use or one that is no number of a port.
+        DualSLMError: an address that is not this machine's, a port in use, or a number that is no port.
     """
+    # before the model is loaded, which may take minutes: a port in use is reported at once
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -78,51 +79,52 @@ def run(
     """Serves until SIGINT or SIGTERM.
 
     Args:
-        model: hears, and answers too where no vLLM server is named.
-        settings: of the server.
-        listening: takes the connections.
-        questions: by which the LLM is asked for what it heard.
-        context: positions of a talk.
-        system: the system text of talks that have none.
+        model: encoder and adapters; its LLM replies too where no vLLM server is named.
+        settings: settings of the server.
+        listening: socket that takes the connections.
+        questions: questions by which the LLM is asked for words and attributes.
+        context: positions that prompt and reply may take together; the LLM's limit when None.
+        system: system text of conversations that have none.
     """
     host = listening.getsockname()[0]
-    if host not in HERE and settings.key is None:
+    if host not in LOOPBACK and settings.key is None:
         print(f"dualslm: warning: anybody who reaches {host} can use this server", file=sys.stderr)
-    signal.signal(
-        signal.SIGTERM, lambda *_: None
-    )  # uvicorn passes it on once it has stopped; the exit status is then 0
-    service = Service(model, _backend(model, settings), questions=questions, context=context, system=system)
+    # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    backend = _backend(model, settings)
+    service = Service(model, backend, questions=questions, context=context, system=system)
     asyncio.run(_serve(service, settings, listening))
-
-
-async def _serve(service: Service, settings: Settings, listening: socket.socket) -> None:
-    made = app(
-        service, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
-    )
-    grace = int(settings.limits.timeout)
-    config = uvicorn.Config(
-        made,
-        log_level="warning",
-        timeout_graceful_shutdown=grace,
-        timeout_keep_alive=KEEP_ALIVE,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    told = asyncio.create_task(_tell(server, settings.name))
-    await server.serve([listening])
-    told.cancel()
 
 
 def _backend(model: DualSLM, settings: Settings) -> Backend:
     if settings.vllm is None:
-        return LocalBackend(model.llm, settings.limits.running, settings.keep)
+        return LocalBackend(model.llm, settings.limits.running, settings.cache_bytes)
     from dualslm.inference.vllm import VLLMBackend
 
     return VLLMBackend(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
 
 
-async def _tell(server: uvicorn.Server, name: str) -> None:
-    """One line, once the server listens."""
+async def _serve(service: Service, settings: Settings, listening: socket.socket) -> None:
+    api = app(
+        service, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
+    )
+    config = uvicorn.Config(
+        api,
+        log_level="warning",
+        # as long as a stream may take, so that open replies end on their own
+        timeout_graceful_shutdown=int(settings.limits.timeout),
+        timeout_keep_alive=KEEP_ALIVE_S,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    announcement = asyncio.create_task(_announce(server, settings.name))
+    await server.serve([listening])
+    announcement.cancel()
+
+
+async def _announce(server: uvicorn.Server, name: str) -> None:
+    """Prints one line, once the server listens."""
+    # uvicorn has no event for it; whoever starts the process waits for the line, also to learn the port
     while not server.started:
         await asyncio.sleep(0.02)
     host, port = server.servers[0].sockets[0].getsockname()[:2]

@@ -1,8 +1,11 @@
-"""Hears and answers for many talks at once; stateless, so that any number may stand side by side (ours).
+"""Encodes prompts and streams replies for many conversations at once (ours).
 
-Prompts that wait while others are heard are heard together: that is the micro-batch of the encoder and the adapters,
-and nobody waits for it to fill. Embeddings of recordings are kept (`AudioCache`), so a history that is sent again costs
-no encoding. The page and the HTTP routes talk to this and to nothing below it.
+The service keeps no conversation, so any number of them may stand side by side. Prompts that wait while others are
+encoded are encoded together: that is the micro-batch of the encoder and the adapters, and no request waits for it to
+fill. Embeddings of recordings are cached (`AudioCache`), so a history that is sent again costs no encoding. The HTTP
+routes call this and nothing below it.
+
+A request becomes a reply in two steps: `encode` gives the prompt's embeddings, `stream` hands them to the backend.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from dualslm.prompt import Prompt, render
 
 T = TypeVar("T")
 P_ = ParamSpec("P_")
-TOGETHER = 16  # prompts that are heard in one go
+MAX_BATCH_PROMPTS = 16  # encoded at once: more would let the first of them wait for the last
+UNLIMITED_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Ask:
     """What is asked of the LLM.
 
     Attributes:
-        conversation: ends with a user turn.
-        view: where the channels of its spoken turns come from.
-        how: decoding settings.
-        stop: the reply ends before the first of these texts.
+        conversation: conversation that ends with a user turn.
+        view: sources of P and L in its spoken turns.
+        generation: settings of the reply.
+        stop: texts before the first of which the reply ends.
     """
 
     conversation: Conversation
@@ -48,31 +52,35 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A talk as the LLM reads it.
+class EncodedPrompt:
+    """A conversation as the LLM reads it.
 
     Attributes:
-        prompt: its embeddings.
-        heard: how many positions are P or L.
-        left_out: how many turns the context had no place for.
-        most: tokens that the reply may have.
+        embeds: embeddings and keys of every position.
+        audio_positions: number of positions that are P or L.
+        left_out_turns: number of oldest turns for which the context was too short.
+        max_new_tokens: number of tokens that the context leaves for the reply.
     """
 
-    prompt: PromptEmbeds
-    heard: int
-    left_out: int
-    most: int
+    embeds: PromptEmbeds
+    audio_positions: int
+    left_out_turns: int
+    max_new_tokens: int
 
 
 class Service:
-    """Hears, and lets a backend answer.
+    """Encodes conversations and lets a backend reply.
 
     Args:
-        model: its encoder and adapters; its LLM is asked for nothing but embeddings.
-        backend: runs the LLM.
-        questions: by which the LLM is asked for what it heard.
-        context: positions that prompt and reply may take together; the backend's when None.
-        system: the system text of talks that have none.
+        model: encoder and adapters; of its LLM only the token embeddings are used here.
+        backend: where the LLM runs.
+        questions: questions by which the LLM is asked for words and attributes.
+        context: positions that prompt and reply may take together; the backend's limit when None.
+        system: system text of conversations that have none.
+
+    Attributes:
+        audio_cache: embeddings of recordings.
+        batches: number of batches that were encoded.
     """
 
     def __init__(
@@ -84,122 +92,134 @@ class Service:
         context: int | None = None,
         system: str | None = None,
     ) -> None:
-        self.model, self.backend, self.questions, self.system = model, backend, questions, system
-        limits = [limit for limit in (context, backend.context) if limit is not None]
-        self.context = min(limits, default=None)
+        self.model = model
+        self.backend = backend
+        self.questions = questions
+        self.system = system
+        self.context = min((limit for limit in (context, backend.context) if limit is not None), default=None)
         self.audio_cache = AudioCache(model)
         self.batches = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ears")
-        self._waiting: list[tuple[Ask, asyncio.Future[Read]]] = []
-        self._task: asyncio.Task[None] | None = None
+        # one thread, because `AudioCache` is for one thread at a time; encoding must not block the event loop
+        self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._waiting: list[tuple[Ask, asyncio.Future[EncodedPrompt]]] = []
+        self._encoding: asyncio.Task[None] | None = None
 
-    async def read(self, ask: Ask) -> Read:
-        """Hears a talk, together with others that wait.
+    async def encode(self, ask: Ask) -> EncodedPrompt:
+        """Encodes a conversation, together with others that wait.
 
         Raises:
-            DualSLMError: a recording that cannot be used, a talk that cannot be answered or is too long.
+            DualSLMError: a recording that cannot be used, or a conversation that is too long or ends with no user turn.
         """
-        place: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ask, place))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._hear())
-        return await place
+        encoded: asyncio.Future[EncodedPrompt] = asyncio.get_running_loop().create_future()
+        self._waiting.append((ask, encoded))
+        if self._encoding is None or self._encoding.done():
+            self._encoding = asyncio.create_task(self._encode_waiting())
+        return await encoded
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece]:
-        """The reply to a talk, in pieces; see `Backend.stream`."""
-        async with aclosing(self.answer(await self.read(ask), ask)) as pieces:
+    async def stream(self, ask: Ask, prompt: EncodedPrompt | None = None) -> AsyncGenerator[Piece]:
+        """The reply in pieces; see `Backend.stream`.
+
+        Args:
+            ask: conversation and settings.
+            prompt: the conversation as `encode` gave it; encoded here when None.
+        """
+        if prompt is None:
+            prompt = await self.encode(ask)
+        longest = min(ask.generation.max_new_tokens, prompt.max_new_tokens)
+        generation = ask.generation.changed(max_new_tokens=longest)
+        # aclosing, because a client that leaves closes this generator and the LLM must stop at once, not when
+        # the garbage collector finds the backend's generator
+        async with aclosing(self.backend.stream(prompt.embeds, generation, ask.stop)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    def answer(self, read: Read, ask: Ask) -> AsyncGenerator[Piece]:
-        """The reply to a talk that was read."""
-        longest = min(ask.generation.max_new_tokens, read.most)
-        return self.backend.stream(read.prompt, ask.generation.changed(max_new_tokens=longest), ask.stop)
-
     async def reply(self, ask: Ask) -> str:
-        """The whole reply to a talk."""
+        """The whole reply."""
         return "".join([piece.text async for piece in self.stream(ask)])
 
-    async def words(self, speech: Speech) -> str:
+    async def transcribe(self, speech: Speech) -> str:
         """The words of a recording, from L alone."""
         ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, WORDS)
         return (await self.reply(ask)).strip()
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
         """The attributes of a voice, each from P alone; None where the answer names no value, or several."""
-        return self._values(await self._answers(speech))
+        return self._attribute_values(await self._attribute_answers(speech))
 
-    async def heard(self, speech: Speech) -> Description:
+    async def describe(self, speech: Speech) -> Description:
         """Words and attributes of a recording."""
-        words, answers = await asyncio.gather(self.words(speech), self._answers(speech))
-        found = self._values(answers)
-        known = {name: value for name, value in found.items() if value is not None}
-        return Description(words, found, self.questions.caption(known), answers)
+        words, answers = await asyncio.gather(self.transcribe(speech), self._attribute_answers(speech))
+        attributes = self._attribute_values(answers)
+        known = {name: value for name, value in attributes.items() if value is not None}
+        return Description(words, attributes, self.questions.caption(known), answers)
 
-    async def _answers(self, speech: Speech) -> dict[str, str]:
-        asked = self.questions.attributes
-        asks = [Ask(one.about(speech), P_ONLY, ANSWER) for one in asked.values()]
-        return dict(zip(asked, await asyncio.gather(*map(self.reply, asks)), strict=True))
+    async def _attribute_answers(self, speech: Speech) -> dict[str, str]:
+        """The LLM's own words on each attribute; all questions are asked at once and share the backend's batch."""
+        questions = self.questions.attributes
+        asks = [Ask(question.about(speech), P_ONLY, ANSWER) for question in questions.values()]
+        return dict(zip(questions, await asyncio.gather(*map(self.reply, asks)), strict=True))
 
-    def _values(self, answers: Mapping[str, str]) -> dict[str, str | None]:
+    def _attribute_values(self, answers: Mapping[str, str]) -> dict[str, str | None]:
         return {name: self.questions.attributes[name].value(text) for name, text in answers.items()}
 
     @property
-    def llm_here(self) -> bool:
+    def llm_is_local(self) -> bool:
         """Whether the LLM's weights are in this process, and not its token embeddings alone."""
         return not any(weight.is_meta for weight in self.model.llm.parameters())
 
-    async def in_ears(self, work: Callable[P_, T], *args: P_.args, **more: P_.kwargs) -> T:
-        """Does work in the thread to which the ears belong."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **more))
+    async def run_in_encoder_thread(self, work: Callable[P_, T], *args: P_.args, **kwargs: P_.kwargs) -> T:
+        """Runs work that uses `audio_cache` in the one thread that may."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder_thread, partial(work, *args, **kwargs))
 
     async def close(self) -> None:
         """Ends all work, that of the backend too."""
         await self.backend.close()
-        self._thread.shutdown(cancel_futures=True)
+        self._encoder_thread.shutdown(cancel_futures=True)
 
-    # ------------------------------------------------------------------ in the ears' thread
+    # ------------------------------------------------------------------ encoding in batches
 
-    async def _hear(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _encode_waiting(self) -> None:
+        """Encodes batch after batch until no request waits."""
         while self._waiting:
-            some, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
-            there = [(ask, place) for ask, place in some if not place.cancelled()]
-            found = await loop.run_in_executor(self._thread, self._together, [ask for ask, _ in there])
-            for (_, place), one in zip(there, found, strict=True):
-                if place.cancelled():
+            taken = self._waiting[:MAX_BATCH_PROMPTS]
+            self._waiting = self._waiting[MAX_BATCH_PROMPTS:]
+            # a client that left has cancelled its future; its recordings are not worth an encoder pass
+            batch = [(ask, future) for ask, future in taken if not future.cancelled()]
+            results = await self.run_in_encoder_thread(self._encode_batch, [ask for ask, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.cancelled():  # while it was encoded
                     continue
-                if isinstance(one, Exception):
-                    place.set_exception(one)
+                if isinstance(result, Exception):
+                    future.set_exception(result)
                 else:
-                    place.set_result(one)
+                    future.set_result(result)
 
-    def _together(self, asks: Sequence[Ask]) -> list[Read | Exception]:
-        """Each talk as it is read, or why it cannot be."""
-        found: list[Read | Exception | tuple[Prompt, int]] = []
-        for ask in asks:
-            try:
-                found.append(self._fitted(ask))
-            except Exception as error:
-                found.append(error)
-        try:
-            rows = iter(self.audio_cache.embed([one[0] for one in found if isinstance(one, tuple)]))
-        except Exception as error:
-            return [one if isinstance(one, Exception) else error for one in found if not isinstance(one, Read)]
-        self.batches += 1
-        return [one if not isinstance(one, tuple) else self._read(next(rows), one[1]) for one in found]
-
-    def _fitted(self, ask: Ask) -> tuple[Prompt, int]:
+    def _encode_batch(self, asks: Sequence[Ask]) -> list[EncodedPrompt | Exception]:
+        """For each request its encoded prompt, or why it has none. Runs in the encoder's thread."""
         tokenizer = self.model.llm.tokenizer
-        return fitted(
-            ask.conversation,
-            lambda conversation: render(conversation, tokenizer, ask.view),
-            self.audio_cache.length,
-            self.context,
-            ask.generation.max_new_tokens,
-        )
-
-    def _read(self, row: PromptEmbeds, left_out: int) -> Read:
-        heard = sum(not isinstance(mark, int) for mark in row.keys)
-        most = 2**31 - 1 if self.context is None else self.context - len(row.keys)
-        return Read(row, heard, left_out, most)
+        rendered: list[tuple[Prompt, int] | Exception] = []
+        for ask in asks:
+            render_view = partial(render, tokenizer=tokenizer, view=ask.view)
+            most = ask.generation.max_new_tokens
+            try:
+                # this also opens the recordings, so a bad one fails its own request and not the batch
+                rendered.append(fitted(ask.conversation, render_view, self.audio_cache.length, self.context, most))
+            except Exception as error:
+                rendered.append(error)
+        prompts = [one[0] for one in rendered if not isinstance(one, Exception)]
+        try:
+            embeds = iter(self.audio_cache.embed(prompts))
+        except Exception as error:
+            return [one if isinstance(one, Exception) else error for one in rendered]
+        self.batches += 1
+        results: list[EncodedPrompt | Exception] = []
+        for one in rendered:
+            if isinstance(one, Exception):
+                results.append(one)
+                continue
+            row = next(embeds)
+            audio_positions = sum(not isinstance(key, int) for key in row.keys)  # the key of a text position is its id
+            free = UNLIMITED_TOKENS if self.context is None else self.context - len(row.keys)
+            results.append(EncodedPrompt(row, audio_positions, left_out_turns=one[1], max_new_tokens=free))
+        return results

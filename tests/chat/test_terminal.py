@@ -23,8 +23,9 @@ from support.terminal import Terminal
 from dualslm import tiny
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.chat import saved
+from dualslm.chat.line import spoken
 from dualslm.chat.microphone import BLOCK, Microphone, utterance
-from dualslm.chat.terminal import Chat, Flow, spoken
+from dualslm.chat.terminal import Chat, Flow
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.inference.continuous_batch import ActiveRequest
@@ -44,7 +45,7 @@ def model() -> DualSLM:
     return tiny.load()
 
 
-class Desk:
+class ScriptedChat:
     """A chat whose lines are given and whose screen is read."""
 
     def __init__(self, model: DualSLM) -> None:
@@ -53,7 +54,7 @@ class Desk:
         self.session = Session(
             model, conversation, generation=GenerationSettings(max_new_tokens=48), context=tiny.CONTEXT, questions=ASKED
         )
-        self.chat = Chat(self.session, Console(file=self.screen, width=100, highlight=False))
+        self.loop = Chat(self.session, Console(file=self.screen, width=100, highlight=False))
 
     def __call__(self, *lines: object) -> str:
         """What is shown after the greeting."""
@@ -65,26 +66,26 @@ class Desk:
             except StopIteration:
                 raise EOFError from None
 
-        self.chat.read = read
+        self.loop.read = read
         self.screen.truncate(self.screen.seek(0))
-        assert self.chat.run() == 0
+        assert self.loop.run() == 0
         return self.screen.getvalue()
 
 
 @pytest.fixture
-def desk(model: DualSLM) -> Desk:
-    return Desk(model)
+def chat(model: DualSLM) -> ScriptedChat:
+    return ScriptedChat(model)
 
 
 # ---------------------------------------------------------------------- at a terminal
 
 
-def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
+def test_a_conversation_at_a_terminal(tmp_path: Path) -> None:
     """Typed text, recordings, tone, view, a bad file, Ctrl-C, saving; loaded again it gives the same reply."""
     for name, source in {"my molly": MOLLY, "angry": ANGRY, "happy": HAPPY, "lost": LOST}.items():
         shutil.copy(source, tmp_path / f"{name}.wav")
     (tmp_path / "bad.wav").write_bytes(b"RIFF, or so they say")
-    with Terminal(["dualslm.cli.main", "chat", "--capture"], tmp_path) as screen:
+    with Terminal(["dualslm.cli.main", "chat", "--cuda-graphs"], tmp_path) as screen:
         screen.wait_for("/help says more.*1 > ")
         screen.enter("'my molly.wav'")
         assert "That is a lovely name for a dog." in screen.wait_for(TIMES + "2 > ")
@@ -119,7 +120,7 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
         again = screen.wait_for(TIMES)
         assert again.split("\n")[-3] == here.split("\n")[-3]
         screen.wait_for("4 > ")
-        screen.interrupt_the_prompt("/quit or Ctrl-D ends the talk\n4 > ")
+        screen.interrupt_the_prompt("/quit or Ctrl-D ends the conversation\n4 > ")
         screen.enter("happy.wav")
         screen.wait_for("How won")
         screen.interrupt()
@@ -131,10 +132,11 @@ def test_a_talk_at_a_terminal(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- line by line
 
 
-def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_the_reply_and_what_was_said_stays(chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
-    real, count = desk.session.batch.step, 0
+    real = chat.session.batch.step
+    count = 0
 
     def slow() -> list[tuple[ActiveRequest, int | None]]:
         nonlocal count
@@ -143,24 +145,24 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(desk: Desk, monkeypatch:
             signal.raise_signal(signal.SIGINT)
         return real()
 
-    monkeypatch.setattr(desk.session.batch, "step", slow)
-    shown = desk(LOST)
+    monkeypatch.setattr(chat.session.batch, "step", slow)
+    shown = chat(LOST)
     assert "(stopped)" in shown
-    (reply,) = desk.session.conversation.turns[-1].parts
+    (reply,) = chat.session.conversation.turns[-1].parts
     assert isinstance(reply, str)
     assert 0 < len(reply) < 30
     assert shown.split("\n")[1] == f"{reply} (stopped)"
     monkeypatch.undo()
-    assert "s to the first token" in desk(DAY)
-    assert len(desk.session.conversation.turns) == 4
+    assert "s to the first token" in chat(DAY)
+    assert len(chat.session.conversation.turns) == 4
 
 
 @pytest.mark.parametrize(("make", "word"), [BAD[name] for name in list(BAD)[:3]], ids=list(BAD)[:3])
-def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: Maker, word: str) -> None:
-    shown = desk(make(tmp_path / "a.wav")).splitlines()
+def test_bad_recordings_are_an_error_of_one_line(chat: ScriptedChat, tmp_path: Path, make: Maker, word: str) -> None:
+    shown = chat(make(tmp_path / "a.wav")).splitlines()
     assert word in shown[1]
     assert len(shown) == 3
-    assert not desk.session.conversation.turns
+    assert not chat.session.conversation.turns
 
 
 @pytest.mark.parametrize(
@@ -178,34 +180,34 @@ def test_bad_recordings_are_told_in_one_line(desk: Desk, tmp_path: Path, make: M
         ("", "name a recording"),
     ],
 )
-def test_mistakes(desk: Desk, line: str, word: str) -> None:
-    assert word in desk(line)
+def test_mistakes(chat: ScriptedChat, line: str, word: str) -> None:
+    assert word in chat(line)
 
 
-def test_every_command_is_in_the_help(desk: Desk) -> None:
-    shown = desk("/help")
+def test_every_command_is_in_the_help(chat: ScriptedChat) -> None:
+    shown = chat("/help")
     for name in ("/heard", "/tone", "/swap", "/view", "/save", "/undo", "/help", "/quit", "Ctrl-C", "a.wav"):
         assert name in shown
 
 
-def test_tones_and_swaps(desk: Desk) -> None:
+def test_tones_and_swaps(chat: ScriptedChat) -> None:
     """P is another clip's, or words; L stays."""
-    shown = desk(HAPPY, "/tone sounding sad", "/undo", HAPPY, "/heard", "/tone off", ANGRY, "/swap 1 2")
-    first, second, swapped = (turn.speeches[0] for turn in desk.session.conversation.turns if turn.role == "user")
+    shown = chat(HAPPY, "/tone sounding sad", "/undo", HAPPY, "/heard", "/tone off", ANGRY, "/swap 1 2")
+    first, second, swapped = (turn.speeches[0] for turn in chat.session.conversation.turns if turn.role == "user")
     assert first.tone is not None
     assert (first.tone.audio, first.tone.caption) == (None, "sounding sad")
     assert second.tone is None
     assert swapped.tone is second
     assert swapped.audio is first.audio
     assert "voice, given in words  sounding sad" in shown
-    replies = [exchange.reply for exchange in desk.session.record]
+    replies = [exchange.reply for exchange in chat.session.record]
     assert "but you sound sad" in replies[0]
     assert "angry" in replies[2]
 
 
-def test_a_recording_and_a_question(desk: Desk) -> None:
-    desk(f"{ANGRY} What's that?")
-    speech, text = desk.session.conversation.turns[0].parts
+def test_a_recording_and_a_question(chat: ScriptedChat) -> None:
+    chat(f"{ANGRY} What's that?")
+    speech, text = chat.session.conversation.turns[0].parts
     assert isinstance(speech, Speech)
     assert text == "What's that?"
 
@@ -236,7 +238,7 @@ def test_text_is_no_path(line: str) -> None:
 
 @given(st.text(max_size=400))
 @settings(deadline=None)
-def test_whatever_is_typed_is_text_or_told(line: str) -> None:
+def test_whatever_is_typed_is_text_or_an_error(line: str) -> None:
     try:
         parts = list(spoken(line))
     except DualSLMError:
@@ -261,24 +263,24 @@ def test_lines_break_between_words() -> None:
     assert [line.strip() for line in lines] == ["I am so sorry about", "your umbrella, my", "dear friend."]
 
 
-# ---------------------------------------------------------------------- saved talks
+# ---------------------------------------------------------------------- saved conversations
 
 
-def test_a_saved_talk_is_the_talk(tmp_path: Path, desk: Desk) -> None:
-    desk(ANGRY, "hello", f"/tone {SAD}", HAPPY, "/tone sounding afraid", DAY, "/view speech,none", f"/save {tmp_path}")
+def test_a_saved_conversation_is_the_same(tmp_path: Path, chat: ScriptedChat) -> None:
+    chat(ANGRY, "hello", f"/tone {SAD}", HAPPY, "/tone sounding afraid", DAY, "/view speech,none", f"/save {tmp_path}")
     conversation, settings = saved.restore(tmp_path)
     assert settings == {"view": "speech,none", "past": None}
     assert conversation.system == world.LISTEN
     assert len(list(tmp_path.glob("*.wav"))) == 4  # each recording once
     again = Session(
-        desk.session.model,
+        chat.session.model,
         conversation,
         view=View.parse("speech,none"),
-        generation=desk.session.generation,
+        generation=chat.session.generation,
         context=320,
     )
-    assert again.reply(LOST_SPEECH) == desk.session.reply(LOST_SPEECH)
-    desk(f"/save {tmp_path}")  # over itself
+    assert again.reply(LOST_SPEECH) == chat.session.reply(LOST_SPEECH)
+    chat(f"/save {tmp_path}")  # over itself
     assert len(saved.restore(tmp_path)[0].turns) == 10
 
 
@@ -291,15 +293,15 @@ def _broken(folder: Path, change: Callable[[dict[str, object]], object]) -> None
     (folder / "talk.json").write_text(json.dumps(whole))
 
 
-def test_what_is_no_saved_talk(tmp_path: Path) -> None:
-    with pytest.raises(DualSLMError, match="there is no talk"):
+def test_what_is_no_saved_conversation(tmp_path: Path) -> None:
+    with pytest.raises(DualSLMError, match="there is no conversation"):
         saved.restore(tmp_path)
     saved.save(tmp_path / "a", Conversation().user(Speech(load(ANGRY))).assistant("Yes."), {})
     _broken(tmp_path / "a", lambda whole: whole.update(format=2))
-    with pytest.raises(DualSLMError, match="is no saved talk: got ValueError: format 2"):
+    with pytest.raises(DualSLMError, match="is no saved conversation: got ValueError: format 2"):
         saved.restore(tmp_path / "a")
     _broken(tmp_path / "a", lambda whole: whole.update(format=1, turns=[{"role": "robot", "parts": []}]))
-    with pytest.raises(DualSLMError, match="is no saved talk: got KeyError: 'robot'"):
+    with pytest.raises(DualSLMError, match="is no saved conversation: got KeyError: 'robot'"):
         saved.restore(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("mine")
@@ -329,14 +331,14 @@ def test_an_utterance_is_cut_out_of_silence() -> None:
     assert utterance(stream, model) is None
 
 
-def test_listening(desk: Desk) -> None:
+def test_listening(chat: ScriptedChat) -> None:
     """Enter alone listens, where there is a microphone."""
-    desk.chat.microphone = SimpleNamespace(name="a microphone", listen=lambda: load(MOLLY))  # type: ignore[assignment]
-    shown = desk("")
+    chat.loop.microphone = SimpleNamespace(name="a microphone", listen=lambda: load(MOLLY))  # type: ignore[assignment]
+    shown = chat("")
     assert "press Enter and speak (a microphone)" in shown
     assert "That is a lovely name for a dog." in shown
-    desk.chat.microphone = SimpleNamespace(name="a microphone", listen=lambda: None)  # type: ignore[assignment]
-    assert "nobody spoke" in desk("")
+    chat.loop.microphone = SimpleNamespace(name="a microphone", listen=lambda: None)  # type: ignore[assignment]
+    assert "nobody spoke" in chat("")
 
 
 def test_no_microphone_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

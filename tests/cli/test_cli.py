@@ -26,23 +26,23 @@ from dualslm.tiny import ADAPTERS
 
 
 class Parrot:
-    """Stands in for a model: it answers with what it was given."""
+    """Stands in for a model, and notes what it is asked."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Conversation, View]] = []
+        self.asked: list[tuple[Conversation, View]] = []
 
-    def reply(self, conversation: Conversation, *, view: View, how: object) -> str:
-        self.heard.append((conversation.copy(), view))
+    def reply(self, conversation: Conversation, *, view: View, generation: object) -> str:
+        self.asked.append((conversation.copy(), view))
         return f"turn {len(conversation.turns)}"
 
-    def stream(self, conversation: Conversation, *, view: View, how: object) -> Iterator[str]:
-        yield from self.reply(conversation, view=view, how=how).partition(" ")
+    def stream(self, conversation: Conversation, *, view: View, generation: object) -> Iterator[str]:
+        yield from self.reply(conversation, view=view, generation=generation).partition(" ")
 
 
 @pytest.fixture
 def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
     bird = Parrot()
-    monkeypatch.setattr(cli, "_model", lambda _: bird)
+    monkeypatch.setattr(cli, "model_of", lambda _: bird)
     return bird
 
 
@@ -111,7 +111,7 @@ def test_bad_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb
     assert word in one_line(capsys)
 
 
-def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_of_two_lines_gives_an_error_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", str(tmp_path / "a\nb.wav")]) == 2
     one_line(capsys)
 
@@ -166,16 +166,36 @@ def test_unknown_arguments(capsys: pytest.CaptureFixture[str], arguments: list[s
 def test_a_reply_is_printed(parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", clip, "--system", "Be brief.", "--view", "none,speech"]) == 0
     assert capsys.readouterr().out == "turn 1\n"
-    conversation, view = parrot.heard[0]
+    conversation, view = parrot.asked[0]
     assert (conversation.system, view) == ("Be brief.", View("none", "speech"))
 
 
-@pytest.mark.parametrize(("talk", "replies"), [([], [1, 1]), (["--talk"], [1, 3])])
-def test_files_are_asked_apart_or_as_one_talk(
-    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], conversation: list[str], replies: list[int]
+@pytest.mark.parametrize(("options", "replies"), [([], [1, 1]), (["--conversation"], [1, 3]), (["--talk"], [1, 3])])
+def test_files_are_asked_apart_or_as_one_conversation(
+    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str], options: list[str], replies: list[int]
 ) -> None:
-    assert cli.main(["ask", clip, clip, *conversation]) == 0
+    assert cli.main(["ask", clip, clip, *options]) == 0
     assert capsys.readouterr().out == "".join(f"{clip}: turn {count}\n" for count in replies)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value", "line"),
+    [
+        (["ask", "--talk"], "conversation", True, "--talk is now called --conversation"),
+        (["chat", "--capture"], "cuda_graphs", True, "--capture is now called --cuda-graphs"),
+        (["serve", "--capture"], "cuda_graphs", True, "--capture is now called --cuda-graphs"),
+        (["serve", "--patience", "5"], "timeout", 5.0, "--patience is now called --timeout"),
+        (["serve", "--timeout", "5"], "timeout", 5.0, None),
+        (["serve"], "timeout", 300, None),
+        (["chat"], "cuda_graphs", False, None),
+    ],
+)
+def test_options_under_their_former_names(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], name: str, value: object, line: str | None
+) -> None:
+    assert getattr(cli._parser().parse_args(arguments), name) == value
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "" if line is None else f"dualslm: warning: {line}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--json", "ask"], ["ask", "--json"]])
@@ -188,7 +208,7 @@ def test_replies_as_json(parrot: Parrot, clip: str, capsys: pytest.CaptureFixtur
 def test_the_tone_of_another_clip(parrot: Parrot, clip: str, tmp_path: Path) -> None:
     other = wav(tmp_path / "other.wav", tone(0.5))
     assert cli.main(["ask", clip, "--tone", str(other)]) == 0
-    (speech,) = parrot.heard[0][0].turns[0].speeches
+    (speech,) = parrot.asked[0][0].turns[0].speeches
     assert isinstance(speech.audio, np.ndarray)
     assert isinstance(speech.tone, Speech)
     assert isinstance(speech.tone.audio, np.ndarray)
@@ -197,7 +217,7 @@ def test_the_tone_of_another_clip(parrot: Parrot, clip: str, tmp_path: Path) -> 
 
 def test_what_is_known_of_a_clip_is_read_as_text(parrot: Parrot, clip: str) -> None:
     assert cli.main(["ask", clip, "--transcript", "Hello.", "--caption", "sad", "--view", "text,text"]) == 0
-    (speech,) = parrot.heard[0][0].turns[0].speeches
+    (speech,) = parrot.asked[0][0].turns[0].speeches
     assert (speech.transcript, speech.caption) == ("Hello.", "sad")
 
 
@@ -226,7 +246,7 @@ def test_standard_input(parrot: Parrot, clip: str, monkeypatch: pytest.MonkeyPat
     pipe = SimpleNamespace(buffer=io.BytesIO(Path(clip).read_bytes()), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", pipe)
     assert cli.main(["ask", "-"]) == 0
-    assert len(parrot.heard) == 1
+    assert len(parrot.asked) == 1
 
 
 def test_a_terminal_is_no_recording(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,5 +259,5 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, clip: str) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_model", interrupt)
+    monkeypatch.setattr(cli, "model_of", interrupt)
     assert cli.main(["ask", clip]) == 130

@@ -23,9 +23,9 @@ def parsed(*words: str) -> Any:
 
 def test_options_become_an_order(tmp_path: Path) -> None:
     spec = "name=a,base_url=http://localhost:1/v1,model=m"
-    what = parsed("--judge", spec, "--judge", spec.replace("name=a", "name=b"), "--protocol", "egs", "--pair", "x:y")
-    assert [judge.name for judge in what.judges] == ["a", "b"]
-    assert (what.protocols, what.pairs, what.repeats) == (("egs-1",), (("x", "y"),), 1)
+    wanted = parsed("--judge", spec, "--judge", spec.replace("name=a", "name=b"), "--protocol", "egs", "--pair", "x:y")
+    assert [judge.name for judge in wanted.judges] == ["a", "b"]
+    assert (wanted.protocols, wanted.pairs, wanted.repeats) == (("egs-1",), (("x", "y"),), 1)
     assert parsed() is None
     for words in (["--sanity"], ["--judge", spec, "--pair", "x"], ["--judge", spec, "--protocol", "bleu"]):
         with pytest.raises(DualSLMError):
@@ -36,11 +36,11 @@ def test_judges_are_tried_before_they_judge(tmp_path: Path) -> None:
     def think(body: Body, number: int) -> Say:
         return Say('{"better": "tie"}') if "first_reply" in body["messages"][1]["content"] else sensible(body)
 
-    said = rows(4)
+    predictions = rows(4)
     with fake(think) as server:
-        what = panel.Order((server.judge(),), ("cs-1",), pairs=(("ours", "gold"),), controls=True)
-        only = panel.run(what, tmp_path)
-        found = panel.run(what, tmp_path, said, run_id="r")
+        wanted = panel.Order((server.judge(),), ("cs-1",), pairs=(("ours", "gold"),), controls=True)
+        only = panel.run(wanted, tmp_path)
+        found = panel.run(wanted, tmp_path, predictions, run_id="r")
     assert len(server.bodies) == 100 + 20 + 8
     assert only.report.keys() == {"trust"}
     assert found.enough

@@ -1,4 +1,4 @@
-"""The prompt to look at: slots with their lengths, special tokens, what is learnt, what is frozen."""
+"""The prompt to look at: slots with their lengths, special tokens, what is learnt, what is detached."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dualslm.cli.show import describe, show, text_of
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.prompt import Prompt, Slot, render
 
-WORDS = tokenizer("chatml")
-TALK = Conversation("Be [bold]kind[/bold].").user(Speech(b"", caption="sad")).assistant("Oh no!")
+TOKENIZER = tokenizer("chatml")
+CONVERSATION = Conversation("Be [bold]kind[/bold].").user(Speech(b"", caption="sad")).assistant("Oh no!")
 
 
 def prompt(learns: str = "para") -> Prompt:
-    return render(TALK, WORDS, supervise="last", learns=frozenset({learns}))  # type: ignore[arg-type]
+    return render(CONVERSATION, TOKENIZER, supervise="last", learns=frozenset({learns}))  # type: ignore[arg-type]
 
 
 def length(slot: Slot) -> int:
@@ -26,7 +26,7 @@ def length(slot: Slot) -> int:
 
 def printed(colour: bool, shown: Prompt) -> str:
     out = io.StringIO()
-    show(shown, WORDS, length, Console(file=out, force_terminal=colour, width=200, no_color=not colour))
+    show(shown, TOKENIZER, length, Console(file=out, force_terminal=colour, width=200, no_color=not colour))
     return out.getvalue()
 
 
@@ -36,11 +36,11 @@ def test_the_page_shows_text_slots_and_a_legend() -> None:
         "<|im_start|>system",
         "Be [bold]kind[/bold].<|im_end|>",
         "<|im_start|>user",
-        "▮P×16▮L×23 frozen<|im_end|>",  # noqa: RUF001 - a count
+        "▮P×16▮L×23 detached<|im_end|>",  # noqa: RUF001 - a count
         "<|im_start|>assistant",
         "Oh no!<|im_end|>",
     ]
-    rows = describe(prompt(), WORDS, length)
+    rows = describe(prompt(), TOKENIZER, length)
     total, loss = sum(row["length"] for row in rows), sum(row["length"] for row in rows if row.get("loss"))
     text = total - loss - 16 - 23
     assert lines[-1] == f"{total} tokens: text {text} · ▮P how it is said 16 · ▮L what is said 23 · learnt {loss}"
@@ -51,24 +51,24 @@ def test_colours_tell_kinds_apart() -> None:
     assert "\x1b[33m<|im_start|>" in page  # special: yellow
     assert "\x1b[1;32mOh no!" in page  # learnt: green
     assert "\x1b[1;35m▮P" in page
-    assert "\x1b[1;2;36m▮L" in page  # frozen: dim
+    assert "\x1b[1;2;36m▮L" in page  # detached: dim
 
 
 def test_two_clips_are_numbered() -> None:
     swapped = Speech(b"").in_the_tone_of(Speech(b""))
-    page = printed(False, render(Conversation().user(swapped), WORDS))
+    page = printed(False, render(Conversation().user(swapped), TOKENIZER))
     assert "▮P#0×16▮L#1×23" in page  # noqa: RUF001 - a count
 
 
 def test_the_description_is_json_and_complete() -> None:
-    rows = describe(prompt(), WORDS, length)
+    rows = describe(prompt(), TOKENIZER, length)
     assert json.loads(json.dumps(rows)) == rows
     assert [row["length"] for row in rows if row["kind"] == "slot"] == [16, 23]
-    assert [row["frozen"] for row in rows if row["kind"] == "slot"] == [False, True]
+    assert [row["detached"] for row in rows if row["kind"] == "slot"] == [False, True]
     assert "".join(row["text"] for row in rows if row.get("loss")) == "Oh no!<|im_end|>"
 
 
 def test_text_of_is_one_string() -> None:
-    assert text_of(prompt(), WORDS).endswith("user\n▮P0▮L0<|im_end|>\n<|im_start|>assistant\nOh no!<|im_end|>")
-    only = render(Conversation().user(Speech(None, transcript="hello")), WORDS, View("none", "text"))
-    assert text_of(only, WORDS) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(prompt(), TOKENIZER).endswith("user\n▮P0▮L0<|im_end|>\n<|im_start|>assistant\nOh no!<|im_end|>")
+    only = render(Conversation().user(Speech(None, transcript="hello")), TOKENIZER, View("none", "text"))
+    assert text_of(only, TOKENIZER) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"

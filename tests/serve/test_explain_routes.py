@@ -1,4 +1,4 @@
-"""The routes that look inside say what the Python API says, and only where the LLM's weights are."""
+"""The routes that explain say what the Python API says, and only where the LLM's weights are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from support.servekit import ANGRY, SAD, Slow, assistant, heard, threaded, user
+from support.servekit import ANGRY, SAD, SlowBackend, assistant, audio_part, threaded, user
 
 from dualslm import Conversation, Speech, View, tiny
 from dualslm.inference.attribution import degrees, influence
@@ -39,31 +39,31 @@ def post(url: str, path: str, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{url}/{path}", json={"model": "dualslm", **body}, timeout=120)
 
 
-def test_what_was_heard_with_its_degrees(url: str, session: Session) -> None:
-    told = post(url, "heard", input_audio=heard(SAD)["input_audio"]).json()
-    own = session.heard(Speech(SAD))
-    sure = degrees(session.audio_cache, Speech(SAD), ASKED, own)
-    assert told["words"] == own.words
-    assert told["caption"] == own.caption
+def test_words_and_voice_with_their_degrees(url: str, session: Session) -> None:
+    found = post(url, "heard", input_audio=audio_part(SAD)["input_audio"]).json()
+    own = session.describe(Speech(SAD))
+    shares = degrees(session.audio_cache, Speech(SAD), ASKED, own)
+    assert found["words"] == own.words
+    assert found["caption"] == own.caption
     for name, value in own.attributes.items():
-        assert told["attributes"][name]["value"] == value
-        assert told["attributes"][name]["degrees"] == pytest.approx(sure[name], abs=1e-4)
-    assert told["captions"]["happy"] == own.caption.replace("sad", "happy") if own.caption else None
+        assert found["attributes"][name]["value"] == value
+        assert found["attributes"][name]["degrees"] == pytest.approx(shares[name], abs=1e-4)
+    assert found["captions"]["happy"] == own.caption.replace("sad", "happy") if own.caption else None
 
 
 def test_what_a_reply_rests_on(url: str, session: Session) -> None:
     conversation = Conversation(LISTEN).user("Hello.").assistant("I see.").user(Speech(ANGRY))
-    messages = [user("Hello."), assistant("I see."), user(heard(ANGRY)), assistant(REPLY)]
-    told = post(url, "influence", messages=messages).json()
+    messages = [user("Hello."), assistant("I see."), user(audio_part(ANGRY)), assistant(REPLY)]
+    found = post(url, "influence", messages=messages).json()
     own = asdict(influence(session.audio_cache, conversation, REPLY, View()))
-    assert told["tokens"] == own["tokens"]
-    assert told["para"] == pytest.approx(own["para"], abs=1e-3)
-    assert told["ling"] == pytest.approx(own["ling"], abs=1e-3)
+    assert found["tokens"] == own["tokens"]
+    assert found["para"] == pytest.approx(own["para"], abs=1e-3)
+    assert found["ling"] == pytest.approx(own["ling"], abs=1e-3)
 
 
 @pytest.mark.parametrize("last", [[], [assistant("")], [assistant(" ")]])
-def test_a_talk_without_a_reply_cannot_be_weighed(url: str, last: list[Any]) -> None:
-    answer = post(url, "influence", messages=[user(heard(ANGRY)), *last])
+def test_a_conversation_without_a_reply_cannot_be_weighed(url: str, last: list[Any]) -> None:
+    answer = post(url, "influence", messages=[user(audio_part(ANGRY)), *last])
     assert answer.status_code == 400
     assert "weigh" in answer.json()["error"]["message"]
 
@@ -77,27 +77,27 @@ def test_what_is_no_audio_is_refused(url: str) -> None:
 
 def test_a_tone_in_words(url: str, session: Session) -> None:
     afraid = "a male speaker, sounding afraid"
-    body = [user(heard(ANGRY, tone={"caption": afraid}))]
-    told = post(url, "chat/completions", messages=body).json()["choices"][0]["message"]["content"]
+    body = [user(audio_part(ANGRY, tone={"caption": afraid}))]
+    found = post(url, "chat/completions", messages=body).json()["choices"][0]["message"]["content"]
     said = Speech(ANGRY).in_the_tone_of(Speech(caption=afraid))
-    assert told == "".join(session.answer(Conversation(LISTEN).user(said)))
-    assert told != "".join(session.answer(Conversation(LISTEN).user(Speech(ANGRY))))
+    assert found == "".join(session.answer(Conversation(LISTEN).user(said)))
+    assert found != "".join(session.answer(Conversation(LISTEN).user(Speech(ANGRY))))
 
 
-def test_a_stream_tells_its_seconds(url: str) -> None:
-    body = {"messages": [user(heard(ANGRY))], "stream": True, "stream_options": {"include_usage": True}}
+def test_a_stream_ends_with_its_seconds(url: str) -> None:
+    body = {"messages": [user(audio_part(ANGRY))], "stream": True, "stream_options": {"include_usage": True}}
     lines = post(url, "chat/completions", **body).text.split("\n\n")
     seconds = json.loads(lines[-3].removeprefix("data: "))["seconds"]
     assert 0 < seconds["encode"] < seconds["first_token"] < seconds["whole"]
 
 
-def test_an_llm_elsewhere_tells_no_likelihoods() -> None:
-    service = Service(tiny.load(load_llm=False), Slow(0.001), questions=ASKED, system=LISTEN)
+def test_an_llm_elsewhere_gives_no_likelihoods() -> None:
+    service = Service(tiny.load(load_llm=False), SlowBackend(0.001), questions=ASKED, system=LISTEN)
     with threaded(app(service)) as url:
         assert httpx2.get(f"{url}/about").json() == {"model": "dualslm", "system": LISTEN, "likelihoods": False}
-        told = post(url, "heard", input_audio=heard(ANGRY)["input_audio"]).json()
-        assert told["words"].startswith("la la")
-        assert {one["degrees"] for one in told["attributes"].values()} == {None}
-        answer = post(url, "influence", messages=[user(heard(ANGRY)), assistant(REPLY)])
+        found = post(url, "heard", input_audio=audio_part(ANGRY)["input_audio"]).json()
+        assert found["words"].startswith("la la")
+        assert {one["degrees"] for one in found["attributes"].values()} == {None}
+        answer = post(url, "influence", messages=[user(audio_part(ANGRY)), assistant(REPLY)])
         assert answer.status_code == 400
         assert "--vllm" in answer.json()["error"]["message"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from support.browser import PATIENCE, chromium, drop, drop_file, last_reply, playwright
-from support.servekit import Slow, process, threaded
+from support.browser import STEP_TIMEOUT_MS, chromium, drop, drop_file, last_reply, playwright
+from support.servekit import SlowBackend, process, threaded
 
 from dualslm import tiny
 from dualslm.conversation import NORMAL, Conversation, Speech, View
@@ -24,7 +24,9 @@ from dualslm.tiny.questions import ASKED
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
-ANGRY, HAPPY, EXAM = CLIPS / "hear_1_angry.wav", CLIPS / "hear_2_happy.wav", CLIPS / "tones_1_happy.wav"
+ANGRY = CLIPS / "hear_1_angry.wav"
+HAPPY = CLIPS / "hear_2_happy.wav"
+EXAM = CLIPS / "tones_1_happy.wav"
 TONE = {"gender": "male", "pitch": "middle", "tempo": "fast", "energy": "loud", "emotion": "angry"}
 
 
@@ -51,8 +53,10 @@ def browser(play: Playwright) -> Iterator[Browser]:
 def page(browser: Browser, server: str) -> Iterator[Page]:
     """The page, opened anew; whatever it asks for, it asks of its own server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page, asked, faults = context.new_page(), [], []
-    page.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    asked: list[str] = []
+    faults: list[str] = []
+    page.set_default_timeout(STEP_TIMEOUT_MS)
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(server)
@@ -78,14 +82,14 @@ def reply(session: Session, *said: Speech | str, view: View = NORMAL) -> str:
     return "".join(session.answer(conversation))
 
 
-def test_a_dropped_recording_is_heard_and_answered(page: Page, session: Session) -> None:
+def test_a_dropped_recording_is_described_and_answered(page: Page, session: Session) -> None:
     drop_file(page, ANGRY)
     page.locator(".acts").wait_for()
     assert last_reply(page, 1) == reply(session, Speech(ANGRY))
-    assert page.locator(".words").inner_text() == session.heard(Speech(ANGRY)).words
+    assert page.locator(".words").inner_text() == session.describe(Speech(ANGRY)).words
     best = page.locator(".gauge:has(.best)")
-    told = {row.locator("dt").inner_text(): row.locator(".best").inner_text().strip() for row in best.all()}
-    assert told == TONE
+    shown = {row.locator("dt").inner_text(): row.locator(".best").inner_text().strip() for row in best.all()}
+    assert shown == TONE
     for gauge in page.locator(".gauge").all():
         degrees = [int(cell.get_attribute("aria-valuenow") or -1) for cell in gauge.locator("[role=meter]").all()]
         assert sum(degrees) == pytest.approx(100, abs=2)
@@ -100,7 +104,7 @@ def test_the_same_words_in_another_tone_get_another_reply(page: Page, session: S
     page.get_by_role("button", name="Same words, another tone").click()
     first = last_reply(page, 1)
     page.locator(".chip", has_text="afraid").click()
-    voice = {name: value for name, value in session.heard(Speech(EXAM)).attributes.items() if value}
+    voice = {name: value for name, value in session.describe(Speech(EXAM)).attributes.items() if value}
     caption = ASKED.caption({**voice, "emotion": "afraid"})
     described = Speech(EXAM).in_the_tone_of(Speech(caption=caption))
     assert last_reply(page, 2) == reply(session, described) != first
@@ -123,7 +127,7 @@ def test_what_a_reply_rests_on(page: Page) -> None:
     assert page.locator(".answer").inner_text().startswith("You have every right")
 
 
-def test_a_talk_goes_on_from_the_chosen_reply(page: Page, session: Session) -> None:
+def test_a_conversation_goes_on_from_the_chosen_reply(page: Page, session: Session) -> None:
     page.get_by_role("button", name="I have a dog called Molly. neutral").click()
     page.locator(".acts").wait_for()
     page.get_by_role("button", name="Examples").click()
@@ -136,7 +140,7 @@ def test_a_talk_goes_on_from_the_chosen_reply(page: Page, session: Session) -> N
     page.get_by_label("Type what you say").fill("It was a long day.")
     page.get_by_role("button", name="Send", exact=True).click()
     assert last_reply(page, 3) == reply(session, *said, "It was a long day.")
-    page.get_by_role("button", name="New talk").click()
+    page.get_by_role("button", name="New conversation").click()
     page.locator("#start h2").wait_for()
     assert page.locator(".turn").count() == 0
 
@@ -148,7 +152,7 @@ def test_each_channel_can_be_switched_off(page: Page, session: Session) -> None:
     assert page.locator(".how").inner_text() == "without the tone"
 
 
-def test_a_bad_file_is_told_in_words_and_the_talk_goes_on(page: Page, session: Session) -> None:
+def test_a_bad_file_is_explained_and_the_conversation_goes_on(page: Page, session: Session) -> None:
     drop(page, "notes.txt", b"this is no recording, it is a text")
     alert = page.locator(".turn [role=alert]")
     alert.wait_for()
@@ -190,11 +194,11 @@ def test_without_a_microphone_it_says_so(page: Page) -> None:
     page.locator("#notice", has_text="No microphone").wait_for()
 
 
-def test_a_recording_from_the_microphone_is_heard(play: Playwright, server: str) -> None:
-    heard = f"--use-file-for-fake-audio-capture={ANGRY}"  # over and over
-    browser = chromium(play, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", heard)
+def test_a_recording_from_the_microphone_is_answered(play: Playwright, server: str) -> None:
+    sound = f"--use-file-for-fake-audio-capture={ANGRY}"  # over and over
+    browser = chromium(play, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", sound)
     page = browser.new_page()
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(STEP_TIMEOUT_MS)
     page.goto(server)
     page.get_by_role("button", name="Record", exact=True).click()
     page.locator("#recording", has_text=re.compile(r"^[3-9]\.")).wait_for()
@@ -205,20 +209,20 @@ def test_a_recording_from_the_microphone_is_heard(play: Playwright, server: str)
 
 
 @pytest.fixture(scope="module")
-def ears_only() -> DualSLM:
+def encoder_only() -> DualSLM:
     return tiny.load(load_llm=False)
 
 
 @pytest.fixture
-def elsewhere(ears_only: DualSLM) -> Service:
-    """Hears for an LLM that runs elsewhere and sings."""
-    return Service(ears_only, Slow(0.02), questions=ASKED, system=world.LISTEN)
+def elsewhere(encoder_only: DualSLM) -> Service:
+    """A service without the LLM's weights, whose backend says la la."""
+    return Service(encoder_only, SlowBackend(0.02), questions=ASKED, system=world.LISTEN)
 
 
-def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser, elsewhere: Service) -> None:
+def test_a_reply_can_be_stopped_and_an_llm_elsewhere_explains_less(browser: Browser, elsewhere: Service) -> None:
     with threaded(app(elsewhere, clips=CLIPS)) as url:
         page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(STEP_TIMEOUT_MS)
         page.goto(url.removesuffix("v1"))
         page.locator(".example").first.click()
         page.locator(".answer", has_text="la la la").wait_for()
@@ -233,7 +237,7 @@ def test_a_reply_can_be_stopped_and_an_llm_elsewhere_tells_less(browser: Browser
 def test_a_key_is_asked_for_and_taken(browser: Browser, elsewhere: Service) -> None:
     with threaded(app(elsewhere, clips=CLIPS, key="sesame")) as url:
         page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(STEP_TIMEOUT_MS)
         page.goto(url.removesuffix("v1"))
         page.locator("[role=alert]", has_text="asks for an API key").wait_for()
         page.get_by_role("button", name="Settings").click()

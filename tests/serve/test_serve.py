@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from support.servekit import ANGRY, CLIP, SAD, assistant, client, heard, process, user
+from support.servekit import ANGRY, CLIP, SAD, assistant, audio_part, client, process, user
 
 from dualslm import Conversation, DualSLM, Speech, View, tiny
 from dualslm.inference.audio_cache import AudioCache
@@ -42,15 +42,17 @@ def reply(url: str, *messages: Any, **more: Any) -> str:
 
 def test_text_and_audio_are_answered_as_in_python(url: str, model: DualSLM) -> None:
     assert reply(url, user("I lost my dog.")) == model.reply(Conversation(LISTEN).user("I lost my dog."))
-    assert reply(url, user(heard(SAD))) == model.reply(Conversation(LISTEN).user(Speech(SAD)))
+    assert reply(url, user(audio_part(SAD))) == model.reply(Conversation(LISTEN).user(Speech(SAD)))
     terse = {"role": "system", "content": "Be brief."}
-    assert reply(url, terse, user(heard(SAD))) == model.reply(Conversation("Be brief.").user(Speech(SAD)))
+    assert reply(url, terse, user(audio_part(SAD))) == model.reply(Conversation("Be brief.").user(Speech(SAD)))
 
 
-def test_a_talk_with_audio_in_its_history(url: str, model: DualSLM) -> None:
-    conversation, messages, cached = Conversation(LISTEN), [], 0
+def test_a_conversation_with_audio_in_its_history(url: str, model: DualSLM) -> None:
+    conversation = Conversation(LISTEN)
+    messages: list[Any] = []
+    cached = 0
     for path in (ANGRY, SAD, CLIP["memory_3_afraid"]):
-        messages.append(user(heard(path), "What now?"))
+        messages.append(user(audio_part(path), "What now?"))
         answer = client(url).chat.completions.create(model=MODEL, messages=messages)
         said = answer.choices[0].message.content or ""
         assert said == model.reply(conversation.user(Speech(path), "What now?"))
@@ -64,11 +66,11 @@ def test_a_talk_with_audio_in_its_history(url: str, model: DualSLM) -> None:
 
 
 def test_a_stream_is_the_reply_in_pieces(url: str) -> None:
-    whole = reply(url, user(heard(ANGRY)))
+    whole = reply(url, user(audio_part(ANGRY)))
     options: Any = {"include_usage": True}
     chunks = list(
         client(url).chat.completions.create(
-            model=MODEL, messages=[user(heard(ANGRY))], stream=True, stream_options=options
+            model=MODEL, messages=[user(audio_part(ANGRY))], stream=True, stream_options=options
         )
     )
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
@@ -83,17 +85,17 @@ def test_many_at_once_each_get_their_own(url: str, model: DualSLM) -> None:
     paths = [*CLIP.values()][:8]
     want = [model.reply(Conversation(LISTEN).user(Speech(path))) for path in paths]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda path: reply(url, user(heard(path))), paths)) == want
+        assert list(pool.map(lambda path: reply(url, user(audio_part(path))), paths)) == want
 
 
 def test_decoding_settings(url: str) -> None:
     api = client(url).chat.completions
-    whole = reply(url, user(heard(ANGRY)))
+    whole = reply(url, user(audio_part(ANGRY)))
     words = whole.split()
-    cut = api.create(model=MODEL, messages=[user(heard(ANGRY))], max_completion_tokens=3).choices[0]
+    cut = api.create(model=MODEL, messages=[user(audio_part(ANGRY))], max_completion_tokens=3).choices[0]
     assert cut.finish_reason == "length"
     assert whole.startswith(cut.message.content or "-")
-    stopped = api.create(model=MODEL, messages=[user(heard(ANGRY))], stop=["xyz", f" {words[4]}"]).choices[0]
+    stopped = api.create(model=MODEL, messages=[user(audio_part(ANGRY))], stop=["xyz", f" {words[4]}"]).choices[0]
     assert stopped.finish_reason == "stop"
     assert stopped.message.content == " ".join(words[:4])
     drawn = [reply(url, user("I am happy."), temperature=1.5, seed=seed, max_tokens=20) for seed in (1, 1, 2, 3)]
@@ -106,24 +108,24 @@ def test_view_and_tone(url: str, model: DualSLM) -> None:
     said = Speech(ANGRY)
     for view in ("speech,none", "none,speech"):
         want = model.reply(Conversation(LISTEN).user(said), view=View.parse(view))
-        assert reply(url, user(heard(ANGRY)), extra_body={"view": view}) == want
-    tone = heard(SAD)["input_audio"]
-    assert reply(url, user(heard(ANGRY, tone=tone))) == model.reply(
+        assert reply(url, user(audio_part(ANGRY)), extra_body={"view": view}) == want
+    tone = audio_part(SAD)["input_audio"]
+    assert reply(url, user(audio_part(ANGRY, tone=tone))) == model.reply(
         Conversation(LISTEN).user(said.in_the_tone_of(Speech(SAD)))
     )
     known = Speech(ANGRY, transcript="I won a prize.", caption="happy")
-    part = heard(ANGRY, transcript="I won a prize.", caption="happy")
+    part = audio_part(ANGRY, transcript="I won a prize.", caption="happy")
     want = model.reply(Conversation(LISTEN).user(known), view=View("text", "text"))
     assert reply(url, user(part), extra_body={"view": "text,text"}) == want
 
 
-def test_what_is_heard(url: str, model: DualSLM) -> None:
+def test_words_and_attributes(url: str, model: DualSLM) -> None:
     want = describe(AudioCache(model), Speech(ANGRY), ASKED)
     api = client(url).audio.transcriptions
     assert api.create(model=MODEL, file=ANGRY).text == want.words
     assert str(api.create(model=MODEL, file=ANGRY, response_format="text")).strip() == want.words
-    told = api.create(model=MODEL, file=ANGRY, response_format="verbose_json")
-    assert (told.text, told.duration > 1) == (want.words, True)
+    verbose = api.create(model=MODEL, file=ANGRY, response_format="verbose_json")
+    assert (verbose.text, verbose.duration > 1) == (want.words, True)
     form: Any = {"data": {"model": MODEL}, "files": {"file": ANGRY.read_bytes()}, "timeout": 60}
     assert httpx2.post(url + "/audio/attributes", **form).json() == {"attributes": want.attributes}
 
@@ -136,8 +138,8 @@ def test_what_is_heard(url: str, model: DualSLM) -> None:
         ([user("Hi.")], {"extra_body": {"wiew": "x"}}, openai.BadRequestError, "wiew"),
         ([user("Hi.")], {"extra_body": {"view": "eyes,ears"}}, openai.BadRequestError, "unknown source"),
         ([user("Hi.")], {"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
-        ([user(heard(b"RIFF nonsense"))], {}, openai.BadRequestError, "cannot decode"),
-        ([user(heard(b""))], {}, openai.BadRequestError, "empty"),
+        ([user(audio_part(b"RIFF nonsense"))], {}, openai.BadRequestError, "cannot decode"),
+        ([user(audio_part(b""))], {}, openai.BadRequestError, "empty"),
         ([user({"type": "image_url", "image_url": {"url": "x"}})], {}, openai.BadRequestError, "image_url"),
         ([user("Hi."), assistant("Hi!")], {}, openai.BadRequestError, "ends with a user turn"),
         ([user("Hi."), {"role": "system", "content": "x"}, user("Hi.")], {}, openai.BadRequestError, "put it first"),
@@ -158,9 +160,9 @@ def test_state(url: str) -> None:
     assert [one.id for one in client(url).models.list()] == [MODEL]
     assert client(url).models.retrieve(MODEL).owned_by == "dualslm"
     reply(url, user("Hi."))
-    told = httpx2.get(url.removesuffix("/v1") + "/metrics").text
-    assert 'dualslm_requests_total{route="/v1/chat/completions",status="200"}' in told
-    assert "dualslm_requests_running 0.0" in told
+    metrics = httpx2.get(url.removesuffix("/v1") + "/metrics").text
+    assert 'dualslm_requests_total{route="/v1/chat/completions",status="200"}' in metrics
+    assert "dualslm_requests_running 0.0" in metrics
 
 
 def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
@@ -168,8 +170,8 @@ def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
     want = model.reply(Conversation(LISTEN).user(Speech(SAD)), generation=generation)
     with process() as (address, run):
         api = client(address).chat.completions
-        told: Any = {"temperature": 2.0, "seed": 5, "max_tokens": 120, "stream": True}
-        streams = [api.create(model=MODEL, messages=[user(heard(SAD))], **told) for _ in range(4)]
+        options: Any = {"temperature": 2.0, "seed": 5, "max_tokens": 120, "stream": True}
+        streams = [api.create(model=MODEL, messages=[user(audio_part(SAD))], **options) for _ in range(4)]
         first = [next(stream) for stream in streams]
         run.send_signal(signal.SIGTERM)
         for begun, stream in zip(first, streams, strict=True):
@@ -181,7 +183,7 @@ def test_sigterm_finishes_open_replies(model: DualSLM) -> None:
             client(address).models.list()
 
 
-def test_the_python_of_the_process_is_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     from dualslm.cli import main as cli
 
     taken = socket.create_server(("127.0.0.1", 0))
@@ -195,4 +197,5 @@ def test_the_python_of_the_process_is_told_what_is_missing(capsys: pytest.Captur
         assert f"cannot listen on 127.0.0.1:{port}: got" in error
         assert word in error
     taken.close()
-    assert cli.main(["serve", "--capture", "--vllm", "http://127.0.0.1:9/v1"]) == 2
+    assert cli.main(["serve", "--cuda-graphs", "--vllm", "http://127.0.0.1:9/v1"]) == 2
+    assert "got --cuda-graphs" in capsys.readouterr().err

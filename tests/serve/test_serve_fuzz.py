@@ -20,18 +20,18 @@ import schemathesis
 import soundfile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.servekit import heard, process, user
+from support.servekit import audio_part, process, user
 
 EXAMPLES = int(os.environ.get("DUALSLM_FUZZ", "12"))
-GROWTH = 64  # MiB that the server may take more at the end: at most 16 of keys and values, and embeddings
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
-HOW = settings(
+MAX_GROWTH_MIB = 64  # of the server from start to end: at most 16 of keys and values, and embeddings
+SLOW_CHECKS = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
+SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,
     database=None,
     derandomize=True,
     phases=[Phase.generate],
-    suppress_health_check=SLOW,
+    suppress_health_check=SLOW_CHECKS,
 )
 LIMITS = ("--timeout", "20", "--max-audio", "10", "--no-page", "--keep", "16")
 
@@ -51,11 +51,11 @@ def url() -> Iterator[str]:
         before = one.memory_info().rss
         yield address
         assert send(address, json.dumps(body()).encode()).status_code == 200
-        told = httpx2.get(address.removesuffix("/v1") + "/metrics").text
-        assert "dualslm_requests_running 0.0" in told
+        metrics = httpx2.get(address.removesuffix("/v1") + "/metrics").text
+        assert "dualslm_requests_running 0.0" in metrics
         grown = (one.memory_info().rss - before) / 2**20
-        print(f"{told.count('status=')} routes and statuses; the server took {grown:.0f} MiB more at the end")
-        assert grown < GROWTH
+        print(f"{metrics.count('status=')} routes and statuses; the server took {grown:.0f} MiB more at the end")
+        assert grown < MAX_GROWTH_MIB
 
 
 def sound(kind: str) -> bytes:
@@ -69,7 +69,7 @@ SOUNDS = {kind: sound(kind) for kind in ("WAV", "FLAC", "OGG", "MP3")}
 
 
 def body() -> dict[str, Any]:
-    return {"model": "dualslm", "messages": [user("Hi.", heard(SOUNDS["WAV"]))], "max_tokens": 4}
+    return {"model": "dualslm", "messages": [user("Hi.", audio_part(SOUNDS["WAV"]))], "max_tokens": 4}
 
 
 def send(url: str, data: bytes, kind: str = "application/json") -> httpx2.Response:
@@ -83,25 +83,25 @@ def check(answer: httpx2.Response) -> None:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn) -> bytes:
+def spoiled(draw: st.DrawFn) -> bytes:
     """A right body with something in it replaced, dropped, added or cut off."""
     made = body()
     for _ in range(draw(st.integers(1, 3))):
-        where: Any = made
+        node: Any = made
         while True:
-            keys = list(where) if isinstance(where, dict) else list(range(len(where)))
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
             key = draw(st.sampled_from(keys)) if keys else None
-            if key is None or not isinstance(where[key], (dict, list)) or draw(st.booleans()):
+            if key is None or not isinstance(node[key], (dict, list)) or draw(st.booleans()):
                 break
-            where = where[key]
+            node = node[key]
         what = draw(st.sampled_from(["replace", "drop", "add"]))
-        if what == "add" and isinstance(where, dict):
+        if what == "add" and isinstance(node, dict):
             names = st.sampled_from(["n", "stop", "seed", "view", "tools", "stream", "top_p"]) | st.text(max_size=8)
-            where[draw(names)] = draw(JSON)
+            node[draw(names)] = draw(JSON)
         elif key is not None and what == "drop":
-            del where[key]
+            del node[key]
         elif key is not None:
-            where[key] = draw(JSON)
+            node[key] = draw(JSON)
     data = json.dumps(made).encode()
     return data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 9)) == 0 else data
 
@@ -118,16 +118,14 @@ def broken(draw: st.DrawFn) -> bytes:
     return draw(st.binary(max_size=64)) if draw(st.integers(0, 9)) == 0 else bytes(data)
 
 
-def _known(found: Any) -> Any:
-    return found.ok()
-
-
 def test_the_description_and_any_request_that_it_allows(url: str) -> None:
     schema = schemathesis.openapi.from_url(url.removesuffix("/v1") + "/openapi.json")
-    operations, asked = [_known(one) for one in schema.get_all_operations()], 0
+    results: list[Any] = list(schema.get_all_operations())
+    operations = [result.ok() for result in results]
+    asked = 0
     for operation in operations:
 
-        @settings(HOW, max_examples=EXAMPLES // len(operations) + 1)
+        @settings(SETTINGS, max_examples=EXAMPLES // len(operations) + 1)
         @given(case=operation.as_strategy())
         def ask(case: Any) -> None:
             nonlocal asked
@@ -139,23 +137,23 @@ def test_the_description_and_any_request_that_it_allows(url: str) -> None:
     assert asked >= EXAMPLES // 2
 
 
-@HOW
-@given(data=spoilt(), kind=st.sampled_from(["application/json"] * 8 + ["text/plain", "multipart/form-data"]))
+@SETTINGS
+@given(data=spoiled(), kind=st.sampled_from(["application/json"] * 8 + ["text/plain", "multipart/form-data"]))
 def test_malformed_bodies(url: str, data: bytes, kind: str) -> None:
     check(send(url, data, kind))
 
 
-@HOW
+@SETTINGS
 @given(data=st.binary(max_size=200) | JSON.map(lambda some: json.dumps(some).encode()))
 def test_anything_for_a_body(url: str, data: bytes) -> None:
     check(send(url, data))
 
 
-@HOW
+@SETTINGS
 @given(audio=broken(), upload=st.booleans())
 def test_broken_recordings(url: str, audio: bytes, upload: bool) -> None:
     if upload:
         form: Any = {"data": {"model": "dualslm"}, "files": {"file": ("a.wav", audio)}, "timeout": 60}
         check(httpx2.post(url + "/audio/attributes", **form))
     else:
-        check(send(url, json.dumps({**body(), "messages": [user(heard(audio))]}).encode()))
+        check(send(url, json.dumps({**body(), "messages": [user(audio_part(audio))]}).encode()))

@@ -1,4 +1,4 @@
-"""What the server refuses, and how it gets rid of clients that leave: told in OpenAI's shape, and counted."""
+"""What the server refuses, and how it gets rid of clients that leave: in OpenAI's shape, and counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from support.servekit import Slow, client, heard, threaded, user
+from support.servekit import SlowBackend, audio_part, client, threaded, user
 
 from dualslm import DualSLM, tiny
 from dualslm.inference.backend import StopStrings
@@ -22,7 +22,7 @@ from dualslm.serve.limits import Limits
 from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 
-TIGHT = Limits(body=300_000, audio=2.0, speech=5.0, turns=4, running=1, waiting=1, timeout=2.0)
+TIGHT_LIMITS = Limits(body=300_000, audio=2.0, speech=5.0, turns=4, running=1, waiting=1, timeout=2.0)
 MODEL: Any = "dualslm"
 
 
@@ -32,29 +32,29 @@ def model() -> DualSLM:
 
 
 @pytest.fixture
-def slow() -> Slow:
-    return Slow()
+def slow() -> SlowBackend:
+    return SlowBackend()
 
 
 @pytest.fixture
-def url(model: DualSLM, slow: Slow) -> Iterator[str]:
-    made = app(Service(model, slow, questions=ASKED), limits=TIGHT, page=False)
+def url(model: DualSLM, slow: SlowBackend) -> Iterator[str]:
+    made = app(Service(model, slow, questions=ASKED), limits=TIGHT_LIMITS, page=False)
     with threaded(made) as address:
         yield address
 
 
-def until(true: Any) -> None:
-    """Waits for something to come true."""
+def wait_until(condition: Any) -> None:
+    """Waits for a condition to hold."""
     for _ in range(500):
-        if true():
+        if condition():
             return
         time.sleep(0.02)
     raise AssertionError("it never came true")
 
 
 def running(url: str) -> float:
-    told = httpx2.get(url.removesuffix("/v1") + "/metrics").text
-    return float(next(line.split()[1] for line in told.splitlines() if line.startswith("dualslm_requests_running ")))
+    metrics = httpx2.get(url.removesuffix("/v1") + "/metrics").text
+    return float(next(line.split()[1] for line in metrics.splitlines() if line.startswith("dualslm_requests_running ")))
 
 
 def quiet(seconds: float, rate: int = 16_000, kind: str = "FLAC") -> bytes:
@@ -67,10 +67,10 @@ def test_what_is_too_long_is_413(url: str) -> None:
     api = client(url).chat.completions
     for messages, word in (
         ([user("x" * 400_000)], "longer than 300000 bytes"),
-        ([user(heard(quiet(2.1)))], "longer than 2 s"),
-        ([user(heard(quiet(60, kind="MP3")))], "longer than 2 s"),
-        ([user(*[heard(quiet(1.9))] * 3)], "longer than 5 s together"),
-        ([user(heard(quiet(1.9), tone=heard(quiet(1.9))["input_audio"]))] * 2, "longer than 5 s together"),
+        ([user(audio_part(quiet(2.1)))], "longer than 2 s"),
+        ([user(audio_part(quiet(60, kind="MP3")))], "longer than 2 s"),
+        ([user(*[audio_part(quiet(1.9))] * 3)], "longer than 5 s together"),
+        ([user(audio_part(quiet(1.9), tone=audio_part(quiet(1.9))["input_audio"]))] * 2, "longer than 5 s together"),
         ([user("Hi.")] * 5, "at most 4"),
     ):
         with pytest.raises(openai.APIStatusError, match=word) as caught:
@@ -101,7 +101,7 @@ def test_a_body_that_does_not_come(url: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_too_slow")
 
 
-def test_a_full_queue_is_429(url: str, slow: Slow) -> None:
+def test_a_full_queue_is_429(url: str, slow: SlowBackend) -> None:
     def hold() -> None:
         for _ in client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], stream=True, max_tokens=60):
             pass
@@ -115,38 +115,38 @@ def test_a_full_queue_is_429(url: str, slow: Slow) -> None:
     assert int(caught.value.response.headers["Retry-After"]) >= 1
     for one in holders:
         one.join()
-    until(lambda: running(url) == 0)
+    wait_until(lambda: running(url) == 0)
     assert client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=2)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_place(url: str, slow: Slow, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot(url: str, slow: SlowBackend, stream: bool) -> None:
     body = {"model": MODEL, "messages": [user("Hi.")], "max_tokens": 10_000, "stream": stream}
     web = httpx2.Client(timeout=0.5)
     if stream:
         with web.stream("POST", url + "/chat/completions", json=body) as answer:
-            lines = answer.iter_lines()  # kept: thrown away, it would close the stream
+            lines = answer.iter_lines()  # in a variable: without one it would be collected, and close the stream
             next(lines)
-            until(lambda: slow.open == 1)
+            wait_until(lambda: slow.running == 1)
     else:
         with pytest.raises(httpx2.ReadTimeout):
             web.post(url + "/chat/completions", json=body)
     web.close()
-    until(lambda: slow.open == 0)
-    until(lambda: running(url) == 0)
-    assert slow.left == 1
+    wait_until(lambda: slow.running == 0)
+    wait_until(lambda: running(url) == 0)
+    assert slow.abandoned == 1
     assert "dualslm_left_total 1.0" in httpx2.get(url.removesuffix("/v1") + "/metrics").text
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_takes_too_long_is_broken_off(url: str, slow: Slow, stream: bool) -> None:
+def test_what_takes_too_long_is_broken_off(url: str, slow: SlowBackend, stream: bool) -> None:
     with pytest.raises(openai.APIError, match=r"No answer within 2 s|took too long"):
         list(client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")], max_tokens=10_000, stream=stream))
-    until(lambda: slow.open == 0)
+    wait_until(lambda: slow.running == 0)
 
 
 def test_a_key(model: DualSLM) -> None:
-    made = app(Service(model, Slow(0.001), questions=ASKED), key="right")
+    made = app(Service(model, SlowBackend(0.001), questions=ASKED), key="right")
     with threaded(made) as url:
         for wrong in ("wrong", "righ", "rightt"):
             answer = httpx2.get(url + "/models", headers={"Authorization": f"Bearer {wrong}"})
@@ -159,13 +159,13 @@ def test_a_key(model: DualSLM) -> None:
 
 
 def test_a_fault_is_one_line_and_500(model: DualSLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = Service(model, Slow(), questions=ASKED)
-    monkeypatch.setattr(service, "read", None)
+    service = Service(model, SlowBackend(), questions=ASKED)
+    monkeypatch.setattr(service, "encode", None)
     with threaded(app(service)) as url, pytest.raises(openai.InternalServerError, match="its log says more"):
         client(url).chat.completions.create(model=MODEL, messages=[user("Hi.")])
 
 
-def test_nothing_but_the_table_of_the_llm_is_here(model: DualSLM) -> None:
+def test_nothing_but_the_embeddings_of_the_llm_is_here(model: DualSLM) -> None:
     here = [name for name, value in model.llm.model.named_parameters() if value.device.type != "meta"]
     assert here == ["model.embed_tokens.weight"]
 
@@ -178,7 +178,8 @@ def test_stop_texts_across_pieces() -> None:
         (["z", "bc"], ["ab", "cz"], "a", True),
         ([], ["a", "b"], "ab", False),
     ):
-        one, shown = StopStrings(stop), ""
+        stop_strings = StopStrings(stop)
+        shown = ""
         for piece in pieces:
-            shown += one.add(piece) if not one.met else ""
-        assert (shown + one.rest(), one.met) == (want, met)
+            shown += stop_strings.add(piece) if not stop_strings.met else ""
+        assert (shown + stop_strings.rest(), stop_strings.met) == (want, met)

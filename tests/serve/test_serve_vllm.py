@@ -1,4 +1,4 @@
-"""`dualslm serve --vllm`: the front end hears, stock vLLM answers; the same replies as with the LLM in process."""
+"""`dualslm serve --vllm`: our server encodes, stock vLLM replies; the same replies as with the LLM in process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from support.servekit import ANGRY, CLIP, SAD, assistant, client, heard, process, user
+from support.servekit import ANGRY, CLIP, SAD, assistant, audio_part, client, process, user
 
 from dualslm import Conversation, DualSLM, Speech, View, tiny
 from dualslm.model.generation import GenerationSettings
@@ -25,22 +25,24 @@ def model() -> DualSLM:
 
 @pytest.fixture(scope="module")
 def urls(vllm: str) -> Iterator[list[str]]:
-    """Two front ends beside one vLLM."""
+    """Two servers beside one vLLM."""
     with process("--vllm", vllm) as (one, _), process("--vllm", vllm) as (two, _):
         yield [one, two]
 
 
-def test_talks_of_several_turns_and_lengths(urls: list[str], model: DualSLM) -> None:
-    """Each turn goes to the other front end: they keep no state."""
+def test_conversations_of_several_turns_and_lengths(urls: list[str], model: DualSLM) -> None:
+    """Each turn goes to the other server: they keep no state."""
     paths = [*CLIP.values()]
     for length in (1, 2, 4):
-        conversation, messages = Conversation(LISTEN), []
+        conversation = Conversation(LISTEN)
+        messages: list[Any] = []
         for turn in range(length):
             parts: list[Any] = [paths[(3 * length + turn) % len(paths)]]
             said: list[Any] = [Speech(parts[0])]
             if turn % 3 == 1:
-                parts, said = ["I lost my umbrella."], ["I lost my umbrella."]
-            messages.append(user(*(part if isinstance(part, str) else heard(part) for part in parts)))
+                parts = ["I lost my umbrella."]
+                said = ["I lost my umbrella."]
+            messages.append(user(*(part if isinstance(part, str) else audio_part(part) for part in parts)))
             answer = client(urls[turn % 2]).chat.completions.create(model=MODEL, messages=messages)
             reply = answer.choices[0].message.content or ""
             assert reply == model.reply(conversation.user(*said))
@@ -53,18 +55,20 @@ def test_talks_of_several_turns_and_lengths(urls: list[str], model: DualSLM) -> 
 @pytest.mark.parametrize("view", ["speech,none", "none,speech", "text,speech", "speech,text", "none,text"])
 def test_views(urls: list[str], model: DualSLM, view: str) -> None:
     said = Speech(ANGRY, transcript="I won a prize.", caption="happy")
-    part = heard(ANGRY, transcript="I won a prize.", caption="happy")
+    part = audio_part(ANGRY, transcript="I won a prize.", caption="happy")
     answer = client(urls[0]).chat.completions.create(model=MODEL, messages=[user(part)], extra_body={"view": view})
     assert answer.choices[0].message.content == model.reply(Conversation(LISTEN).user(said), view=View.parse(view))
 
 
 def test_streaming_and_many_at_once(urls: list[str], model: DualSLM) -> None:
-    def streamed(place: int) -> list[str]:
-        path = [*CLIP.values()][place % len(CLIP)]
-        chunks = client(urls[place % 2]).chat.completions.create(model=MODEL, messages=[user(heard(path))], stream=True)
+    def streamed(index: int) -> list[str]:
+        path = [*CLIP.values()][index % len(CLIP)]
+        chunks = client(urls[index % 2]).chat.completions.create(
+            model=MODEL, messages=[user(audio_part(path))], stream=True
+        )
         return [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
 
-    want = [model.reply(Conversation(LISTEN).user(Speech([*CLIP.values()][place % len(CLIP)]))) for place in range(12)]
+    want = [model.reply(Conversation(LISTEN).user(Speech([*CLIP.values()][index % len(CLIP)]))) for index in range(12)]
     with ThreadPoolExecutor(12) as pool:
         got = list(pool.map(streamed, range(12)))
     assert ["".join(pieces) for pieces in got] == want
@@ -72,7 +76,8 @@ def test_streaming_and_many_at_once(urls: list[str], model: DualSLM) -> None:
 
 
 def test_sampling_options_pass_through(urls: list[str], model: DualSLM) -> None:
-    api, message = client(urls[0]).chat.completions, user(heard(SAD))
+    api = client(urls[0]).chat.completions
+    message = user(audio_part(SAD))
     whole = api.create(model=MODEL, messages=[message]).choices[0].message.content or ""
     cut = api.create(model=MODEL, messages=[message], max_tokens=4).choices[0]
     assert cut.finish_reason == "length"
@@ -95,6 +100,6 @@ def test_words_and_attributes(urls: list[str]) -> None:
     assert httpx2.post(urls[1] + "/audio/attributes", **form).json()["attributes"]["emotion"] == "angry"
 
 
-def test_a_talk_that_is_too_long_is_refused_before_vllm(urls: list[str]) -> None:
+def test_a_conversation_that_is_too_long_is_refused_before_vllm(urls: list[str]) -> None:
     with pytest.raises(openai.BadRequestError, match="too long"):
         client(urls[0]).chat.completions.create(model=MODEL, messages=[user("word " * 2000)])

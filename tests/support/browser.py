@@ -21,9 +21,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 60_000  # ms that a step may take on a busy machine
+STEP_TIMEOUT_MS = 60_000  # a machine may be busy with other tests
 
-# Drops a file on the page as a hand would.
+# Drops a file on the page as a person would.
 DROP = """([name, numbers]) => {
     const data = new DataTransfer();
     data.items.add(new File([new Uint8Array(numbers)], name));
@@ -33,7 +33,7 @@ DROP = """([name, numbers]) => {
 
 
 def playwright() -> Iterator[Playwright]:
-    """What starts browsers; its loop runs until the caller is done."""
+    """Playwright, whose event loop runs until the caller is done."""
     api = pytest.importorskip("playwright.sync_api", reason="no browser tests: pip install playwright")
     if _chromium() is None:
         pytest.skip("no browser tests: chromium is not installed (apt-get install chromium)")

@@ -28,33 +28,35 @@ CLIP = {path.stem: path for path in sorted(CLIPS.glob("*.wav"))}
 ANGRY, SAD = CLIP["hear_1_angry"], CLIP["hear_3_sad"]
 
 
-class Slow:
-    """A backend that draws a token every `pace` s, and notes who left."""
+class SlowBackend:
+    """A backend that draws a token every `pace` s, and counts the replies that run and those that were abandoned."""
 
     context = None
 
     def __init__(self, pace: float = 0.02) -> None:
-        self.pace, self.open, self.left = pace, 0, 0
+        self.pace = pace
+        self.running = 0
+        self.abandoned = 0
 
     async def stream(
         self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
-        self.open += 1
-        self.left += 1
+        self.running += 1
+        self.abandoned += 1  # until the last token was taken
         try:
             for number in range(1, generation.max_new_tokens):
                 await asyncio.sleep(self.pace)
                 yield Piece("la ", number)
             yield Piece("", generation.max_new_tokens, reason="length")
-            self.left -= 1
+            self.abandoned -= 1
         finally:
-            self.open -= 1
+            self.running -= 1
 
     def state(self) -> Mapping[str, float]:
-        return {"slow_open": self.open}
+        return {"slow_running": self.running}
 
     async def close(self) -> None:
-        """Nothing is left open."""
+        """There is nothing to end."""
 
 
 @contextmanager
@@ -95,10 +97,13 @@ def client(url: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
 
 
-def heard(audio: Path | bytes, **more: Any) -> dict[str, Any]:
+def audio_part(audio: Path | bytes, **more: Any) -> dict[str, Any]:
     """A content part that holds a recording."""
     data = audio if isinstance(audio, bytes) else audio.read_bytes()
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}, **more}
+
+
+heard = audio_part  # the former name, which other tests import
 
 
 def user(*parts: Any) -> Any:

@@ -17,11 +17,11 @@ from types import TracebackType
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x01\x02\r]")
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # s; a machine may be busy with other tests
+TIMEOUT_S = 120  # a machine may be busy with other tests
 
 
-def _hears_ctrl_c() -> None:
-    """A suite that was started in the background is deaf to it, and so would be what it starts."""
+def _restore_sigint() -> None:
+    """A suite that was started in the background ignores Ctrl-C, and what it starts would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -40,16 +40,17 @@ class Terminal:
             env=env,
             cwd=folder,
             start_new_session=True,
-            preexec_fn=_hears_ctrl_c,
+            preexec_fn=_restore_sigint,
         )
         os.close(theirs)
-        self.file, self.seen = ours, ""
+        self.file = ours
+        self.seen = ""
 
-    def wait_for(self, pattern: str, timeout: float = PATIENCE) -> str:
+    def wait_for(self, pattern: str, timeout: float = TIMEOUT_S) -> str:
         """Reads until the pattern has been shown; gives what came up to its end, without colours."""
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while not (found := re.search(pattern, ESCAPES.sub("", self.seen), re.DOTALL)):
-            if time.monotonic() > until or not self._more():
+            if time.monotonic() > deadline or not self._more():
                 raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")
         text = ESCAPES.sub("", self.seen)
         self.seen = text[found.end() :]
@@ -64,7 +65,7 @@ class Terminal:
         os.kill(self.process.pid, signal.SIGINT)
 
     def interrupt_the_prompt(self, pattern: str) -> str:
-        """Ctrl-C where a line is waited for; again if it fell before the waiting, where CPython keeps it for later."""
+        """Ctrl-C at the prompt; again if it came just before `input` waits, where CPython holds it back until a key."""
         for _ in range(5):
             self.interrupt()
             with suppress(AssertionError):
@@ -76,7 +77,7 @@ class Terminal:
             return True
         try:
             data = os.read(self.file, 65536)
-        except OSError:  # Linux's word for the end
+        except OSError:  # how Linux reports that the program has ended
             return False
         self.seen += data.decode(errors="replace")
         return bool(data)
@@ -87,5 +88,5 @@ class Terminal:
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT_S)
         os.close(self.file)

@@ -22,9 +22,11 @@ from dualslm.tiny import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny"  # as the server calls its LLM
-PATIENCE = 900.0  # s until it answers; a minute on a free machine
-CONTEXT = 1024  # tokens, what the tiny LLM was made for
-TIGHT = '{"backend": "xgrammar", "disable_any_whitespace": true}'  # else so small an LLM writes blanks without end
+START_TIMEOUT_S = 900  # a minute on a free machine
+CONTEXT = 1024  # tokens, the limit of the tiny LLM
+STRUCTURED_OUTPUTS = (
+    '{"backend": "xgrammar", "disable_any_whitespace": true}'  # else so small an LLM writes blanks without end
+)
 
 
 def python() -> Path:
@@ -44,15 +46,15 @@ def serving(folder: Path, *options: str, llm: Path = WEIGHTS / "llm") -> Iterato
     """Runs vLLM while the block lasts and gives its address up to and with /v1.
 
     Args:
-        folder: for its log.
-        *options: of vLLM, beside those below.
-        llm: which one it runs.
+        folder: folder for its log.
+        *options: options of vLLM beside those below.
+        llm: folder of the LLM that it runs.
     """
     port = free_port()
     command = [str(python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(llm)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--enable-prompt-embeds", "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT)]
-    command += ["--structured-outputs-config", TIGHT]
+    command += ["--structured-outputs-config", STRUCTURED_OUTPUTS]
     settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
     settings |= {"VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": ""}
     with (folder / "vllm.log").open("w+") as log:
@@ -60,30 +62,26 @@ def serving(folder: Path, *options: str, llm: Path = WEIGHTS / "llm") -> Iterato
             [*command, *options], stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings, cwd=folder
         )
         try:
-            _await(run, f"http://127.0.0.1:{port}/health", folder / "vllm.log")
+            _wait_until_healthy(run, f"http://127.0.0.1:{port}/health", folder / "vllm.log")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            _stop(run)
+            run.terminate()
+            try:
+                run.wait(30)
+            except subprocess.TimeoutExpired:  # its workers may hang while they compile
+                run.kill()
+                run.wait()
 
 
-def _await(run: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    for _ in range(int(PATIENCE)):
+def _wait_until_healthy(run: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    for _ in range(START_TIMEOUT_S):
         assert run.poll() is None, log.read_text()[-3000:]
         try:
             urllib.request.urlopen(address, timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(1)
-    raise AssertionError(f"vLLM did not answer in {PATIENCE} s: {log.read_text()[-3000:]}")
-
-
-def _stop(run: subprocess.Popen[bytes]) -> None:
-    run.terminate()
-    try:
-        run.wait(30)
-    except subprocess.TimeoutExpired:
-        run.kill()
-        run.wait()
+    raise AssertionError(f"vLLM did not answer in {START_TIMEOUT_S} s: {log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="session")

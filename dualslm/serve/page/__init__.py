@@ -1,4 +1,4 @@
-"""The page at `/` of `dualslm serve`: speak, see what was heard, read the reply, swap the tone (ours).
+"""The page at `/` of `dualslm serve`: speak, see the words and the voice, read the reply, swap the tone (ours).
 
 Plain HTML, CSS and JavaScript from this package: no build step, and nothing is loaded from elsewhere, which the
 content security policy also forbids. The page is one more client of the server's own routes; this module gives it its
@@ -16,15 +16,19 @@ from fastapi.responses import FileResponse
 STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-PARTS = {"hear": "Three voices", "tones": "The same words, three tones", "memory": "A talk that remembers"}
+GROUP_TITLES = {
+    "hear": "Three voices",
+    "tones": "The same words, three tones",
+    "memory": "A conversation that remembers",
+}
 
 
 def mount(app: FastAPI, clips: Path | None) -> None:
     """Adds the page to a server.
 
     Args:
-        app: has the routes that the page asks.
-        clips: a folder of example recordings with a `clips.json`; none are offered when None.
+        app: the application, with the routes that the page calls.
+        clips: folder of example recordings with a `clips.json`; none are offered when None.
     """
     listed = examples(clips) if clips is not None else []
 
@@ -38,6 +42,7 @@ def mount(app: FastAPI, clips: Path | None) -> None:
 
     @app.get("/page/clips/{name}", include_in_schema=False)
     async def clip(name: str) -> FileResponse:
+        # only names that are listed: a path such as ../secret never reaches the disk
         if clips is None or name not in {one["file"] for one in listed}:
             raise HTTPException(404)
         return FileResponse(clips / name)
@@ -52,10 +57,11 @@ def mount(app: FastAPI, clips: Path | None) -> None:
 
 
 def examples(folder: Path) -> list[dict[str, str]]:
-    """The clips of a folder: the file, what it says, its tone, and the group that it belongs to."""
-    listed = json.loads((folder / "clips.json").read_text())
+    """The clips of a folder: file, words, tone, and the title of the group that each belongs to."""
+    groups = json.loads((folder / "clips.json").read_text())
     return [
-        {"part": PARTS[part], "file": item["file"], "text": item["text"], "tone": item["style"]["emotion"]}
-        for part, items in listed.items()
+        # "part" is the page's own field for the group
+        {"part": GROUP_TITLES[group], "file": item["file"], "text": item["text"], "tone": item["style"]["emotion"]}
+        for group, items in groups.items()
         for item in items
     ]

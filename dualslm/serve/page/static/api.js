@@ -35,17 +35,17 @@ async function reason(answer) {
 
 /** The model's name, its system text, the example clips, and whether the server can tell likelihoods. */
 export async function about() {
-  const [told, clips] = await Promise.all([ask("v1/about"), ask("page/examples")]);
-  return { ...(await told.json()), clips: await clips.json() };
+  const [answer, clips] = await Promise.all([ask("v1/about"), ask("page/examples")]);
+  return { ...(await answer.json()), clips: await clips.json() };
 }
 
 /** The words of a recording from L alone, the attributes and their degrees from P alone. */
 export const hear = async (body, signal) => (await ask("v1/heard", body, signal)).json();
 
-/** What the last reply of a talk rests on. */
+/** What the last reply of a conversation rests on. */
 export const weigh = async (body) => (await ask("v1/influence", body)).json();
 
-/** Streams the reply to a talk: `onPiece` gets the text as it grows. Gives the server's times, where it tells them. */
+/** Streams the reply to a conversation: `onPiece` gets the text as it grows. Gives the server's times, where it tells them. */
 export async function reply(body, signal, onPiece) {
   const began = performance.now();
   const whole = { ...body, stream: true, stream_options: { include_usage: true } };

@@ -1,4 +1,4 @@
-// The page: the composer, the talk as it grows, and the examples.
+// The page: the composer, the conversation as it grows, and the examples.
 
 import * as api from "./api.js";
 import { complaint, h } from "./dom.js";
@@ -51,7 +51,7 @@ const page = {
       $("stop").hidden = true;
     }
   },
-  /** A turn that could not be answered leaves the talk. */
+  /** A turn that could not be answered leaves the conversation. */
   forget(turn) {
     state.talk.turns = state.talk.turns.filter((one) => one !== turn);
   },

@@ -5,7 +5,7 @@ const READS = /^(RIFF|fLaC|OggS|ID3|\xff[\xe2-\xfb])/; // what the server decode
 const BARS = 72;
 const RAW = { channelCount: 1, autoGainControl: false, noiseSuppression: false, echoCancellation: false }; // loudness is tone
 
-/** A file as the talk keeps it: base64 for the server, an address to play, bars to draw, seconds. */
+/** A file as the conversation keeps it: base64 for the server, an address to play, bars to draw, seconds. */
 export async function take(blob, name) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   const heard = await decode(bytes);

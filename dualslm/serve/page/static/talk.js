@@ -1,4 +1,4 @@
-// The talk as data: turns with their recordings and replies, and how it is put to the server, whole, each time.
+// The conversation as data: turns with their recordings and replies, and how it is put to the server, whole, each time.
 
 /** The source of each channel, as `View.parse` reads it. */
 export const view = ({ para, ling }) => `${para ? "speech" : "none"},${ling ? "speech" : "none"}`;
@@ -10,7 +10,7 @@ export class Talk {
     this.turns = [];
   }
 
-  /** The request that asks for a reply to the turn, said in a tone, heard through channels. */
+  /** The request that asks for a reply to the turn, said in a tone, read through channels. */
   request(turn, tone, channels) {
     const messages = this.system ? [{ role: "system", content: this.system }] : [];
     for (const one of this.turns.slice(0, this.turns.indexOf(turn))) {

@@ -1,4 +1,4 @@
-// One turn of the talk: what was said, what was heard of it, its replies, and the same words in another tone.
+// One turn of the conversation: what was said, its words and voice, its replies, and the same words in another tone.
 
 import * as api from "./api.js";
 import { complaint, gauges, h, player, times, tint } from "./dom.js";
@@ -70,7 +70,7 @@ async function answer(turn, page, tone, onFirst = () => {}) {
       reply.times = found;
       following(end(), () => line.append(times(found)));
     } catch (error) {
-      if (error.name === "AbortError" && reply.text) line.append(h("p.meta", {}, "stopped; the talk keeps what was said"));
+      if (error.name === "AbortError" && reply.text) line.append(h("p.meta", {}, "stopped; the conversation keeps what was said"));
       else went = failed(turn, page, line, error);
     }
   });
@@ -101,7 +101,7 @@ function how({ tone, channels }) {
   return some.length ? h("p.how", {}, some.join(", ")) : null;
 }
 
-/** Files a reply. Where there are several, the talk goes on from the chosen one. */
+/** Files a reply. Where there are several, the conversation goes on from the chosen one. */
 function keep(turn, page, reply, line, text) {
   turn.replies.push(reply);
   Object.assign(reply, { line, text_node: text });
@@ -111,8 +111,8 @@ function keep(turn, page, reply, line, text) {
     if (one.radio) return;
     one.radio = h("input", { type: "radio", checked: at === turn.kept, onchange: () => (turn.kept = at) });
     one.radio.name = turn.group ??= `turn-${crypto.randomUUID?.() ?? Math.random()}`;
-    one.radio.title = "the talk goes on from this reply";
-    one.radio.setAttribute("aria-label", "The talk goes on from this reply");
+    one.radio.title = "the conversation goes on from this reply";
+    one.radio.setAttribute("aria-label", "The conversation goes on from this reply");
     if (!one.line.querySelector(".how")) one.line.prepend(h("p.how", {}, "as it was said"));
     one.line.prepend(one.radio);
   });
@@ -131,7 +131,7 @@ function acts(turn, page) {
   };
   const weigh = h("button.chip", { type: "button" }, "What decided the reply");
   weigh.onclick = () => rests(turn, page, weigh);
-  const away = h("span.wait", {}, "The LLM runs elsewhere: how sure it is, and what a reply rests on, cannot be told.");
+  const away = h("span.wait", {}, "The LLM runs elsewhere: how sure it is, and what a reply rests on, is not known here.");
   return h("div", {}, h("div.acts", {}, open, page.about.likelihoods ? weigh : away), panel);
 }
 

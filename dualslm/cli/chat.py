@@ -1,0 +1,76 @@
+"""The verb `chat`. Nothing heavy is imported before use."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualslm.cli.options import add_cuda_graphs, add_model, context_of, model_of, new_conversation, questions_of
+from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    from dualslm.chat.microphone import Microphone
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `chat`."""
+    add = parser.add_argument
+    add("--load", metavar="FOLDER", help="go on with a conversation that /save wrote")
+    add("--view", metavar="P,L", help="source of each channel of what you say: speech, text or none")
+    add("--past", metavar="P,L", help="the same for earlier turns, for example text,text (default: as --view)")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add_cuda_graphs(parser)
+    add_model(parser)
+    parser.set_defaults(verb=_chat)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from dualslm.chat.saved import restore
+    from dualslm.conversation import View
+
+    conversation = new_conversation(args)
+    settings: dict[str, str | None] = {}
+    if args.load:
+        if args.system is not None:
+            do = "leave one of them out"
+            raise DualSLMError("a loaded conversation has its own system text", got="--system", do=do)
+        conversation, settings = restore(Path(args.load))
+    # an option wins over what was saved; views and the microphone are checked before the model is loaded
+    view_text = args.view or settings.get("view")
+    past_text = args.past or settings.get("past")
+    view = View() if view_text is None else View.parse(view_text)
+    past = None if past_text is None else View.parse(past_text)
+    microphone, no_microphone = _microphone()
+    model = model_of(args)
+    if args.cuda_graphs:
+        model.llm.enable_cuda_graphs()
+    from rich.console import Console
+
+    from dualslm.chat.terminal import Chat
+    from dualslm.inference.session import Session
+    from dualslm.model.generation import GenerationSettings
+
+    session = Session(
+        model,
+        conversation,
+        view=view,
+        past=past,
+        generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
+        context=context_of(args),
+        questions=questions_of(args),
+    )
+    return Chat(session, Console(highlight=False), microphone, no_microphone).run()
+
+
+def _microphone() -> tuple[Microphone | None, str]:
+    """The microphone, or the reason why there is none."""
+    from dualslm.chat.microphone import Microphone
+
+    if not sys.stdin.isatty():  # lines come from a pipe: an empty one is no wish to speak
+        return None, ""
+    try:
+        return Microphone(), ""
+    except DualSLMError as error:
+        return None, str(error)

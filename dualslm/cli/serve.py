@@ -1,0 +1,97 @@
+"""The verb `serve`. Nothing heavy is imported before use."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from dualslm.cli.options import (
+    add_cuda_graphs,
+    add_model,
+    add_old_name,
+    context_of,
+    model_of,
+    new_conversation,
+    questions_of,
+)
+from dualslm.errors import DualSLMError
+
+POSITIVE = ("max_body", "max_audio", "max_speech", "max_turns", "running", "timeout", "keep")  # options of `serve`
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `serve`."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    add("--vllm", metavar="URL", help="let this vLLM server run the LLM, for example http://localhost:8001/v1")
+    add("--vllm-model", metavar="NAME", help="name of the LLM in vLLM (default: its first)")
+    add("--name", default="dualslm", help="name of this model in requests")
+    add("--api-key", metavar="KEY", help="key that requests must bring (default: DUALSLM_API_KEY, else no key)")
+    add("--max-body", type=int, default=32, metavar="MIB", help="longest request")
+    add("--max-audio", type=float, default=120, metavar="S", help="longest recording")
+    add("--max-speech", type=float, default=1800, metavar="S", help="most seconds of recordings in a request")
+    add("--max-turns", type=int, default=128, metavar="N", help="most messages of a conversation")
+    add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
+    add("--waiting", type=int, default=128, metavar="N", help="requests that wait; one more gets status 429")
+    add("--timeout", type=float, default=300, metavar="S", help="longest time for one request")
+    add_old_name(parser, "--patience", "--timeout", type=float)
+    add(
+        "--keep",
+        type=int,
+        default=512,
+        metavar="MIB",
+        help="size of the prefix cache: keys and values of earlier turns",
+    )
+    add("--no-page", action="store_true", help="no web page at /")
+    add_cuda_graphs(parser, "; while one request is alone")
+    add_model(parser)
+    parser.set_defaults(verb=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from dualslm.serve.run import Settings, listen, run
+    except ModuleNotFoundError as error:
+        raise DualSLMError(
+            "serving needs more packages", got=f"no {error.name}", do="pip install 'dualslm[serve]'"
+        ) from error
+    from dualslm.serve.limits import Limits
+    from dualslm.tiny import CLIPS
+
+    for name in POSITIVE:
+        if (value := getattr(args, name)) <= 0:
+            raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
+    if args.waiting < 0:
+        raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
+    limits = Limits(
+        body=args.max_body * 2**20,
+        audio=args.max_audio,
+        speech=args.max_speech,
+        turns=args.max_turns,
+        running=args.running,
+        waiting=args.waiting,
+        timeout=args.timeout,
+    )
+    settings = Settings(
+        name=args.name,
+        limits=limits,
+        key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
+        page=not args.no_page,
+        cache_bytes=args.keep * 2**20,
+        clips=CLIPS,
+        vllm=args.vllm,
+        vllm_model=args.vllm_model,
+        # from the environment alone: any user of the machine can read the arguments of a process
+        vllm_key=os.environ.get("DUALSLM_VLLM_KEY") or None,
+    )
+    if args.cuda_graphs and args.vllm is not None:
+        raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
+    # first, because loading takes long: a port in use is reported at once
+    listening = listen(args.host, args.port)
+    model = model_of(args, load_llm=args.vllm is None)
+    if args.cuda_graphs:
+        model.llm.enable_cuda_graphs()
+    system = new_conversation(args).system
+    run(model, settings, listening, questions=questions_of(args), context=context_of(args), system=system)
+    return 0
