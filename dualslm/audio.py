@@ -1,7 +1,7 @@
 """Audio in: decode, downmix, resample to 16 kHz mono, count frames, split in windows (paper §IV-C).
 
-Every audio constant of the project stands here, with its unit. `frame_count` is the one place where samples
-become frames, and nothing here imports torch.
+Every audio constant of the project is defined here, with its unit. `frame_count` alone converts samples to frames.
+Nothing here imports torch.
 
 Dimensions: N samples, C channels.
 """
@@ -24,44 +24,46 @@ from dualslm.errors import DualSLMError
 Audio: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]
 Samples: TypeAlias = NDArray[np.float32]
 
-SAMPLE_RATE = 16_000  # Hz, what Whisper hears
+SAMPLE_RATE = 16_000  # Hz, the only rate that Whisper encoders are trained on
 HOP = 160  # samples from one mel column to the next: 10 ms
 SAMPLES_PER_FRAME = 2 * HOP  # 320: the encoder's second convolution halves the mel rate
 FRAMES_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_FRAME  # 50 Hz
 
 MAX_SECONDS = 1800  # s; half an hour is far beyond a spoken turn and bounds the memory of one clip
-BLOCK_SECONDS = 10  # s that are decoded at once
+BLOCK_SECONDS = 10  # s decoded in one read
 MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged header
-MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz, what recorders write
+MIN_RATE = 4_000  # Hz; below it lie damaged headers, not recordings
+MAX_RATE = 384_000  # Hz, the highest rate that recorders write
 MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class TooLongError(DualSLMError):
-    """A recording that is longer than may be."""
+    """A recording that is longer than the limit."""
 
 
 def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS) -> Samples:
     """Gives any recording as 16 kHz mono samples.
 
     Args:
-        audio: a path or the bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more), or
-            floating-point samples (N,) in [-1, 1].
-        rate: the sampling rate of `audio` in Hz, where it is an array.
-        longest: s that the bytes of a file may last; no more of them is decoded.
+        audio: path or bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more), or floating-point
+            samples (N,) in [-1, 1].
+        rate: sampling rate of `audio` in Hz; read only where `audio` is an array.
+        longest: greatest length in s of a file given as bytes; decoding stops there.
 
     Returns:
-        Samples (N,), float32, at least one, all finite. An array that is so already is not copied.
+        Samples (N,), float32, at least one, all finite. An array that already is of that form is not copied.
 
     Raises:
-        DualSLMError: nothing there, not audio, damaged, empty, not finite, or over one of the limits above.
+        DualSLMError: a file that is missing, empty, damaged or not audio, samples that are not finite, or one of the
+            limits above exceeded.
     """
     if isinstance(audio, np.ndarray):
         return _resample(_from_array(audio, rate), rate, "the array")
     if isinstance(audio, bytes):
         name = f"the {len(audio)} bytes given"
-        _refuse_what_is_no_audio(audio[: len(LFS_POINTER)], name)
+        _check_head(audio[: len(LFS_POINTER)], name)
         return _decode(io.BytesIO(audio), name, longest)
     if isinstance(audio, (str, os.PathLike)):
         return _from_path(Path(audio))
@@ -73,20 +75,22 @@ def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS)
 
 
 def frame_count(samples: int) -> int:
-    """How many 50 Hz encoder frames so many 16 kHz samples give; the last frame may be short."""
+    """The number of 50 Hz encoder frames of a number of 16 kHz samples; the last frame may be partly filled."""
     assert samples >= 0, samples
     return -(-samples // SAMPLES_PER_FRAME)
 
 
 def windows(samples: Samples, window_samples: int) -> list[Samples]:
-    """Splits samples (N,) in consecutive views of `window_samples`, the last one shorter where need be."""
+    """Splits samples (N,) into consecutive views of `window_samples` samples; the last may be shorter."""
     assert window_samples >= 1, window_samples
     return [samples[start : start + window_samples] for start in range(0, len(samples), window_samples)]
 
 
 def _from_path(path: Path) -> Samples:
     name = str(path)
-    if os.path.exists(path) and not path.is_file():  # Path.exists fails for a name that is too long
+    # os.path.exists, because Path.exists raises for a name that is too long. Only regular files are opened: reading
+    # from a pipe would wait for ever.
+    if os.path.exists(path) and not path.is_file():
         got = "a folder" if path.is_dir() else "a pipe or a device"
         raise DualSLMError(f"{name} is not an audio file", got=got, do="give one file, or its bytes")
     try:
@@ -95,11 +99,11 @@ def _from_path(path: Path) -> Samples:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DualSLMError(f"cannot open {name}", got=reason, do="check the path and the permissions") from error
-    _refuse_what_is_no_audio(head, name)
+    _check_head(head, name)
     return _decode(name, name)
 
 
-def _refuse_what_is_no_audio(head: bytes, name: str) -> None:
+def _check_head(head: bytes, name: str) -> None:
     if not head:
         raise DualSLMError(f"{name} is empty", got="zero bytes", do="record or copy it again")
     if head == LFS_POINTER:
@@ -120,12 +124,12 @@ def _decode(source: str | io.BytesIO, name: str, longest: float = MAX_SECONDS) -
             got=error.error_string.removeprefix("Error : ").rstrip("."),
             do="give an undamaged wav, flac, mp3 or ogg file",
         ) from error
-    except TypeError as error:  # a file named .raw, whose format soundfile asks for
+    except TypeError as error:  # soundfile raises it for a file named .raw, whose format it cannot know
         raise DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac") from error
 
 
 def _read(file: soundfile.SoundFile, name: str, longest: float) -> Samples:
-    """All samples of a file as one channel; what its header forbids is refused before it is decoded."""
+    """All samples of a file, mixed to one channel; a header over the limits is refused before anything is decoded."""
     _check_rate(file.samplerate, name)
     if file.channels > MAX_CHANNELS:
         raise DualSLMError(
@@ -133,13 +137,15 @@ def _read(file: soundfile.SoundFile, name: str, longest: float) -> Samples:
             got=f"{file.channels} channels",
             do=f"mix it down to at most {MAX_CHANNELS}",
         )
-    stated = file.format != "MP3"  # an mp3 only estimates its length
+    header_is_exact = file.format != "MP3"  # libsndfile only estimates the length of an mp3
     limit = int(longest * file.samplerate)
-    if stated:
+    if header_is_exact:
         _check_length(file.frames, file.samplerate, name, longest)
+    # One sample beyond the limit is enough to tell that a file is too long. The empty array keeps the dtype where
+    # the file holds no sample at all.
     samples = np.concatenate([np.empty(0, np.float32), *_blocks(file, limit + 1)])
     _check_length(len(samples), file.samplerate, name, longest)
-    if stated and len(samples) < file.frames:
+    if header_is_exact and len(samples) < file.frames:
         raise DualSLMError(
             f"{name} is truncated",
             got=f"{len(samples)} of {file.frames} samples",
@@ -149,10 +155,12 @@ def _read(file: soundfile.SoundFile, name: str, longest: float) -> Samples:
 
 
 def _blocks(file: soundfile.SoundFile, most: int) -> Iterator[Samples]:
-    """A file's samples as one channel, some seconds at a time: eight channels at 384 kHz take 12 MB a second."""
-    size, left = BLOCK_SECONDS * file.samplerate, most
-    while left and len(block_NC := file.read(min(size, left), dtype="float32", always_2d=True)):
-        left -= len(block_NC)
+    """At most `most` samples of a file, mixed to one channel, in blocks."""
+    # Not in one read: eight channels at 384 kHz take 12 MB a second before they are mixed.
+    size = BLOCK_SECONDS * file.samplerate
+    remaining = most
+    while remaining and len(block_NC := file.read(min(size, remaining), dtype="float32", always_2d=True)):
+        remaining -= len(block_NC)
         yield block_NC.mean(axis=1, dtype=np.float32)
 
 
@@ -189,7 +197,7 @@ def _check_rate(rate: int, name: str) -> None:
 
 def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECONDS) -> None:
     if samples > longest * rate:
-        unknown = samples >= np.iinfo(np.int64).max  # libsndfile's word for a stream without a length
+        unknown = samples >= np.iinfo(np.int64).max  # what libsndfile gives for a stream without a length
         raise TooLongError(
             f"{name} is longer than {longest:g} s",
             got="a header that states no length" if unknown else f"at least {samples // rate} s",
@@ -198,7 +206,7 @@ def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECON
 
 
 def _resample(samples: Samples, rate: int, name: str) -> Samples:
-    """Finite mono samples at any rate → the same at 16 kHz; refuses what leaves nothing to hear."""
+    """Mono samples at any rate → the same at 16 kHz; refuses NaN, infinities and a result of no samples."""
     bad = len(samples) - int(np.isfinite(samples).sum())
     if bad:
         raise DualSLMError(

@@ -1,4 +1,4 @@
-"""The one error a user of dualslm meets: what was wrong, what we got, what to do next.
+"""The one error a user of dualslm meets: what was wrong, what was found, what to do next.
 
 Anything that a user can cause raises `DualSLMError`; the command line prints its message as one line and
 exits with status 2. `assert` is kept for our own bugs.
@@ -7,10 +7,11 @@ exits with status 2. `assert` is kept for our own bugs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 
 class DualSLMError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     Args:
         wrong: what is wrong, in a few words.
@@ -19,13 +20,12 @@ class DualSLMError(ValueError):
     """
 
     def __init__(self, wrong: str, *, got: object, do: str) -> None:
-        self.wrong, self.got, self.do = wrong, got, do
+        self.wrong = wrong
+        self.got = got
+        self.do = do
         super().__init__(f"{wrong}: got {got}; {do}")
 
-    def __reduce__(self) -> tuple[Callable[..., DualSLMError], tuple[object, ...]]:
-        """Another process gets the same error."""
-        return _again, (type(self), self.wrong, self.got, self.do)
-
-
-def _again(kind: type[DualSLMError], wrong: str, got: object, do: str) -> DualSLMError:
-    return kind(wrong, got=got, do=do)
+    def __reduce__(self) -> tuple[Callable[[], DualSLMError], tuple[()]]:
+        """Pickles the error, so that a worker process can raise it in its parent."""
+        # Exceptions are rebuilt from `args`, which here is the finished message and not what __init__ takes.
+        return partial(type(self), self.wrong, got=self.got, do=self.do), ()

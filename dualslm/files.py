@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and their hashes; nothing here imports torch."""
+"""Files that are written completely or not at all, and hashes of files; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes, which are read in pieces."""
+    """The SHA-256 of a file's bytes in hexadecimal; the file is never in memory as a whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class replacing:
-    """Gives a temporary path; on success it is synced and renamed, so no reader ever sees half a file.
+    """A context manager that gives a temporary path and, on success, renames it to `path`.
 
-    What a killed writer left is written over by the next; a file has one writer at a time.
+    No reader ever sees half a file. A temporary file that a killed process left is overwritten by the next; a file
+    may have one writer at a time.
+
+    Args:
+        path: final path of the file; its folder must exist.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, path.with_name(f".{path.name}.partial")
+        self.path = path
+        # In the same folder, because a rename is atomic only within one file system.
+        self.partial = path.with_name(f".{path.name}.partial")
 
     def __enter__(self) -> Path:
         self.partial.unlink(missing_ok=True)
@@ -31,6 +37,7 @@ class replacing:
         if kind is not None:
             self.partial.unlink(missing_ok=True)
             return
+        # Without the sync, a power failure after the rename could leave the final name on an empty file.
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
         self.partial.chmod(0o644)

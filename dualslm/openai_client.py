@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server, asked with patience: back-off with jitter, `Retry-After` kept to; no torch here.
+"""A client of OpenAI-compatible servers with retries: exponential back-off with jitter, `Retry-After`; no torch here.
 
-Trouble that may pass (429, 5xx, a time-out, a refused connection) is tried `TRIES` times. A request that the server
-refuses for what it says (any other 4xx) is never sent again: the caller decides what to ask instead.
+Transient failures (429, 5xx, a time-out, a refused connection) are retried, `TRIES` requests in all. A request that
+the server rejects (any other 4xx) is never sent again: the caller decides what to send instead.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import httpx2
 
 from dualslm.errors import DualSLMError
 
-TRIES = 6  # of one request
-WAIT = 0.5  # s before the second one, twice as long before each that follows, give or take half
-LONGEST = 120.0  # s; a server that asks for more is asked again after this
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP status of trouble that may pass
-TIMEOUT = 600.0  # s without a word from the server
-TOLD = 300  # characters of a server's complaint that are kept
+TRIES = 6  # requests before giving up
+WAIT = 0.5  # s before the first retry; the wait doubles at each retry, and the jitter is half of it up or down
+MAX_WAIT = 120.0  # s; the retry comes after this even where `Retry-After` asks for more
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP status codes of failures that may pass
+TIMEOUT = 600.0  # s without a byte from the server
+ERROR_CHARS = 300  # characters of a server's error text that a message quotes
 
 
 class RefusedError(DualSLMError):
-    """The server answered, but not with a completion.
+    """The server responded, but not with a completion.
 
     Attributes:
-        status: HTTP status; 200 where the answer is no completion.
-        told: what the server said.
+        status: HTTP status code; 200 where the response is not a completion.
+        told: text of the response, on one line.
     """
 
-    def __init__(self, url: str, status: int, told: str) -> None:
-        self.status, self.told = status, " ".join(told.split())
+    def __init__(self, url: str, status: int, text: str) -> None:
+        self.status = status
+        self.told = " ".join(text.split())
         super().__init__(
             f"{url} does not answer as an OpenAI-compatible server",
             got=f"status {status}: {self.told}" if status != 200 else self.told,
@@ -46,20 +47,20 @@ class RefusedError(DualSLMError):
 
 
 class TooSlowError(DualSLMError):
-    """The server took longer than the time-out at every try."""
+    """Every request took longer than the timeout."""
 
 
 class Client:
     """One server.
 
     Args:
-        url: up to and with /v1, for example http://localhost:8000/v1.
-        key: sent as a bearer token; none when None or empty.
-        timeout: s without a word from the server.
-        connections: requests that may be under way at once; None: any number.
+        url: base URL up to and including /v1, for example http://localhost:8000/v1.
+        key: API key, sent as a bearer token; None or "" sends none.
+        timeout: s without a byte from the server; `TIMEOUT` when None.
+        connections: greatest number of simultaneous requests; None sets no bound.
 
     Raises:
-        DualSLMError: an address that is none.
+        DualSLMError: the URL is not an http or https address.
     """
 
     def __init__(
@@ -67,83 +68,98 @@ class Client:
     ) -> None:
         if not _is_address(url):
             raise DualSLMError("not a server", got=repr(url), do="write for example http://localhost:8000/v1")
-        self.url, self.key = url.rstrip("/"), key
-        self.timeout, self.connections = timeout or TIMEOUT, connections
+        self.url = url.rstrip("/")
+        self.key = key
+        self.timeout = timeout or TIMEOUT
+        self.connections = connections
 
     @cached_property
     def _http(self) -> httpx2.Client:
+        # Built at the first request: it loads the certificate store, which a client made only to check its address
+        # need not wait for. `pool=None` lets a request wait for a free connection without a limit.
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         limits = httpx2.Limits(max_connections=self.connections)
         return httpx2.Client(headers=headers, timeout=httpx2.Timeout(self.timeout, pool=None), limits=limits)
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The server's answer to a chat completion request.
+        """The server's response to a chat completion request.
+
+        Args:
+            body: the request, as the API defines it.
+
+        Returns:
+            The response, decoded from JSON.
 
         Raises:
-            RefusedError: a status that another try would not mend, or did not, or an answer that is no JSON object.
-            TooSlowError: no answer in time, at every try.
-            DualSLMError: nobody there.
+            RefusedError: a status code that a retry cannot change, or did not, or a response that is not a JSON object.
+            TooSlowError: no response in time, in any of the requests.
+            DualSLMError: no connection.
         """
-        for turn in range(TRIES):
-            last = turn + 1 == TRIES
+        for attempt in range(TRIES):
+            last = attempt + 1 == TRIES
+            retry_after = None
             try:
-                answer = self._http.post(f"{self.url}/chat/completions", json=dict(body))
+                response = self._http.post(f"{self.url}/chat/completions", json=dict(body))
             except httpx2.TimeoutException as error:
                 if last:
-                    raise self._too_slow() from error
-                time.sleep(_pause(turn, None))
+                    raise TooSlowError(
+                        f"{self.url} is too slow",
+                        got=f"{TRIES} requests without an answer in {self.timeout:g} s",
+                        do="send fewer requests at once, or allow more time",
+                    ) from error
             except httpx2.TransportError as error:
                 if last:
-                    raise self._nobody(error) from error
-                time.sleep(_pause(turn, None))
+                    got = str(error) or type(error).__name__
+                    do = "start the server, or correct the address"
+                    raise DualSLMError(f"cannot reach {self.url}", got=got, do=do) from error
             else:
-                if answer.status_code == 200:
-                    return self._read(answer)
-                if answer.status_code not in AGAIN or last:
-                    raise RefusedError(self.url, answer.status_code, answer.text[:TOLD])
-                time.sleep(_pause(turn, answer.headers.get("Retry-After")))
-        raise AssertionError("the last try returns or raises")
+                if response.status_code == 200:
+                    return self._decode(response)
+                if response.status_code not in RETRIED or last:
+                    raise RefusedError(self.url, response.status_code, response.text[:ERROR_CHARS])
+                retry_after = response.headers.get("Retry-After")
+            time.sleep(_pause(attempt, retry_after))
+        raise AssertionError("the last attempt returns or raises")
 
-    def _read(self, answer: httpx2.Response) -> dict[str, Any]:
+    def _decode(self, response: httpx2.Response) -> dict[str, Any]:
         try:
-            found = answer.json()
+            found = response.json()
         except ValueError as error:
-            raise RefusedError(self.url, 200, answer.text[:TOLD]) from error
+            raise RefusedError(self.url, 200, response.text[:ERROR_CHARS]) from error
+        # Proxies and captive portals answer 200 with something else than a completion.
         if not isinstance(found, dict):
-            raise RefusedError(self.url, 200, answer.text[:TOLD])
+            raise RefusedError(self.url, 200, response.text[:ERROR_CHARS])
         return found
 
     def said(self, answer: Mapping[str, Any]) -> tuple[str, bool, str | None]:
-        """What a completion says, whether it came to its own end, and the model that the server names.
+        """The content of a completion.
+
+        Args:
+            answer: a response of `chat`.
+
+        Returns:
+            The text, whether it ended by itself, and the model's name as the server gives it.
 
         Raises:
-            RefusedError: something is missing in it.
+            RefusedError: the response lacks one of its fields.
         """
         try:
-            choice, served = answer["choices"][0], answer.get("model")
-            text, why = choice["message"]["content"] or "", choice["finish_reason"]
+            choice = answer["choices"][0]
+            # Some servers give null for the content of an empty reply.
+            text = choice["message"]["content"] or ""
+            reason = choice["finish_reason"]
+            served = answer.get("model")
         except (KeyError, IndexError, TypeError) as error:
             raise self.strange(answer) from error
-        return str(text).strip(), why == "stop", served
+        return str(text).strip(), reason == "stop", served
 
     def strange(self, answer: Mapping[str, Any]) -> RefusedError:
-        """The error for an answer in which something is missing."""
-        return RefusedError(self.url, 200, json.dumps(answer, ensure_ascii=False)[:TOLD])
-
-    def _too_slow(self) -> TooSlowError:
-        return TooSlowError(
-            f"{self.url} is too slow",
-            got=f"{TRIES} requests without an answer in {self.timeout:g} s",
-            do="ask it less at once, or allow more time",
-        )
-
-    def _nobody(self, error: Exception) -> DualSLMError:
-        got = str(error) or type(error).__name__
-        return DualSLMError(f"cannot reach {self.url}", got=got, do="start the server, or mend the address")
+        """The error for a response that lacks a field."""
+        return RefusedError(self.url, 200, json.dumps(answer, ensure_ascii=False)[:ERROR_CHARS])
 
 
 def key_of(variable: str = "OPENAI_API_KEY") -> str | None:
-    """A key from the environment, the only place that keys are read from."""
+    """The API key in an environment variable, the only source of keys: a command line shows in process lists."""
     return os.environ.get(variable) or None
 
 
@@ -155,22 +171,23 @@ def _is_address(url: str) -> bool:
     return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
-def _pause(turn: int, wish: str | None) -> float:
-    """How long to wait, in s: the server's wish where it has one, at least."""
-    own = WAIT * 2.0**turn * random.uniform(0.5, 1.5)
-    return min(LONGEST, max(own, _seconds(wish)))
+def _pause(attempt: int, retry_after: str | None) -> float:
+    """The wait in s before the next attempt; at least what the server asks for, up to `MAX_WAIT`."""
+    # The jitter keeps many clients that failed together from coming back together.
+    backoff = WAIT * 2.0**attempt * random.uniform(0.5, 1.5)
+    return min(MAX_WAIT, max(backoff, _seconds(retry_after)))
 
 
-def _seconds(wish: str | None) -> float:
-    """`Retry-After` in s, given as a number or as a date."""
-    if not wish:
+def _seconds(retry_after: str | None) -> float:
+    """The header `Retry-After` in s; HTTP allows a number of seconds or a date."""
+    if not retry_after:
         return 0.0
     try:
-        return float(wish)
+        return float(retry_after)
     except ValueError:
         pass
     try:
-        then: datetime = email.utils.parsedate_to_datetime(wish)
+        then: datetime = email.utils.parsedate_to_datetime(retry_after)
         return (then - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
         return 0.0

@@ -1,8 +1,8 @@
 """A recipe is one experiment as one strict TOML file: model, stages, optimizer (paper §III-C, §IV-C).
 
-The dataclasses below are the whole format: a table is a dataclass, a key is a field. What they do not name is
-an error that tells the full key, so that no typing mistake ever trains a default. Values are checked where a
-dataclass is made, whether it is made from TOML or in Python.
+The dataclasses below are the whole format: a table is a dataclass, a key is a field. A key that they do not have is
+an error that names the full key, so that a typing mistake never trains with a default. Values are checked when a
+dataclass is created, from TOML or in Python. `metadata["was"]` is the key's name in earlier versions (`toml.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from dualslm.errors import DualSLMError
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
 Quantize: TypeAlias = Literal["int8", "nf4"]
-RUN_RECIPE = "recipe.toml"  # in the folder of a run, above the checkpoints of its stages
+RUN_RECIPE = "recipe.toml"  # file name in the folder of a run, above the checkpoints of its stages
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+
+
+# The checks name the bare key; `toml.py` puts the path of its table before it.
 
 
 def _require(holds: bool, key: str, got: object, do: str) -> None:
@@ -34,6 +37,7 @@ def _require(holds: bool, key: str, got: object, do: str) -> None:
 
 def _at_least(low: int, **values: float | None) -> None:
     for key, value in values.items():
+        # Written so that NaN, for which every comparison is false, fails as well.
         _require(value is None or low <= value < math.inf, key, value, f"give {low} or more")
 
 
@@ -47,26 +51,26 @@ class Paralinguistic:
     """The paralinguistic adapter (paper eq. 4): the arguments of `ParalinguisticAdapter`."""
 
     layers: int = 1
-    """Transformer layers; 0 pools what the encoder gives as it is (beyond the paper)."""
+    """Number of transformer layers; 0 pools the encoder's frames directly (beyond the paper)."""
     heads: int = 8
-    """Attention heads; they must divide the encoder's width."""
+    """Number of attention heads; a divisor of the encoder's width."""
     dropout: float = 0.1
     tokens: int = 16
-    """m, the soft-prompt embeddings that a clip becomes."""
+    """m, the number of soft-prompt embeddings of a recording."""
     feedforward: int | None = None
-    """Width of the feed-forward block; four times the encoder's width where it is not given."""
+    """Width of the feed-forward block; four times the encoder's width unless given."""
     layer: int | None = None
-    """Which encoder layer is read, counted from the convolutions as 0; the last one unless given."""
+    """Encoder layer to read, where 0 is the output of the convolutions; the last layer unless given."""
     mix: bool = False
-    """Read a learned mix of the encoder's layers instead of the last one (beyond the paper)."""
+    """Read a learned weighted sum of all encoder layers instead of the last one (beyond the paper)."""
     standardize: bool = field(default=False, metadata={"was": "standardise"})
-    """Every channel of the frames has mean 0 and deviation 1 over the training recordings (beyond the paper)."""
+    """Scale every channel of the frames to mean 0 and deviation 1 over the training recordings (beyond the paper)."""
     deviations: bool = False
-    """Pooling keeps deviations beside means (beyond the paper)."""
+    """Pool standard deviations beside means (beyond the paper)."""
 
     @property
     def every_layer(self) -> bool:
-        """Whether it reads another layer than the last."""
+        """Whether the adapter needs other encoder layers than the last."""
         return self.mix or self.layer is not None
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class Linguistic:
     """The linguistic adapter (paper eq. 5): the arguments of `LinguisticAdapter`."""
 
     stack: int = 5
-    """k, the 50 Hz frames in one embedding."""
+    """k, the number of 50 Hz frames that are concatenated into one embedding."""
     hidden: int = 2048
     """Width between the two linear layers."""
 
@@ -91,21 +95,23 @@ class Linguistic:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """Two frozen parts, by hub id or folder, and two adapters."""
+    """Two frozen models and two adapters."""
 
     encoder: str
+    """Speech encoder: hub id or folder."""
     llm: str
+    """LLM: hub id or folder."""
     quantize: Quantize | None = field(default=None, metadata={"was": "quantise"})
-    """Load the LLM's layers in fewer bits: "int8", or "nf4" (4 bits) for a small card."""
+    """Quantization of the LLM's layers: "int8", or "nf4" (4 bits) for a GPU with little memory."""
     adapters: str | None = None
-    """Begin from these trained adapters, by hub id or folder, instead of fresh ones; their shapes must stand below."""
+    """Trained adapters to start from, by hub id or folder; their shapes must equal those given below."""
     paralinguistic: Paralinguistic = Paralinguistic()
     linguistic: Linguistic = Linguistic()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewDraw:
-    """The sources of each channel, of which one is drawn per example, all equally likely (paper §III-C)."""
+    """The sources of each channel; one is drawn per example, uniformly (paper §III-C)."""
 
     para: tuple[Source, ...] = ("speech",)
     ling: tuple[Source, ...] = ("speech",)
@@ -115,50 +121,55 @@ class ViewDraw:
             _require(bool(getattr(self, channel)), channel, "no source", "name at least one")
 
     def draw(self, rng: random.Random) -> View:
-        """One view."""
+        """Draws one view.
+
+        Args:
+            rng: random numbers of the example.
+        """
         return View(rng.choice(self.para), rng.choice(self.ling))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a stage does with one kind of task."""
+    """How a stage trains on one kind of task."""
 
     learns: tuple[Channel, ...]
-    """The adapters that learn from it; the other one's slots are detached."""
+    """Channels whose adapters are trained; the embeddings of the other channel are detached."""
     view: ViewDraw = ViewDraw()
     share: float = 1.0
-    """Its weight in the stage's mixture, relative to the other kinds."""
+    """Weight of this kind in the stage's mixture, relative to the other kinds."""
     together: int = 1
-    """So many neighbours in a manifest are drawn together: cut from one dialogue, they share a prefix."""
+    """Number of neighbouring examples of a manifest drawn together; examples of one dialogue share a prefix."""
 
     def __post_init__(self) -> None:
         _require(bool(self.learns), "learns", "no channel", 'name "para", "ling" or both')
         _above_zero(share=self.share)
         _at_least(1, together=self.together)
         for channel in self.learns:
+            # An adapter gets a gradient only where its channel is read from speech.
             sources = getattr(self.view, channel)
             _require("speech" in sources, f"view.{channel}", list(sources), "a channel learns from speech")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stretch of training; its length is in epochs or in steps."""
+    """One part of the training, whose length is given in epochs or in steps."""
 
     name: str
     lr: float
-    """The largest learning rate, reached after the warm-up, from which it falls linearly to zero."""
+    """Peak learning rate, reached after the warm-up; from there it decays linearly to zero."""
     batch: int
-    """Examples per optimizer step, over all processes."""
+    """Examples per optimizer step, summed over all processes."""
     objective: Literal["reply", "align"] = "reply"
-    """What is learnt: the reply, through the LLM, or where the LLM's words are (`align.py`, without the LLM)."""
+    """The loss: cross-entropy of the reply through the LLM, or alignment to its input embeddings (`align.py`)."""
     warmup: int = 0
-    """Optimizer steps."""
+    """Length of the warm-up in optimizer steps."""
     epochs: int | None = None
-    """Times through the talks of the kind with the largest share; the larger kind where shares are equal."""
+    """Passes over the examples of the kind with the largest share; of the larger kind where shares are equal."""
     steps: int | None = None
-    """Optimizer steps."""
+    """Length of the stage in optimizer steps."""
     also: tuple[str, ...] = ()
-    """Manifests that this stage alone learns from, beside those under [data]."""
+    """Manifests for this stage alone, in addition to those under [data]."""
     linguistic: Kind | None = None
     paralinguistic: Kind | None = None
     dual: Kind | None = None
@@ -171,34 +182,42 @@ class Stage:
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
+        if self.objective == "align":
+            self._check_align()
+
+    def _check_align(self) -> None:
+        # An alignment loss is defined for one adapter, on its own kind of task and from speech (`align.py`).
         alone = {"linguistic": {"ling"}, "paralinguistic": {"para"}}
         fits = len(self.kinds) == 1 and self.learns == alone.get(next(iter(self.kinds)))
-        given, do = (
-            " ".join([*self.kinds, *sorted(self.learns)]),
-            'align ["ling"] on linguistic tasks alone, or ["para"]',
-        )
-        _require(self.objective == "reply" or fits, "objective", given, do)
-        drawn = [list(getattr(kind.view, learnt)) for kind in self.kinds.values() for learnt in kind.learns]
+        given = " ".join([*self.kinds, *sorted(self.learns)])
+        _require(fits, "objective", given, 'align ["ling"] on linguistic tasks alone, or ["para"]')
+        drawn = [list(getattr(kind.view, channel)) for kind in self.kinds.values() for channel in kind.learns]
         spoken = all(sources == ["speech"] for sources in drawn)
-        _require(self.objective == "reply" or spoken, "view", drawn, 'align from ["speech"] alone')
+        _require(spoken, "view", drawn, 'align from ["speech"] alone')
 
     @property
     def kinds(self) -> dict[TaskKind, Kind]:
-        """The kinds of task that this stage trains on."""
+        """The kinds of task of the stage, in the order of `TASK_KINDS`."""
         return {name: kind for name in TASK_KINDS if (kind := getattr(self, name)) is not None}
 
     def steps_over(self, conversations: Mapping[TaskKind, int]) -> int:
-        """Its optimizer steps, with so many talks of each kind in an epoch."""
+        """The number of optimizer steps of the stage.
+
+        Args:
+            conversations: number of examples of each kind in an epoch.
+        """
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         shares = {name: kind.share for name, kind in self.kinds.items()}
         share, count = max((share, conversations[name]) for name, share in shares.items())
+        # The kind with the largest share fills share / sum(shares) of every batch, and its examples are passed over
+        # `epochs` times.
         return max(1, round(self.epochs * count * sum(shares.values()) / share / self.batch))
 
     @property
     def learns(self) -> set[Channel]:
-        """The channels that any of its kinds teaches."""
+        """The channels that are trained on any of the kinds."""
         return {channel for kind in self.kinds.values() for channel in kind.learns}
 
 
@@ -208,7 +227,7 @@ class Optimizer:
 
     weight_decay: float = 0.05
     clip: float = 1.0
-    """The gradient's norm is cut to this."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     paralinguistic_lr: float = 1.0
     """Factor on the learning rate of the paralinguistic adapter."""
 
@@ -219,46 +238,47 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the talks and the frames are; paths count from the folder that the command is run in."""
+    """Manifests and cached features; paths are relative to the working directory."""
 
     train: tuple[str, ...] = ()
-    """Manifests to learn from."""
+    """Training manifests."""
     weights: tuple[float, ...] = ()
-    """How often an epoch has the talks of each training manifest; each once unless given, and 0.5 is half of them."""
+    """Times that an epoch holds the examples of each training manifest, 1 unless given; 0.5 is half of them."""
     validation: tuple[str, ...] = ()
-    """Manifests that choose the best checkpoint."""
+    """Validation manifests, by whose loss the best checkpoint is chosen."""
     features: str = "runs/features"
-    """The cache of encoder frames; what is missing in it is made before training."""
+    """Folder of cached encoder frames; missing ones are computed before training."""
     unreadable: float = 0.05
-    """A larger share of lessons with recordings that cannot be read stops the training."""
+    """Largest share of examples with recordings that cannot be read; beyond it the training stops."""
 
     def __post_init__(self) -> None:
         given = f"{len(self.weights)} for {len(self.train)} manifests"
         _require(len(self.weights) in (0, len(self.train)), "weights", given, "give one for each under data.train")
         for weight in self.weights:
-            _above_zero(weights=weight)
+            _above_zero(weights=weight)  # a manifest of weight 0 should not be listed at all
         _require(0 <= self.unreadable <= 1, "unreadable", self.unreadable, "give a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How the steps are carried out; nothing here changes what is learnt beyond rounding."""
+    """How the steps are computed; nothing here changes the result beyond rounding."""
 
     max_tokens: int = field(default=8192, metadata={"was": "positions"})
-    """Padded tokens in one forward pass: a batch is gone through in parts of like lengths."""
+    """Padded tokens in one forward pass; a batch is split into micro-batches of similar length."""
     workers: int = 0
-    """Processes that draw batches ahead."""
+    """Number of data loader processes."""
     activation_checkpointing: bool = field(default=False, metadata={"was": "checkpointing"})
-    """The LLM's layers compute their activations twice instead of keeping them: less memory, a third more work."""
+    """Recompute the activations of the LLM's layers in the backward pass: less memory, a third more compute."""
     compile: bool = False
-    """Compile the LLM's layers: the first step is slow."""
+    """Compile the LLM's layers; the first step is slow."""
     fsdp: bool = field(default=False, metadata={"was": "shard"})
-    """Spread the LLM's layers over all processes (FSDP) instead of a whole LLM in each."""
+    """Shard the LLM's layers over all processes (FSDP) instead of one whole LLM in each."""
     save_every: int = 200
-    """Steps from which a stopped run goes on."""
+    """Steps between two saved states, from which a stopped run resumes."""
     validate_every: int = 500
-    """Steps; the last step of a stage validates too."""
+    """Steps between two validations; the last step of a stage validates too."""
     validation_batches: int = 8
+    """Number of batches of a validation."""
 
     def __post_init__(self) -> None:
         _at_least(1, max_tokens=self.max_tokens, save_every=self.save_every, validate_every=self.validate_every)
@@ -289,14 +309,15 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: a TOML file.
-        overrides: one-off changes such as "stage.1.lr=1e-5"; stages are counted from 1.
+        overrides: changes of single keys, such as "stage.1.lr=1e-5"; stages are counted from 1.
 
     Raises:
-        DualSLMError: the file, a key or a value is not what a recipe has; the full key is named.
+        DualSLMError: the file cannot be read, or a key or value is not one that a recipe may have; the error names
+            the full key.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
         raise DualSLMError(
             f"cannot read the recipe {path}",
             got=error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text",

@@ -1,7 +1,8 @@
 """TOML to dataclasses and back, strictly: a table is a dataclass, a key is a field, anything else is an error.
 
-What a dataclass does not name is an error that tells the full key, so that no typing mistake ever passes for a
-default. Values are checked where a dataclass is made.
+A key that the dataclass does not have is an error that names the full key, so that a typing mistake is never
+mistaken for a default. Values are checked when a dataclass is created. `key_value` reads the "key=value" of command
+lines.
 """
 
 from __future__ import annotations
@@ -29,30 +30,49 @@ def read(kind: type[Table], text: str, overrides: Iterable[str] = (), *, name: s
     Args:
         kind: the dataclass.
         text: TOML.
-        overrides: one-off changes such as "stage.1.lr=1e-5"; lists are counted from 1.
-        name: of the text, for messages.
+        overrides: changes of single keys, such as "stage.1.lr=1e-5"; lists are counted from 1.
+        name: name of the text for error messages.
 
     Raises:
-        DualSLMError: no TOML, or a key or value that `kind` does not have; the full key is named.
+        DualSLMError: not TOML, or a key or value that `kind` does not have; the error names the full key.
     """
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise DualSLMError(f"{name} is not TOML", got=str(error), do="mend that line") from error
+        raise DualSLMError(f"{name} is not TOML", got=str(error), do="correct that line") from error
     for override in overrides:
-        _override(raw, override)
+        _set(raw, override)
     return _table(kind, raw, "")
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as tables of what TOML can say; a key that is None is left out."""
+    """A dataclass as a table of TOML values; keys whose value is None are left out, because TOML has no null."""
     if is_dataclass(value):
         entries = {_key(entry): plain(getattr(value, entry.name)) for entry in fields(value)}
         return {key: entry for key, entry in entries.items() if entry is not None}
     return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
+def key_value(text: str, *, wrong: str, do: str) -> tuple[str, str]:
+    """Splits "key=value" at the first "=".
+
+    Args:
+        text: what was written, for example on a command line.
+        wrong: what an error says is wrong.
+        do: what an error says to do.
+
+    Raises:
+        DualSLMError: there is no "=", or nothing before it.
+    """
+    # The first "=" alone counts: addresses, paths and TOML values may hold more of them.
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise DualSLMError(wrong, got=repr(text), do=do)
+    return key, value
+
+
 def _key(entry: dataclasses.Field[Any]) -> str:
+    # A list of tables is written [[stage]] in TOML, and its field is called `stages` in Python.
     return str(entry.metadata.get("key", entry.name))
 
 
@@ -72,19 +92,20 @@ def _table(kind: type[Table], raw: object, where: str) -> Table:
     try:
         return kind(**values)
     except DualSLMError as error:
+        # The dataclass knows its own key alone; the path of the table is known here.
         raise DualSLMError(where + error.wrong, got=error.got, do=error.do) from None
 
 
 def _under_new_names(raw: dict[str, Any], known: Mapping[str, dataclasses.Field[Any]], where: str) -> dict[str, Any]:
-    """A table whose keys have the names of today; an old name is read for one more version, and said.
+    """A table with its keys under their current names; an old name is read for one more version, with a warning.
 
     Raises:
-        DualSLMError: a key stands there under both names.
+        DualSLMError: a key is given under both names.
     """
     renamed = {entry.metadata["was"]: key for key, entry in known.items() if "was" in entry.metadata}
     for old, key in renamed.items():
         if old in raw and key in raw:
-            raise DualSLMError(f"{where}{key} stands there twice", got=f"{old} and {key}", do=f"keep {key}")
+            raise DualSLMError(f"{where}{key} is given twice", got=f"{old} and {key}", do=f"keep {key}")
         if old in raw:
             log.warning(
                 "%s%s is now %s%s; the old name is read in this version for the last time", where, old, where, key
@@ -105,7 +126,7 @@ def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str)
 def _value(kind: Any, raw: object, where: str) -> Any:
     """A TOML value → a value of the type `kind`."""
     origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that stands there is an X
+    if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that is given is an X
         return _value(inner[0], raw, where)
     if origin is tuple:
         if not isinstance(raw, list):
@@ -130,7 +151,7 @@ def _scalar(kind: type, raw: object, where: str) -> Any:
 
 def _wrong(where: str, wanted: str, raw: object) -> DualSLMError:
     got = "a table" if isinstance(raw, dict) else "a list" if isinstance(raw, list) else repr(raw)
-    return DualSLMError(f"{where.rstrip('.')} must be {wanted}", got=got, do="mend it in the recipe")
+    return DualSLMError(f"{where.rstrip('.')} must be {wanted}", got=got, do="correct it in the recipe")
 
 
 def _suggest(word: str, known: Sequence[str], *, prefix: str = "") -> str:
@@ -138,34 +159,39 @@ def _suggest(word: str, known: Sequence[str], *, prefix: str = "") -> str:
     return f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _set(raw: dict[str, Any], override: str) -> None:
     """Writes one "key.to.set=value" into the raw recipe."""
-    path, equals, text = override.partition("=")
+    wrong = "not an override"
+    do = "write for example stage.1.lr=1e-5"
+    path, text = key_value(override, wrong=wrong, do=do)
     keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise DualSLMError("not an override", got=repr(override), do="write for example stage.1.lr=1e-5")
-    here: Any = raw
+    if not all(keys):
+        raise DualSLMError(wrong, got=repr(override), do=do)
+    node: Any = raw
     for depth, key in enumerate(keys[:-1], 1):
-        here = _step(here, key, ".".join(keys[:depth]))
-    if not isinstance(here, dict):
+        node = _child(node, key, ".".join(keys[:depth]))
+    if not isinstance(node, dict):
         raise DualSLMError(f"{path.strip()} cannot be set", got="no table there", do="name a key of a table")
-    here[keys[-1]] = _parse_value(text.strip())
+    node[keys[-1]] = _parse_value(text.strip())
 
 
-def _step(here: Any, key: str, where: str) -> Any:
-    """One key down; a list is stepped into by number, counted from 1."""
-    if isinstance(here, list):
-        if not key.isdecimal() or not 1 <= int(key) <= len(here):
-            do = f"give a number from 1 to {len(here)}"
+def _child(node: Any, key: str, where: str) -> Any:
+    """What a key leads to; the key of a list is a number, counted from 1."""
+    if isinstance(node, list):
+        if not key.isdecimal() or not 1 <= int(key) <= len(node):
+            do = f"give a number from 1 to {len(node)}"
             raise DualSLMError(f"there is no {where} in the recipe", got=repr(key), do=do)
-        return here[int(key) - 1]
-    return here.setdefault(key, {}) if isinstance(here, dict) else here
+        return node[int(key) - 1]
+    # A table that is not in the file is made: overrides may set keys of it. A plain value is passed on to `_set`,
+    # which refuses it with the full key.
+    return node.setdefault(key, {}) if isinstance(node, dict) else node
 
 
 def _parse_value(text: str) -> Any:
-    """A TOML value; what is none, such as a hub id without quotes, is text."""
+    """A TOML value; anything else, such as a hub id without quotes, is text."""
     try:
         value = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    # A text with a line break could smuggle in further keys.
     return value["value"] if value.keys() == {"value"} else text

@@ -27,11 +27,11 @@ EVERY = [
 def test_every_format_and_rate_sounds_the_same(tmp_path: Path, kind: str, rate: int, tolerance: float) -> None:
     path = tmp_path / "a.audio"
     soundfile.write(path, tone(rate=rate), rate, format=kind)
-    heard = load(path)
-    assert heard.dtype == np.float32
-    assert heard.shape == (SAMPLE_RATE,)
+    samples = load(path)
+    assert samples.dtype == np.float32
+    assert samples.shape == (SAMPLE_RATE,)
     inner = slice(800, -800)  # filters ring at the ends
-    np.testing.assert_allclose(heard[inner], tone()[inner], atol=tolerance)
+    np.testing.assert_allclose(samples[inner], tone()[inner], atol=tolerance)
 
 
 @pytest.mark.parametrize("channels", range(1, 9))
@@ -43,10 +43,10 @@ def test_channels_are_averaged(tmp_path: Path, channels: int) -> None:
 
 def test_path_bytes_and_array_agree(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", tone(rate=44_100), 44_100)
-    heard = load(path)
-    np.testing.assert_array_equal(load(str(path)), heard)
-    np.testing.assert_array_equal(load(path.read_bytes()), heard)
-    np.testing.assert_array_equal(load(tone(rate=44_100), 44_100), heard)
+    samples = load(path)
+    np.testing.assert_array_equal(load(str(path)), samples)
+    np.testing.assert_array_equal(load(path.read_bytes()), samples)
+    np.testing.assert_array_equal(load(tone(rate=44_100), 44_100), samples)
 
 
 def test_arrays_of_any_float_type_and_layout() -> None:
@@ -103,7 +103,7 @@ def test_a_raw_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.raw")
 
 
-def test_an_mp3_that_states_no_length_is_heard_whole(tmp_path: Path) -> None:
+def test_an_mp3_that_states_no_length_is_decoded_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.mp3"
     speech = np.concatenate([np.zeros(16_000), np.random.default_rng(0).uniform(-0.3, 0.3, 32_000)])
     soundfile.write(path, speech, 16_000, format="MP3", bitrate_mode="VARIABLE")

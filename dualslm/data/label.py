@@ -1,7 +1,7 @@
-"""`dualslm label`: pitch, energy and tempo labels for speech that nobody annotated (ours; docs/label.md).
+"""`dualslm label`: pitch, energy and tempo labels for speech without them (beyond the paper; docs/label.md).
 
 Every recording of a manifest is measured once (`voice.py`) and put in one of three bins by two thresholds: the
-terciles of the manifest's own recordings, or numbers that the user gives. Labels that are there stay as they are.
+terciles of the manifest's own recordings, or numbers that the user gives. Existing labels are not changed.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ from dualslm.files import replacing
 
 MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
 TERCILES = (1 / 3, 2 / 3)
-CHUNK = 16  # recordings that go to a worker at once
-ANY = "any"  # the gender whose thresholds serve every speaker
+CHUNK = 16  # recordings sent to a worker at once, which saves round trips
+ANY = "any"  # in place of a gender: thresholds for every speaker
 Thresholds: TypeAlias = Mapping[str, tuple[float, float]]
 """Lower and upper threshold by gender, or under `ANY`."""
 
 
 @dataclass
 class Labelling:
-    """What was measured and how it is binned.
+    """Measurements of the recordings of a manifest, and their thresholds.
 
     Attributes:
-        given: thresholds by attribute, then by gender or `ANY`; those that are missing are terciles.
-        by_gender: find the terciles of pitch for each gender on its own.
+        given: thresholds that the user gave, by attribute, then by gender or `ANY`; others are terciles.
+        by_gender: compute the terciles of pitch for each gender separately.
+        voices: measurements by path.
+        genders: gender by path; None where it is unknown.
+        faults: why a recording cannot be read, by path.
+        thresholds: thresholds in use, by attribute, then by gender or `ANY`.
+        counts: number of labels by attribute and value, for the report.
     """
 
     given: Mapping[str, Thresholds] = field(default_factory=dict)
@@ -53,9 +58,10 @@ class Labelling:
     counts: Counter[str] = field(default_factory=Counter)
 
     def settle(self) -> None:
-        """Finds the thresholds that were not given."""
+        """Computes the thresholds that were not given."""
         for name in MEASURED:
             own = dict(self.given.get(name, {}))
+            # Thresholds for one gender alone leave the other speakers to the terciles.
             if ANY not in own and not {"male", "female"} <= own.keys():
                 own |= {key: value for key, value in self._terciles(name).items() if key not in own}
             self.thresholds[name] = own
@@ -69,17 +75,30 @@ class Labelling:
                 gender = self.genders[path]
                 if self.by_gender and name == "pitch" and gender:
                     found[gender].append(value)
-        return {key: _pair(np.quantile(values, TERCILES)) for key, values in found.items()}
+        terciles: dict[str, tuple[float, float]] = {}
+        for key, values in found.items():
+            low, high = (round(float(value), 2) for value in np.quantile(values, TERCILES))
+            terciles[key] = (low, high)
+        return terciles
 
     def bin(self, name: str, value: float, gender: str | None) -> str | None:
-        """Low, normal or high in the words of the attribute; None without a threshold for this speaker."""
+        """The label of a value.
+
+        Args:
+            name: name of the attribute.
+            value: measurement, in the unit of `MEASURED`.
+            gender: gender of the speaker; None where it is unknown.
+
+        Returns:
+            One of the three values of the attribute; None where there is no threshold for this speaker.
+        """
         bounds = self.thresholds[name].get(gender or ANY) or self.thresholds[name].get(ANY)
         if bounds is None:
             return None
         return ATTRIBUTES[name].values[int(value >= bounds[0]) + int(value > bounds[1])]
 
     def labelled(self, clip: Clip, path: str) -> dict[str, Any]:
-        """A recording with its labels and, beside them, what was measured."""
+        """A recording with its labels and its measurements."""
         one = self.voices.get(path)
         if one is None:
             return dict(clip)
@@ -88,53 +107,58 @@ class Labelling:
         for name, value in values.items():
             label = self.bin(name, value, self.genders[path])
             if ATTRIBUTES[name].value(clip) is not None:
-                self.counts[f"{name} kept"] += 1
+                self.counts[f"{name} kept"] += 1  # a label by the corpus, or by a person, is better than ours
             elif label is not None:
                 labels[name] = label
                 self.counts[f"{name} {label}"] += 1
         return {**clip, "labels": labels, "measured": values}
 
 
-def label(source: Path, out: Path, how: Labelling, *, workers: int = 1, ask: bool = False) -> dict[str, Any]:
+def label(source: Path, out: Path, labelling: Labelling, *, workers: int = 1, ask: bool = False) -> dict[str, Any]:
     """Writes a manifest with labels, and a report beside it.
 
     Args:
-        source: a manifest.
-        out: the new manifest, another file; `OUT.report.json` stands beside it.
-        how: thresholds.
-        workers: processes that measure.
+        source: path of the manifest.
+        out: path of the new manifest, another file; `OUT.report.json` is written beside it.
+        labelling: thresholds; receives the measurements.
+        workers: number of processes that measure.
         ask: add the measured attributes to the tasks of lines that have tasks.
 
     Returns:
         The report: thresholds with units, labels by value, and recordings that cannot be read, by reason.
 
     Raises:
-        DualSLMError: a manifest that cannot be read, or nothing in it that can be measured.
+        DualSLMError: the manifest cannot be read, or none of its recordings can be measured.
     """
     if out.resolve() == source.resolve():
         raise DualSLMError("the new manifest would replace the old one", got=str(out), do="give another name")
     voice.require()
-    _measure_all(source, how, workers)
-    if not how.voices:
-        why = next(iter(how.faults.values()), "no recordings")
-        raise DualSLMError(f"nothing in {source} can be measured", got=why, do="check the paths of the audio")
-    how.settle()
+    _measure_all(source, labelling, workers)
+    if not labelling.voices:
+        reason = next(iter(labelling.faults.values()), "no recordings")
+        raise DualSLMError(f"nothing in {source} can be measured", got=reason, do="check the paths of the audio")
+    labelling.settle()
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Read again instead of kept since the measuring: a manifest may be larger than memory.
     with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
         for _, row in rows(source):
-            made = moved(_labelled(row, source.parent, how, ask), source.parent, out.parent)
+            made = moved(_labelled(row, source.parent, labelling, ask), source.parent, out.parent)
             file.write(json.dumps(made, ensure_ascii=False) + "\n")
-    found = _report(source, how)
+    found = _report(source, labelling)
     with replacing(out.with_suffix(".report.json")) as partial:
         partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
 
 def thresholds(texts: Iterable[str], name: str) -> Thresholds:
-    """Reads "LOW,HIGH" or "GENDER:LOW,HIGH", once or for each gender.
+    """Reads thresholds from the command line.
+
+    Args:
+        texts: "LOW,HIGH" or "GENDER:LOW,HIGH", once or for each gender.
+        name: name of the attribute for the error.
 
     Raises:
-        DualSLMError: not two numbers in order, or another gender.
+        DualSLMError: not two numbers in order, or an unknown gender.
     """
     found: dict[str, tuple[float, float]] = {}
     for text in texts:
@@ -154,48 +178,47 @@ def thresholds(texts: Iterable[str], name: str) -> Thresholds:
 # ---------------------------------------------------------------------- measuring
 
 
-def _measure_all(source: Path, how: Labelling, workers: int) -> None:
-    jobs: dict[str, str] = {}
+def _measure_all(source: Path, labelling: Labelling, workers: int) -> None:
+    jobs: dict[str, str] = {}  # transcript by path: a recording of several lines is measured once
     for _, row in rows(source):
-        for clip in _clips(row):
+        parts = (part for turn in row["turns"] for part in turn["parts"])
+        for clip in (part for part in parts if isinstance(part, Mapping) and part.get("audio")):
             path = str(source.parent / clip["audio"])
             jobs.setdefault(path, str(clip.get("transcript") or ""))
-            how.genders[path] = how.genders.get(path) or ATTRIBUTES["gender"].value(clip)
+            # One line may name the gender and another may not.
+            labelling.genders[path] = labelling.genders.get(path) or ATTRIBUTES["gender"].value(clip)
     with Progress(console=Console(stderr=True)) as bar:
         results = bar.track(_measured(list(jobs.items()), workers), len(jobs), description="measuring")
         for path, result in zip(jobs, results, strict=True):
             if isinstance(result, Voice):
-                how.voices[path] = result
+                labelling.voices[path] = result
             else:
-                how.faults[path] = result
+                labelling.faults[path] = result
 
 
 def _measured(jobs: Sequence[tuple[str, str]], workers: int) -> Iterator[Voice | str]:
-    """In the order of the jobs, whichever process is done first."""
+    """The measurements in the order of the jobs, so that the output does not depend on the number of workers."""
     if workers <= 1:
-        yield from map(_one, jobs)
+        yield from map(_measure, jobs)
         return
+    # Spawned, because forking copies a process whose threads may hold locks.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_one, jobs, CHUNK)
+        yield from pool.imap(_measure, jobs, CHUNK)
 
 
-def _one(job: tuple[str, str]) -> Voice | str:
+def _measure(job: tuple[str, str]) -> Voice | str:
     path, transcript = job
     try:
         return voice.measure(path, transcript)
     except DualSLMError as error:
+        # Without the path, so that the report can count equal reasons.
         return f"{error.wrong.replace(path, 'the recording')}: {error.got}"
 
 
-def _clips(row: Mapping[str, Any]) -> Iterator[Clip]:
-    for turn in row["turns"]:
-        yield from (part for part in turn["parts"] if isinstance(part, Mapping) and part.get("audio"))
-
-
-def _labelled(row: Mapping[str, Any], folder: Path, how: Labelling, ask: bool) -> dict[str, Any]:
+def _labelled(row: Mapping[str, Any], folder: Path, labelling: Labelling, ask: bool) -> dict[str, Any]:
     def part(one: Any) -> Any:
         known = isinstance(one, Mapping) and one.get("audio")
-        return how.labelled(one, str(folder / one["audio"])) if known else one
+        return labelling.labelled(one, str(folder / one["audio"])) if known else one
 
     made = {**row, "turns": [{**turn, "parts": [part(one) for one in turn["parts"]]} for turn in row["turns"]]}
     if ask and "tasks" in row:
@@ -206,19 +229,14 @@ def _labelled(row: Mapping[str, Any], folder: Path, how: Labelling, ask: bool) -
 # ---------------------------------------------------------------------- the report
 
 
-def _report(source: Path, how: Labelling) -> dict[str, Any]:
+def _report(source: Path, labelling: Labelling) -> dict[str, Any]:
     return {
         "manifest": source.name,
-        "recordings": len(how.voices) + len(how.faults),
-        "measured": len(how.voices),
-        "unreadable": dict(Counter(how.faults.values()).most_common()),
-        "unreadable_files": sorted(how.faults)[:100],
+        "recordings": len(labelling.voices) + len(labelling.faults),
+        "measured": len(labelling.voices),
+        "unreadable": dict(Counter(labelling.faults.values()).most_common()),
+        "unreadable_files": sorted(labelling.faults)[:100],
         "units": dict(MEASURED),
-        "thresholds": {name: dict(own) for name, own in how.thresholds.items()},
-        "labels": dict(sorted(how.counts.items())),
+        "thresholds": {name: dict(own) for name, own in labelling.thresholds.items()},
+        "labels": dict(sorted(labelling.counts.items())),
     }
-
-
-def _pair(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    low, high = (round(float(value), 2) for value in values)
-    return low, high

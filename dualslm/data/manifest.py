@@ -1,8 +1,8 @@
-"""Manifests → talks (docs/manifest.md): counted when they are opened, read from disk when they are wanted.
+"""Manifests → examples (docs/manifest.md): indexed when they are opened, read from disk when they are needed.
 
-A line with `kind` is one talk with its answer; a line with `tasks` is one talk for each task that its recording
-has a label for (`dualslm.data.tasks`). Only the place of every talk is kept, 9 bytes each (`manifest_index.py`), so
-that a manifest of millions of lines fits in memory. No torch.
+A line with `kind` is one example, which ends with its answer; a line with `tasks` is one example for each task that
+its recording has a label for (`dualslm.data.tasks`). Only the positions of the examples are kept in memory, 9 bytes
+each (`manifest_index.py`), so that a manifest may have millions of lines. No torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
-from dualslm.data.manifest_index import AS_IT_IS, NAMES, examples_of, llm_of, names, places, rows
+from dualslm.data.manifest_index import AS_IT_IS, NAMES, examples_of, llm_of, names, open_index, rows
 from dualslm.data.tasks import NO_ANSWER, caption, draw, left_out, one_task
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, TaskKind
@@ -29,12 +29,12 @@ WAITS = f"respond: {NO_ANSWER}"
 
 
 class Example(NamedTuple):
-    """A talk of a manifest.
+    """One example of a manifest.
 
     Attributes:
-        id: of its line, and the task where the line has tasks.
-        conversation: with its answer.
-        cut_off: the answer does not end where it stops (`"early_stop": false`).
+        id: id of its line, with the task where the line has tasks.
+        conversation: the conversation with its answer.
+        cut_off: whether the answer was cut off (`"early_stop": false`), so that its end must not be learnt.
     """
 
     id: str
@@ -44,100 +44,128 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class _Weighted:
-    """The places of one manifest's talks of a kind, as often as its weight says."""
+    """The positions of one manifest's examples of one kind, repeated by the weight of the manifest.
+
+    Attributes:
+        number: index of the manifest.
+        positions: task and byte offset of each example (`manifest_index.POSITION`).
+        weight: times that an epoch holds each example; a fraction of them for the rest.
+        seed: seed of the order in which fractions are drawn.
+    """
 
     number: int
-    places: NDArray[Any]
+    positions: NDArray[Any]
     weight: float
     seed: str
 
     def __len__(self) -> int:
-        return round(self.weight * len(self.places))
+        return round(self.weight * len(self.positions))
 
-    def place(self, index: int, epoch: int) -> Any:
-        """Whole times stand in the order of the manifest; what is left goes on through an order that is drawn."""
-        count = len(self.places)
+    def position(self, index: int, epoch: int) -> Any:
+        """The position of an example of an epoch."""
+        count = len(self.positions)
         whole = int(self.weight) * count
         if index < whole:
-            return self.places[index % count]
-        turn, place = divmod(epoch * (len(self) - whole) + index - whole, count)
-        return self.places[permuted(count, 1, f"{self.seed}/{turn}")[place]]
+            return self.positions[index % count]
+        # The fraction goes on through a drawn order from where the epoch before ended, so that with weight 0.5 every
+        # two epochs hold each example once.
+        turn, rest = divmod(epoch * (len(self) - whole) + index - whole, count)
+        return self.positions[permuted(count, 1, f"{self.seed}/{turn}")[rest]]
 
 
-@lru_cache(4)  # an epoch's end needs two of a kind; millions of talks make each a large one
+# Four entries: the end of an epoch needs two orders of a kind, and each takes 4 bytes an example.
+@lru_cache(4)
 def permuted(count: int, together: int, seed: str) -> NDArray[np.uint32]:
-    """The indices up to a count in an order drawn by the seed, neighbours by so many."""
+    """A random order of the indices below a count (count,).
+
+    Args:
+        count: number of indices.
+        together: number of neighbouring indices that stay neighbours.
+        seed: seed of the order.
+    """
     groups = np.random.default_rng(list(seed.encode())).permutation(-(-count // together))
     order = (groups[:, None] * together + np.arange(together)).ravel()
     return order[order < count].astype(np.uint32)
 
 
 class Examples:
-    """The talks of some manifests, by kind.
+    """The examples of some manifests, by kind.
 
     Args:
-        paths: of the manifests.
-        seed: of the prompts, choices and captions that are drawn for lines with tasks.
-        weights: how often an epoch has the talks of each manifest; once beyond the weights that are given. Of a
-            fraction it has a part, and the next epoch the part that follows.
+        paths: paths of the manifests.
+        seed: seed of the prompts, choices and captions that are drawn for lines with tasks.
+        weights: times that an epoch holds the examples of each manifest; 1 for manifests beyond the end of the list.
+            Of a fraction an epoch holds a part, and the next epoch the part that follows.
 
     Attributes:
-        left_out: how many talks are not given though a line asks for them, by task and reason; among them those
-            of `respond` that are more than there are targets of `dualslm targets`.
-        answers: how many of these targets there are.
-        writer: the provenance of the first target; all have its LLM and revision. None where no line tells.
+        left_out: number of examples that a line asks for and that are not given, by task and reason. Those of
+            `respond` that wait for an answer are counted only beyond the number of targets of `dualslm targets`.
+        answers: number of these targets.
+        writer: provenance of the first target, whose LLM and revision all share. None without targets.
+        recordings: recordings of each manifest, as in `ManifestIndex.recordings`.
+        positions: positions of the examples by kind, for each manifest.
 
     Raises:
-        DualSLMError: a manifest that cannot be read, a line that is no talk (file and line are named), or targets
+        DualSLMError: a manifest that cannot be read, a line that is not valid (file and line are named), or targets
             of two LLMs.
     """
 
     def __init__(self, paths: Sequence[str | Path], seed: int = 0, weights: Sequence[float] = ()) -> None:
-        self.paths, self.seed = [Path(path) for path in paths], seed
+        self.paths = [Path(path) for path in paths]
+        self.seed = seed
         self.left_out: Counter[str] = Counter()
         self.answers = 0
         self.writer: Mapping[str, Any] | None = None
-        self.heard: list[bytes] = []
-        self.places: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
+        self.recordings: list[bytes] = []
+        self.positions: dict[TaskKind, list[_Weighted]] = {kind: [] for kind in TASK_KINDS}
         for number, path in enumerate(self.paths):
-            found = places(path)
-            self._check_writers(found.writers, path)
-            self.left_out += found.left_out
-            self.answers += found.answers
-            self.heard.append(found.heard)
+            index = open_index(path)
+            self._check_writers(index.writers, path)
+            self.left_out += index.left_out
+            self.answers += index.answers
+            self.recordings.append(index.recordings)
             weight = weights[number] if number < len(weights) else 1.0
-            for kind, some in found.kinds.items():
-                self.places[kind].append(_Weighted(number, some, weight, f"{self.seed}/{number}/{kind}"))
+            for kind, positions in index.kinds.items():
+                self.positions[kind].append(_Weighted(number, positions, weight, f"{self.seed}/{number}/{kind}"))
+        # A line that waits for its answer is not missing once `dualslm targets` has written its target, which is a
+        # line of another manifest.
         if self.left_out[WAITS] <= self.answers:
             del self.left_out[WAITS]
         else:
             self.left_out[WAITS] -= self.answers
 
     def count(self, kind: TaskKind) -> int:
-        """How many talks of a kind an epoch has."""
-        return sum(len(some) for some in self.places[kind])
+        """The number of examples of a kind in an epoch."""
+        return sum(len(manifest) for manifest in self.positions[kind])
 
     def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Example:
-        """A talk of an epoch."""
-        number, place = self._place(kind, index, epoch)
-        path, task, offset = self.paths[number], int(place["task"]), int(place["offset"])
-        with path.open("rb") as file:
-            file.seek(offset)
-            row = json.loads(file.readline())
-        asked = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
-        return Example(
-            str(asked["id"]), read_conversation(asked, path.parent, self.seed), row.get("early_stop") is False
-        )
+        """Reads an example.
 
-    def _place(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
-        for some in self.places[kind]:
-            if index < len(some):
-                return some.number, some.place(index, epoch)
-            index -= len(some)
+        Args:
+            kind: kind of its task.
+            index: index of the example among those of its kind in an epoch, below `count(kind)`.
+            epoch: number of the epoch, which matters where a weight is a fraction.
+        """
+        number, position = self._position(kind, index, epoch)
+        path = self.paths[number]
+        task = int(position["task"])
+        with path.open("rb") as file:
+            file.seek(int(position["offset"]))
+            row = json.loads(file.readline())
+        example = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
+        conversation = read_conversation(example, path.parent, self.seed)
+        return Example(str(example["id"]), conversation, row.get("early_stop") is False)
+
+    def _position(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
+        """The manifest and the position of an example."""
+        for manifest in self.positions[kind]:
+            if index < len(manifest):
+                return manifest.number, manifest.position(index, epoch)
+            index -= len(manifest)
         raise IndexError(index)
 
     def speeches(self) -> Iterator[Speech]:
-        """Every recording of every line that gives a talk, in order of the lines."""
+        """Every recording of every line that gives an example, in the order of the lines."""
         for path in self.paths:
             for _, row in rows(path):
                 if next(examples_of(row, left_out(row)), None) is not None:
@@ -145,38 +173,42 @@ class Examples:
                     yield from (speech for turn in conversation.turns for speech in turn.speeches)
 
     def _check_writers(self, writers: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Refuses targets of two LLMs: each writes in its own way."""
-        for told in writers:
-            self.writer = self.writer or told
-            if llm_of(told) != llm_of(self.writer):
+        """Refuses targets of two LLMs: the adapters should learn what one frozen LLM would say."""
+        for writer in writers:
+            self.writer = self.writer or writer
+            if llm_of(writer) != llm_of(self.writer):
                 raise DualSLMError(
                     f"{path} has targets of another LLM",
-                    got=f"{_llm(told)} beside {_llm(self.writer)}",
+                    got=f"{_llm(writer)} beside {_llm(self.writer)}",
                     do="learn from the targets of one LLM alone",
                 )
 
 
 def recordings(conversations: Examples) -> list[str]:
     """The paths of all recordings, each once, in order."""
-    found = zip(conversations.paths, conversations.heard, strict=True)
-    return list(dict.fromkeys(name for path, heard in found for name in _paths(path.parent, heard)))
-
-
-def _paths(folder: Path, heard: bytes) -> Iterator[str]:
-    before = "" if folder == Path() else str(folder)
-    return (os.path.join(before, name) for name in names(heard))
+    found: dict[str, None] = {}
+    for path, listed in zip(conversations.paths, conversations.recordings, strict=True):
+        # Joined as text: `Path` is an order of magnitude slower, and there may be millions of recordings.
+        folder = "" if path.parent == Path() else str(path.parent)
+        found.update(dict.fromkeys(os.path.join(folder, name) for name in names(listed)))
+    return list(found)
 
 
 def transcripts(conversations: Examples) -> Iterator[str]:
-    """The words of all recordings that have any."""
+    """The transcripts of all recordings that have one."""
     return (speech.transcript for speech in conversations.speeches() if speech.transcript)
 
 
 def read_conversation(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Conversation:
-    """A line as a talk, and captions made from labels where it has none; None makes none, which is quicker.
+    """A line of a manifest as a conversation.
+
+    Args:
+        row: the line.
+        folder: folder of the manifest, which audio paths are relative to.
+        seed: seed of captions made from labels, for recordings without a caption; None makes none, which is faster.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no talk.
+        ValueError, KeyError, TypeError: the line is not a conversation.
     """
     conversation = Conversation(row.get("system"))
     for turn in row["turns"]:
@@ -188,10 +220,16 @@ def read_conversation(row: Mapping[str, Any], folder: Path, seed: int | None = 0
 
 
 def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:
-    """The caption of a recording: its own, or one made from its labels, the same wherever the recording stands."""
+    """The caption of a recording: its own, or one made from its labels.
+
+    Args:
+        clip: the recording as a manifest has it.
+        seed: seed of the layout and wording.
+    """
     own = clip.get("caption")
     if own is not None:
         return str(own)
+    # Drawn by the path and not by the line: a recording has one caption in all the conversations that it occurs in.
     return caption(clip.get("labels") or {}, draw(seed, str(clip.get("audio")), "caption"), clip.get("choices"))
 
 
@@ -207,12 +245,18 @@ def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part
     )
 
 
-def _llm(told: Mapping[str, Any]) -> str:
-    return " at ".join(str(value) for value in llm_of(told) if value)
+def _llm(provenance: Mapping[str, Any]) -> str:
+    return " at ".join(str(value) for value in llm_of(provenance) if value)
 
 
 def moved(row: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
-    """A line for a manifest in another folder: the paths of its recordings count from there."""
+    """A line for a manifest in another folder, with its audio paths relative to that folder.
+
+    Args:
+        row: the line.
+        before: folder that its audio paths are relative to.
+        after: folder of the new manifest.
+    """
     if before.resolve() == after.resolve():
         return dict(row)
 

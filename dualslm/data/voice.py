@@ -1,4 +1,4 @@
-"""What can be measured in a voice: pitch, level and tempo (ours; for speech that nobody annotated).
+"""Measurements of a voice: pitch, level and tempo (beyond the paper; for speech without labels).
 
 Pitch is Praat's, by way of parselmouth (`pip install 'dualslm[label]'`): the autocorrelation method of Boersma
 (1993) in two passes, whose range in the second follows from the first (De Looze and Hirst 2008), against octave
@@ -20,13 +20,17 @@ from numpy.typing import NDArray
 from dualslm.audio import SAMPLE_RATE, Samples, load
 from dualslm.errors import DualSLMError
 
-FLOOR, CEILING = 60.0, 700.0  # Hz, of the first pass: beyond both ends of speaking voices
-LOW, HIGH = 0.75, 1.5  # the second pass: from 0.75 times the first quartile to 1.5 times the third
+# The range of the first pass lies beyond both ends of speaking voices.
+FLOOR = 60.0  # Hz
+CEILING = 700.0  # Hz
+# The second pass searches from LOW times the first quartile of the first pass to HIGH times the third.
+LOW = 0.75
+HIGH = 1.5
 PITCH_STEP = 0.01  # s
 FRAME = SAMPLE_RATE * 25 // 1000  # samples
-SPEECH = 30.0  # dB: a frame so far below the loudest is silence
-SILENT = -90.0  # dB of full scale: a recording below it holds no sound
-VOICED = 5  # frames at least, lest a click be a voice
+SPEECH = 30.0  # dB; a frame that is this far below the loudest is silence
+SILENT = -90.0  # dB of full scale; a recording below it holds no sound
+VOICED = 5  # frames; fewer voiced frames may be a click
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,11 @@ def measure(path: str, transcript: str | None = None) -> Voice:
     """Measures a recording.
 
     Args:
-        path: of an audio file.
-        transcript: what is said, for the tempo.
+        path: path of an audio file.
+        transcript: words of the recording, for the tempo.
 
     Raises:
-        DualSLMError: a recording that cannot be read, or parselmouth is not installed.
+        DualSLMError: the recording cannot be read, or parselmouth is not installed.
     """
     require()
     samples = load(path)
@@ -60,14 +64,14 @@ def measure(path: str, transcript: str | None = None) -> Voice:
     loud = np.flatnonzero(levels_F > max(float(levels_F.max()) - SPEECH, SILENT))
     if not len(loud):
         return Voice(None, None, None)
-    energy = float(10 * np.log10(np.mean(10 ** (levels_F[loud] / 10))))
+    energy = float(10 * np.log10(np.mean(10 ** (levels_F[loud] / 10))))  # the mean of powers, not of decibels
     seconds = (loud[-1] + 1 - loud[0]) * FRAME / SAMPLE_RATE
-    spoken = syllables(transcript or "")
-    return Voice(_rounded(pitch(samples)), _rounded(energy), _rounded(spoken / seconds) if spoken else None)
+    count = syllables(transcript or "")
+    return Voice(_rounded(pitch(samples)), _rounded(energy), _rounded(count / seconds) if count else None)
 
 
 def require() -> None:
-    """Raises DualSLMError where parselmouth is not installed."""
+    """Raises DualSLMError where parselmouth is not installed; asked before hours of work begin."""
     if find_spec("parselmouth") is None:
         raise DualSLMError("measuring pitch needs parselmouth", got="none", do="pip install 'dualslm[label]'")
 
@@ -78,39 +82,39 @@ def pitch(samples: Samples) -> float | None:
     if len(first) < VOICED:
         return None
     low, high = np.quantile(first, [0.25, 0.75])
+    # The narrower range excludes the octaves above and below the speaker's pitch, the errors of the first pass.
     second = _pitches(samples, max(FLOOR, LOW * low), min(CEILING, HIGH * high))
     return float(np.median(second if len(second) >= VOICED else first))
 
 
 def syllables(text: str) -> int:
-    """About how many syllables an English text has: groups of vowels, a silent e at the end of a word left out."""
-    return sum(_syllables(word) for word in re.findall(r"[^\W\d_]+", text.lower()))
-
-
-def _syllables(word: str) -> int:
-    groups = len(re.findall(r"[aeiouyà-öø-ÿ]+", word))
-    silent = groups > 1 and re.search(r"[^aeiouyl]e$", word) is not None
-    return max(1, groups - silent)
+    """The approximate number of syllables of an English text: groups of vowels, without a silent e at a word's end."""
+    count = 0
+    for word in re.findall(r"[^\W\d_]+", text.lower()):
+        groups = len(re.findall(r"[aeiouyà-öø-ÿ]+", word))
+        silent = groups > 1 and re.search(r"[^aeiouyl]e$", word) is not None  # after l the e is voiced: little
+        count += max(1, groups - silent)
+    return count
 
 
 def _pitches(samples: Samples, floor: float, ceiling: float) -> NDArray[np.float64]:
-    """Hz of every voiced frame."""
+    """The fundamental frequency of every voiced frame in Hz."""
     import parselmouth
 
-    if len(samples) < 3.1 * SAMPLE_RATE / floor:  # Praat's window is three periods long
+    if len(samples) < 3.1 * SAMPLE_RATE / floor:  # Praat's window is three periods long, and it raises below that
         return np.empty(0)
     sound: Any = parselmouth.Sound(samples.astype(np.float64), sampling_frequency=SAMPLE_RATE)
     found = sound.to_pitch_ac(time_step=PITCH_STEP, pitch_floor=floor, pitch_ceiling=ceiling)
     hertz = np.asarray(found.selected_array["frequency"], np.float64)
-    return hertz[hertz > 0]
+    return hertz[hertz > 0]  # Praat gives 0 for a frame without a voice
 
 
 def _levels(samples: Samples) -> NDArray[np.float64]:
-    """The level of each frame, dB of full scale; the last frame is filled up with silence."""
+    """The level of each frame in dB of full scale (F); the last frame is padded with silence."""
     padded = np.zeros(-(-len(samples) // FRAME) * FRAME)
     padded[: len(samples)] = samples
     power_F = np.square(padded).reshape(-1, FRAME).mean(1)
-    levels_F: NDArray[np.float64] = 10 * np.log10(power_F + 1e-12)
+    levels_F: NDArray[np.float64] = 10 * np.log10(power_F + 1e-12)  # a floor of -120 dB, for digital silence
     return levels_F
 
 

@@ -24,10 +24,10 @@ class Prepared:
     """The manifests of a corpus.
 
     Args:
-        name: of the corpus.
-        raw: its folder.
-        out: for the manifests.
-        options: of the corpus.
+        name: name of the corpus.
+        raw: raw folder.
+        out: folder for the manifests.
+        options: options of the corpus.
     """
 
     def __init__(self, name: str, raw: Path, out: Path, **options: Any) -> None:
@@ -37,7 +37,7 @@ class Prepared:
         self.files = {split: out / f"{split}.jsonl" for split in self.splits}
 
     def rows(self, split: str) -> Rows:
-        """The checked talks of a split."""
+        """The checked rows of a split."""
         return [dict(row) for _, row in read(self.files[split])]
 
     def counts(self, what: str) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def test_meld_has_the_emotions_of_the_release(meld: Prepared) -> None:
 
 
 def test_styletalk_has_all_rows_forward_and_reversed(styletalk: Prepared) -> None:
-    rows, conversations = styletalk.counts("rows"), styletalk.counts("talks")
-    assert rows == conversations
+    rows = styletalk.counts("rows")
+    assert rows == styletalk.counts("talks")
     assert rows["train"] + rows["validation"] == 1838
     assert 60 < rows["validation"] < 125
     assert (rows["test"], rows["test-reversed"]) == (858, 858)

@@ -50,8 +50,8 @@ def conversations() -> Any:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    kept = [path for path in sorted(out.rglob("*")) if path.suffix in (".jsonl", ".flac", ".tsv")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in kept}
+    found = [path for path in sorted(out.rglob("*")) if path.suffix in (".jsonl", ".flac", ".tsv")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in found}
 
 
 def test_whole_saved_and_streamed_give_the_same(conversations: Any, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_again_after_a_stop_gives_the_same(conversations: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nobody/nothing"], "cannot load the dataset 'nobody/nothing'"),
         (["SAVED", "--limit", "none"], "--limit makes no sense"),
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(
     conversations: Any,
     tmp_path: Path,
     arguments: list[str],
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(
     assert main(["prepare", "hf", *given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dualslm: error:")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

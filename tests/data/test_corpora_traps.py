@@ -1,4 +1,4 @@
-"""Where each corpus bites: small raw folders with one trap in each."""
+"""Known pitfalls of each corpus: small raw folders with one pitfall in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.standins import Voice
 
 from dualslm.data.corpora import CORPORA, librispeech, styletalk, textrolspeech
 from dualslm.data.corpora.base import possible, split_of, translate
-from dualslm.data.corpora.clips import look
+from dualslm.data.corpora.clips import probe
 from dualslm.data.corpora.prepare import prepare
 from dualslm.data.corpora.schema import read
 from dualslm.errors import DualSLMError
@@ -49,9 +49,10 @@ def raw(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("verify", [False, True])
 def test_recordings_are_left_out_by_reason(tmp_path: Path, verify: bool) -> None:
     voice = Voice(tmp_path)
-    good, long = voice.say(tmp_path / "good.wav", 0.4), voice.say(tmp_path / "long.flac", 2.0)
+    good = voice.say(tmp_path / "good.wav", 0.4)
+    long = voice.say(tmp_path / "long.flac", 2.0)
     (tmp_path / "pointer.wav").write_bytes(POINTER)
-    assert look(good, 1.0, verify=verify).seconds == 0.4
+    assert probe(good, 1.0, verify=verify).seconds == 0.4
     reasons = {
         "too long": long,
         "LFS pointer": tmp_path / "pointer.wav",
@@ -59,17 +60,17 @@ def test_recordings_are_left_out_by_reason(tmp_path: Path, verify: bool) -> None
         "unreadable": tmp_path,
     }
     for reason, path in reasons.items():
-        heard = look(path, 1.0, verify=verify)
-        assert (heard.reason, heard.seconds) == (reason, None)
-        assert heard.detail
+        info = probe(path, 1.0, verify=verify)
+        assert (info.reason, info.seconds) == (reason, None)
+        assert info.detail
     for name in ("text", "zero bytes", "zero samples"):
-        assert look(BAD[name][0](tmp_path / f"{name}.wav"), 1.0, verify=verify).reason == "unreadable", name
+        assert probe(BAD[name][0](tmp_path / f"{name}.wav"), 1.0, verify=verify).reason == "unreadable", name
 
 
 def test_only_decoding_finds_what_a_header_hides(tmp_path: Path) -> None:
     path = BAD["truncated flac"][0](tmp_path / "a.flac")
-    assert look(path, 10.0).seconds == 3.0
-    assert look(path, 10.0, verify=True).reason == "unreadable"
+    assert probe(path, 10.0).seconds == 3.0
+    assert probe(path, 10.0, verify=True).reason == "unreadable"
 
 
 def test_our_splits_are_a_rule() -> None:
@@ -293,12 +294,14 @@ def caption(path: str, **labels: str) -> dict[str, str]:
 
 
 def test_textrolspeech_finds_recordings_under_other_names(raw: Path, tmp_path: Path) -> None:
-    disk = [place for _, place, _ in PATHS]
+    disk = [path for _, path, _ in PATHS]
     standins.textrolspeech(raw, [caption(path) for path, _, _ in PATHS], [*disk, disk[1].replace("mic1", "mic2")])
     (raw / "MEAD/W028/audio/happy/level_2/._020.wav").write_bytes(b"Mac OS X")
     run("textrolspeech", raw, tmp_path / "out")
     found = [row for path in (tmp_path / "out").glob("*.jsonl") for row in rows(path)]
-    assert {row["speaker"]: last(row)["audio"] for row in found} == {who: f"../raw/{place}" for _, place, who in PATHS}
+    assert {row["speaker"]: last(row)["audio"] for row in found} == {
+        speaker: f"../raw/{path}" for _, path, speaker in PATHS
+    }
     labels = {"gender": "female", "pitch": "low", "tempo": "fast", "energy": "normal", "emotion": "neutral"}
     assert all(last(row)["labels"] == labels for row in found)
 
@@ -327,7 +330,8 @@ def test_textrolspeech_splits_by_speaker_or_clip(raw: Path, tmp_path: Path, by: 
 
 
 def test_jsonl_by_a_map_of_columns(tmp_path: Path) -> None:
-    voice, folder = Voice(tmp_path), tmp_path / "mine"
+    voice = Voice(tmp_path)
+    folder = tmp_path / "mine"
     lines = [
         {
             "wav": f"clips/{i}.wav",
@@ -353,8 +357,9 @@ def test_jsonl_by_a_map_of_columns(tmp_path: Path) -> None:
     assert (tmp_path / "out" / last(first)["audio"]).exists()
 
 
-def test_jsonl_takes_talks_and_a_file_for_each_split(tmp_path: Path) -> None:
-    voice, folder = Voice(tmp_path), tmp_path / "mine"
+def test_jsonl_takes_conversations_and_a_file_for_each_split(tmp_path: Path) -> None:
+    voice = Voice(tmp_path)
+    folder = tmp_path / "mine"
     for name in ("train", "dev"):
         voice.say(folder / f"{name}.wav")
         turns = [{"role": "user", "parts": [{"audio": f"{name}.wav"}]}, {"role": "assistant", "parts": ["Yes."]}]

@@ -1,4 +1,4 @@
-"""`dualslm label`: measurements of made tones, bins, what stays, what cannot be read."""
+"""`dualslm label`: measurements of synthetic tones, bins, labels that exist already, unreadable recordings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE = 16_000
 
 
 def buzz(hertz: float, seconds: float = 1.0, level: float = 0.1) -> Any:
-    """A voice of harmonics."""
+    """A synthetic voice: a fundamental in Hz and its harmonics."""
     time = np.arange(round(RATE * seconds)) / RATE
     wave = np.sum([np.sin(2 * np.pi * hertz * number * time) / number for number in range(1, 8)], axis=0)
     return (level * wave / 1.5).astype(np.float32)
@@ -30,7 +30,7 @@ def buzz(hertz: float, seconds: float = 1.0, level: float = 0.1) -> Any:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Nine voices, from low and quiet to high and loud, one broken file, one label that is there."""
+    """Nine voices, from low and quiet to high and loud, one broken file, one existing label."""
     rows = []
     for number in range(10):
         path = tmp_path / "clips" / f"{number}.wav"
@@ -117,14 +117,14 @@ def test_given_thresholds(manifest: Path, tmp_path: Path) -> None:
 
 
 def test_bins_hold_their_thresholds() -> None:
-    how = Labelling(thresholds={"pitch": {ANY: (100.0, 200.0)}, "energy": {"male": (-40.0, -30.0)}})
-    assert [how.bin("pitch", hertz, "female") for hertz in (99.9, 100.0, 200.0, 200.1)] == [
+    labelling = Labelling(thresholds={"pitch": {ANY: (100.0, 200.0)}, "energy": {"male": (-40.0, -30.0)}})
+    assert [labelling.bin("pitch", hertz, "female") for hertz in (99.9, 100.0, 200.0, 200.1)] == [
         "low",
         "normal",
         "normal",
         "high",
     ]
-    assert how.bin("energy", -35.0, None) is None
+    assert labelling.bin("energy", -35.0, None) is None
 
 
 @pytest.mark.parametrize("text", ["low", "1", "2,1", "child:1,2", "1,2,3"])

@@ -1,4 +1,4 @@
-"""The manifest schema: what is a talk, and which file, line and field is named where it is not."""
+"""The manifest schema: valid rows, and the file, line and field that are named where a row is not valid."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ Damage = Callable[[dict[str, Any]], Any]
 
 
 def put(path: str, value: Any) -> Damage:
-    """Sets what stands at a path such as turns.0.role; `...` takes it away."""
+    """Sets the value at a path such as turns.0.role; `...` deletes it."""
 
     def damage(row: dict[str, Any]) -> None:
         *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
-        place: Any = row
+        node: Any = row
         for step in way:
-            place = place[step]
+            node = node[step]
         if value is ...:
-            del place[last]
+            del node[last]
         else:
-            place[last] = value
+            node[last] = value
 
     return damage
 
@@ -145,7 +145,7 @@ def refusal(tmp_path: Path, line: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_broken_talk_is_named_by_file_line_and_field(tmp_path: Path, name: str) -> None:
+def test_a_broken_row_is_named_by_file_line_and_field(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path, json.dumps(damaged(name)).encode()).startswith(f"{DAMAGE[name][2]} ")
 
 
@@ -155,7 +155,7 @@ def test_a_broken_line_is_named(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path, line).startswith(f"{field} ")
 
 
-def test_good_talks_are_read(tmp_path: Path) -> None:
+def test_good_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(f"{json.dumps(ANSWERED)}\n\n{json.dumps(OPEN)}\n")
     assert list(read(path)) == [(1, ANSWERED), (3, OPEN)]
@@ -174,7 +174,7 @@ JSON = st.recursive(
 
 @given(JSON | st.fixed_dictionaries({"id": WORDS, "kind": WORDS, "turns": st.lists(JSON)}))
 @settings(max_examples=300, deadline=None)
-def test_whatever_a_line_holds_it_is_a_talk_or_a_fault(row: Any) -> None:
+def test_whatever_a_line_holds_it_is_a_row_or_a_fault(row: Any) -> None:
     with suppress(Fault):
         check(row)
 

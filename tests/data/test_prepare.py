@@ -1,4 +1,4 @@
-"""`dualslm prepare`: the command, its mistakes, and a kill at any instant."""
+"""`dualslm prepare`: the command, its error messages, and a kill at any instant."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from support.badaudio import POINTER
 from dualslm.cli import main as cli
 from dualslm.data import manifest_index
 from dualslm.data.corpora import CORPORA, clips
-from dualslm.data.corpora.base import Heard
+from dualslm.data.corpora.base import AudioInfo
 from dualslm.data.corpora.clips import FLUSH_EVERY
-from dualslm.data.corpora.prepare import JOURNAL, finished, prepare
+from dualslm.data.corpora.prepare import PROBE_LOG, finished, prepare
 from dualslm.data.corpora.schema import check
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
@@ -75,7 +75,7 @@ def test_large_manifests_have_their_index(raw: Path, tmp_path: Path, monkeypatch
     assert {path.name for path in (tmp_path / "out").glob(".*.npz")} == {
         f".{split}.jsonl.index.npz" for split in ("train", "validation", "test-clean")
     }
-    monkeypatch.setattr(manifest_index, "rows", None)  # no line is looked at again
+    monkeypatch.setattr(manifest_index, "rows", None)  # no line is read again
     assert Examples([tmp_path / "out" / "train.jsonl"]).count("linguistic") == 171
 
 
@@ -86,7 +86,7 @@ def test_commands_of_the_docs_are_understood(root: Path) -> None:
     assert named == CORPORA.keys()
 
 
-def test_lines_of_the_docs_are_talks(root: Path) -> None:
+def test_lines_of_the_docs_are_conversations(root: Path) -> None:
     blocks = re.findall(r"```json\n(.*?)```", (root / "docs/manifest.md").read_text(), re.DOTALL)
     assert [check(json.loads(block))["id"] for block in blocks] == ["a1", "train/dia0_utt3"]
 
@@ -154,7 +154,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no audio column": (_file("raw", '{"a": 1}'), ["jsonl", "raw"], "raw line 1: audio is missing"),
     "a list for text": (_file("raw", '\n{"audio": ["a"]}'), ["jsonl", "raw"], "raw line 2: audio must be text"),
     "broken lines": (_file("raw", '{"audio": '), ["jsonl", "raw"], "raw line 1: the line is not JSON"),
-    "a broken talk": (
+    "a broken conversation": (
         _file("raw", '{"id": "x", "kind": "dual", "turns": []}'),
         ["jsonl", "raw"],
         "raw line 1: turns must",
@@ -223,7 +223,7 @@ def test_what_is_complete_is_not_done_again(raw: Path, tmp_path: Path, monkeypat
     report = run(raw, out)
     before = files(out)
     with monkeypatch.context() as patch:
-        patch.setattr(clips, "look", None)
+        patch.setattr(clips, "probe", None)
         assert run(raw, out) == report == finished(out)
     standins.Voice(tmp_path / "raw").say(raw / "test-clean/4/100/4-100-0000.flac")
     assert run(raw, out) == report
@@ -231,10 +231,10 @@ def test_what_is_complete_is_not_done_again(raw: Path, tmp_path: Path, monkeypat
     assert run(raw, out, options={"part": ("dev-clean",)})["splits"].keys() == {"validation"}
     assert files(out).keys() == before.keys() - {"train.jsonl", "test-clean.jsonl", "excluded.tsv"}
     (out / "mine.jsonl").write_text("{}")
-    kept = files(out)
+    with_mine = files(out)
     with pytest.raises(DualSLMError, match=r"holds other manifests: got mine\.jsonl"):
         run(raw, out, again=True)
-    assert files(out) == kept, "nothing is taken away"
+    assert files(out) == with_mine, "nothing is deleted"
     (out / "validation.jsonl").unlink()
     assert finished(out) is None
 
@@ -252,28 +252,30 @@ def die_at(raw: Path, out: Path, patch: Callable[[Callable[[], None]], None]) ->
     return os.WIFSIGNALED(status)
 
 
-def at_look(number: int) -> Callable[[Callable[[], None]], None]:
-    """Dies before the look of a number."""
+def at_probe(number: int) -> Callable[[Callable[[], None]], None]:
+    """Dies before the probe of a number."""
 
     def patch(die: Callable[[], None]) -> None:
-        real, count = clips.look, [0]
+        real = clips.probe
+        count = [0]
 
-        def look(*args: Any, **more: Any) -> Heard:
+        def probe(*args: Any, **more: Any) -> AudioInfo:
             count[0] += 1
             if count[0] == number:
                 die()
             return real(*args, **more)
 
-        clips.look = look
+        clips.probe = probe
 
     return patch
 
 
 def at_replace(number: int) -> Callable[[Callable[[], None]], None]:
-    """Dies before a file of a number gets its name."""
+    """Dies before the rename of a number."""
 
     def patch(die: Callable[[], None]) -> None:
-        real, count = Path.replace, [0]
+        real = Path.replace
+        count = [0]
 
         def replace(self: Path, target: Path) -> Path:
             count[0] += 1
@@ -289,7 +291,7 @@ def at_replace(number: int) -> Callable[[Callable[[], None]], None]:
 def test_a_kill_at_any_instant_changes_no_byte(raw: Path, tmp_path: Path) -> None:
     run(raw, tmp_path / "whole")
     out = tmp_path / "killed"
-    instants = [at_look(1), at_look(60), at_look(150), *(at_replace(number) for number in range(1, 7))]
+    instants = [at_probe(1), at_probe(60), at_probe(150), *(at_replace(number) for number in range(1, 7))]
     for instant in instants:
         assert die_at(raw, out, instant)
         assert finished(out) is None
@@ -304,25 +306,25 @@ def test_nothing_is_left_of_a_stopped_run_with_other_settings(raw: Path, tmp_pat
     assert files(tmp_path / "out").keys() == {"complete.json", "report.json", "validation.jsonl"}
 
 
-def test_a_stopped_run_looks_at_no_recording_twice(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert die_at(raw, tmp_path / "out", at_look(FLUSH_EVERY + 20))
-    with (tmp_path / "out" / JOURNAL).open("ab") as journal:
-        journal.write(b'["half a li')
+def test_a_stopped_run_probes_no_recording_twice(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert die_at(raw, tmp_path / "out", at_probe(FLUSH_EVERY + 20))
+    with (tmp_path / "out" / PROBE_LOG).open("ab") as log:
+        log.write(b'["half a li')
     seen: list[Path] = []
-    real = clips.look
+    real = clips.probe
 
-    def look(path: Path, *args: Any, **more: Any) -> Heard:
+    def probe(path: Path, *args: Any, **more: Any) -> AudioInfo:
         seen.append(path)
         return real(path, *args, **more)
 
-    monkeypatch.setattr(clips, "look", look)
+    monkeypatch.setattr(clips, "probe", probe)
     run(raw, tmp_path / "out")
     assert len(seen) == 258 - FLUSH_EVERY
     run(raw, tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_changed_recording_is_looked_at_again(raw: Path, tmp_path: Path) -> None:
+def test_a_changed_recording_is_probed_again(raw: Path, tmp_path: Path) -> None:
     assert die_at(raw, tmp_path / "out", at_replace(1))
     standins.Voice(tmp_path / "raw").say(raw / "train-clean-100/2/100/2-100-0003.flac")
     assert run(raw, tmp_path / "out")["splits"]["train"]["usable"] == 172

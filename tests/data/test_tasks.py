@@ -1,4 +1,4 @@
-"""Tasks: prompts, choices, answers and captions, all from a seed; nothing that a recording lacks is told."""
+"""Tasks: prompts, choices, answers and captions, all from a seed; nothing that a recording lacks is made up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_task_is_whole() -> None:
         assert len(set(task.prompts)) == len(task.prompts) >= 8
 
 
-def test_one_talk_for_each_task_that_has_its_label() -> None:
+def test_one_conversation_for_each_task_that_has_its_label() -> None:
     rows = list(finished(line(["asr", "gender", "pitch", "tempo", "energy", "emotion", "respond"])))
     answers = {row["id"]: row["turns"][-1]["parts"][0] for row in rows}
     assert answers == {
@@ -50,7 +50,7 @@ def test_one_talk_for_each_task_that_has_its_label() -> None:
     assert left_out(line(["asr", "respond"])) == {"respond": NO_ANSWER}
 
 
-def test_what_waits_keeps_its_talk_and_its_system_text() -> None:
+def test_what_waits_keeps_its_turns_and_its_system_text() -> None:
     conversation = waiting(line(["asr", "respond"]))
     assert conversation is not None
     assert (conversation["id"], conversation["kind"], len(conversation["turns"])) == ("a/respond", "dual", 3)
@@ -86,7 +86,7 @@ def test_a_corpus_may_have_its_own_choices() -> None:
     assert "angry" not in row["system"]
 
 
-def test_choices_and_prompts_vary_and_tell_nothing() -> None:
+def test_choices_and_prompts_vary_and_give_nothing_away() -> None:
     pitch = ATTRIBUTES["pitch"]
     rows = [next(iter(finished(line(["pitch"], name=str(number))))) for number in range(600)]
     orders = Counter(tuple(re.findall(r"\b(?:low|normal|high)\b", row["system"])[-3:]) for row in rows)
@@ -98,7 +98,7 @@ def test_choices_and_prompts_vary_and_tell_nothing() -> None:
         assert pitch.ask(other, random.Random(3)) == pitch.ask(CLIP, random.Random(3))
 
 
-def test_a_draw_follows_from_seed_talk_and_task() -> None:
+def test_a_draw_follows_from_seed_id_and_task() -> None:
     row = line(["asr", "pitch"])
     assert list(finished(row, 1)) == list(finished(row, 1))
     assert draw(0, "a", "asr").random() == draw(0, "a", "asr").random()
@@ -126,7 +126,7 @@ def test_a_line_that_asks_for_the_impossible(change: dict[str, Any], word: str) 
 # ---------------------------------------------------------------------- captions
 
 
-def test_a_caption_tells_all_that_is_known_and_nothing_else() -> None:
+def test_a_caption_holds_all_that_is_known_and_nothing_else() -> None:
     everything = {
         name: [value, *itertools.chain(*([MANNERS[name][value]] if name in MANNERS else []))]
         for name, value in {"pitch": "low", "tempo": "slow", "energy": "high", "emotion": "sad"}.items()
@@ -135,12 +135,12 @@ def test_a_caption_tells_all_that_is_known_and_nothing_else() -> None:
         for names in itertools.combinations(everything, size):
             labels = {name: everything[name][0] for name in names}
             for seed in range(20):
-                said = caption(labels, random.Random(seed))
-                assert said is not None
-                told = {name for name, forms in everything.items() if any(form in said for form in forms)}
-                assert told - {"energy", "pitch", "tempo"} == set(names) - {"energy", "pitch", "tempo"}, said
-                assert set(names) <= told, said
-                assert not re.search(r"  |None|\bman\b|woman|male", said), said
+                text = caption(labels, random.Random(seed))
+                assert text is not None
+                named = {name for name, forms in everything.items() if any(form in text for form in forms)}
+                assert named - {"energy", "pitch", "tempo"} == set(names) - {"energy", "pitch", "tempo"}, text
+                assert set(names) <= named, text
+                assert not re.search(r"  |None|\bman\b|woman|male", text), text
 
 
 def test_a_clip_of_which_nothing_is_known_has_no_caption() -> None:
@@ -150,8 +150,8 @@ def test_a_clip_of_which_nothing_is_known_has_no_caption() -> None:
 
 
 def test_captions_vary_and_follow_from_the_draw() -> None:
-    said = {caption(LABELS, random.Random(seed)) for seed in range(300)}
-    assert len(said) > 100
+    texts = {caption(LABELS, random.Random(seed)) for seed in range(300)}
+    assert len(texts) > 100
     assert caption(LABELS, random.Random(7)) == caption(LABELS, random.Random(7))
     assert caption(LABELS) == "female, low pitch, fast tempo, normal energy, happy"
     assert len(LAYOUTS) >= 3

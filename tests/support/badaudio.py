@@ -1,4 +1,4 @@
-"""Recordings that must be refused, each with a word of the message that it deserves."""
+"""Recordings that must be refused, each with a word of the expected error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _truncated_flac(path: Path) -> Path:
 
 
 def _two_hours(path: Path) -> Path:
-    """A wav header over a hole of two hours: it must be refused without reading what it holds."""
+    """A wav header before a sparse file of two hours: it must be refused without reading the samples."""
     data = 2 * 3600 * 16_000
     fmt = struct.pack("<HHIIHH", 1, 1, 16_000, 16_000, 1, 8)
     header = b"RIFF" + struct.pack("<I", 36 + data) + b"WAVEfmt " + struct.pack("<I", 16) + fmt
@@ -52,7 +52,7 @@ def _two_hours(path: Path) -> Path:
 
 
 def _flac_that_lies(path: Path) -> Path:
-    """A flac whose header promises an hour and whose body holds a second."""
+    """A flac whose header states an hour and whose body holds a second."""
     soundfile.write(path, tone(), 16_000, format="FLAC")
     data = bytearray(path.read_bytes())
     data[22:26] = struct.pack(">I", 2 * MAX_SECONDS * 16_000)

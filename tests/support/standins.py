@@ -1,7 +1,7 @@
-"""Short audio under the right names, for corpora whose recordings are not here.
+"""Short recordings under the names of real ones, for corpora whose recordings are not at hand.
 
 Metadata are real where the tests have them, or a few rows made up here. Every recording is a hard link to one of
-four short tones, so that tens of thousands take a moment and no room.
+four short tones, so that tens of thousands take a moment and no disk space.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LENGTHS_S = (0.2, 0.3, 0.4, 0.5)
 
 
 class Voice:
-    """Speaks under any name.
+    """Makes recordings at any path.
 
     Args:
-        folder: for the tones; on the same disk as what is spoken.
+        folder: folder for the tones, on the same disk as the recordings, which are hard links.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class Voice:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tone(self, seconds: float, suffix: str) -> Path:
-        """A quiet tone of a length in s, as 16 kHz mono wav or flac."""
+        """A quiet tone as 16 kHz mono wav or flac; `seconds` is its length in s."""
         path = self.folder / f"{seconds}{suffix}"
         if not path.exists():
             samples = 0.1 * np.sin(np.arange(round(seconds * 16_000)) / 5)
@@ -40,7 +40,7 @@ class Voice:
         return path
 
     def say(self, path: Path, seconds: float | None = None) -> Path:
-        """Puts a recording at a path; how long it is follows from its name, unless given."""
+        """Makes a recording; its length in s follows from its name, unless given."""
         path.parent.mkdir(parents=True, exist_ok=True)
         length = seconds or LENGTHS_S[zlib.crc32(path.name.encode()) % len(LENGTHS_S)]
         os.link(self.tone(length, path.suffix), path)
@@ -56,7 +56,7 @@ MELD_FOLDERS = {
 
 
 def meld(root: Path, csvs: Path, layout: str = "release", suffix: str = ".wav") -> Path:
-    """MELD from its three CSV files: clips for every row, and some that have none, as in the release."""
+    """MELD from its three CSV files: a clip for every row but one, and clips without a row, as in the release."""
     voice = Voice(root)
     for part, folder in zip(("train", "dev", "test"), MELD_FOLDERS[layout], strict=True):
         name = f"{part}_sent_emo.csv"
@@ -82,7 +82,7 @@ def styletalk(root: Path, csvs: Path) -> Path:
 
 
 def dailytalk(root: Path, metadata: Path) -> Path:
-    """DailyTalk from a file in the shape of its metadata.json."""
+    """DailyTalk from a file in the form of its metadata.json."""
     voice = Voice(root)
     shutil.copy(metadata, root / "metadata.json")
     for name, rows in json.loads(metadata.read_text(encoding="utf-8")).items():
@@ -92,7 +92,7 @@ def dailytalk(root: Path, metadata: Path) -> Path:
 
 
 def librispeech(root: Path, parts: Mapping[str, Sequence[str]], utterances: int = 3) -> Path:
-    """LibriSpeech with some speakers in each part, one chapter a speaker."""
+    """LibriSpeech with some speakers in each part and one chapter for each speaker."""
     voice = Voice(root)
     lines = ["; a comment", "60   | M | train-clean-100  | 20.18 | |CBW|Simon"]
     for part, speakers in parts.items():
@@ -111,7 +111,7 @@ def librispeech(root: Path, parts: Mapping[str, Sequence[str]], utterances: int 
 def textrolspeech(
     root: Path, rows: Iterable[Mapping[str, str]], files: Iterable[str], name: str = "random_train"
 ) -> Path:
-    """TextrolSpeech: a caption file and recordings under names that need not be those in it."""
+    """TextrolSpeech: a caption file, and recordings at paths that need not be those in the file."""
     voice = Voice(root)
     found = list(rows)
     (root / "caption").mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ def write(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 
 
 def textrol_path(item: str) -> str:
-    """Where a recording lies on a disk: LibriTTS by speaker and chapter, others as a tree of their own."""
+    """The path of a recording on a disk: LibriTTS by speaker and chapter, others in a tree of their own."""
     if item.count("_") == 3 and "-" not in item:
         speaker, chapter, *_ = item.split("_")
         return f"libritts/train-clean-360/{speaker}/{chapter}/{item}.wav"

@@ -1,6 +1,6 @@
-"""Corpora: downloaded folders → manifests of talks, checked and split (paper §IV-A).
+"""Corpora: downloaded folders → checked manifests, one for each split (paper §IV-A).
 
-One file for each corpus; adding one is a file with a `CORPUS` and an entry below. Nothing here imports torch.
+Each corpus is one file; a new one is a file with a `CORPUS` and an entry below. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def get(name: str) -> Corpus:
     """The corpus of a name.
 
     Raises:
-        DualSLMError: no such corpus.
+        DualSLMError: there is no such corpus.
     """
     if name not in CORPORA:
         raise DualSLMError(f"no corpus {name!r}", got=name, do=f"choose one of {', '.join(CORPORA)}")

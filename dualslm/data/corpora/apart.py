@@ -1,7 +1,7 @@
-"""Proof that splits are disjoint: no clip, dialogue or speaker on two sides.
+"""Proof that splits are disjoint: no clip, dialogue or speaker in two of them.
 
-Names are kept as 64-bit hashes, so that millions of them fit; two of two million collide with a chance of
-one in ten million, and then the run is refused, never a leak let through.
+Names are kept as 64-bit hashes, so that millions of them fit in memory. Two of two million names collide with a
+probability of one in ten million; then the run is refused, so that no leak is ever let through.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ KINDS: tuple[ApartKind, ...] = ("clip", "dialogue", "speaker")
 
 
 class Apart:
-    """Remembers which side everything stood on.
+    """Checks row by row that splits are disjoint.
 
     Args:
-        kinds: what may not stand on two sides.
+        kinds: kinds of names that must not occur in two splits.
     """
 
     def __init__(self, kinds: Sequence[ApartKind] = KINDS) -> None:
         self.kinds = kinds
         self.sides: list[str] = []
-        self.seen: dict[int, int] = {}
+        self.seen: dict[int, int] = {}  # hash of a name → index of its side
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
-        """Takes in a talk.
+        """Adds a row of a manifest.
 
         Args:
-            split: that it stands in; what follows a "-" is a part of the same side: `test-reversed` is `test`.
-            row: of the manifest.
+            split: split of the row; what follows a "-" names a part of the same side: `test-reversed` is `test`.
+            row: row of the manifest.
 
         Raises:
-            DualSLMError: something of it stands on another side too.
+            DualSLMError: one of its names occurs on another side too.
         """
         side = split.partition("-")[0]
         if side not in self.sides:
@@ -47,6 +47,7 @@ class Apart:
         for kind, name in keys(row):
             if kind not in self.kinds:
                 continue
+            # Not `hash`, which differs between processes: a collision should be the same in every run.
             key = int.from_bytes(hashlib.blake2b(f"{kind}\0{name}".encode(), digest_size=8).digest(), "big")
             before = self.seen.setdefault(key, number)
             if before != number:
@@ -58,11 +59,12 @@ class Apart:
 
 
 def keys(row: Mapping[str, Any]) -> Iterator[tuple[ApartKind, str]]:
-    """The clips, the dialogue and the speaker of a talk."""
+    """The clips, the dialogue and the speaker of a row."""
     for turn in row["turns"]:
         for part in turn["parts"]:
             if isinstance(part, dict) and "audio" in part:
                 yield "clip", part["audio"]
+    # Corpora number their dialogues and speakers alike, so the names count within a corpus.
     if "dialogue" in row:
         yield "dialogue", f"{row.get('corpus', '')}/{row['dialogue']}"
     if "speaker" in row:
@@ -70,14 +72,14 @@ def keys(row: Mapping[str, Any]) -> Iterator[tuple[ApartKind, str]]:
 
 
 def prove(manifests: Mapping[str, Path], kinds: Sequence[ApartKind] = KINDS) -> None:
-    """Reads manifests and refuses them where they share what they must not.
+    """Reads manifests and refuses them where their splits are not disjoint.
 
     Args:
-        manifests: by split; they stand in one folder, or name audio by absolute paths.
-        kinds: what may not stand on two sides.
+        manifests: paths by split; the files lie in one folder, or name audio by absolute paths.
+        kinds: kinds of names that must not occur in two splits.
 
     Raises:
-        DualSLMError: a clip, dialogue or speaker on two sides, or a broken line.
+        DualSLMError: a clip, dialogue or speaker in two splits, or a line that is not valid.
     """
     apart = Apart(kinds)
     for split, path in manifests.items():

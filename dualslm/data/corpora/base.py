@@ -1,8 +1,8 @@
-"""What all corpora share: the shape of a corpus, the reasons to leave a row out, splits by a hash, readers.
+"""What all corpora share: the interface of a corpus, the reasons to exclude a row, splits by a hash, readers.
 
 A corpus is a generator: it walks its raw folder and yields an `Entry` for every row that it finds there, usable
-or not, so that nothing is lost without being counted. How recordings are looked at, what is written and what is
-refused is the same for all and stands in `prepare.py`.
+or not, so that nothing is lost without being counted. Probing recordings, writing manifests and refusing bad ones is
+the same for all corpora (`clips.py`, `prepare.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from dualslm.data.corpora.schema import TASKS
 from dualslm.errors import DualSLMError
 
-# Reasons to leave a row out, as they stand in reports.
+# Reasons to exclude a row, as reports name them.
 MISSING = "missing audio"
 POINTER = "LFS pointer"
 UNREADABLE = "unreadable"
@@ -29,18 +29,22 @@ LABEL_UNKNOWN = "label unknown"
 NO_TASK = "nothing to ask"
 DUPLICATE = "duplicate"
 
-Talk: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+"""One line of a manifest (docs/manifest.md)."""
+Turn: TypeAlias = dict[str, Any]
+"""One turn of a row: its role and its parts."""
 LabelMap: TypeAlias = Mapping[str, Mapping[str, str]]
+"""Our labels by attribute and raw label."""
 HELD_OUT: Mapping[str, float] = {"validation": 0.05, "test": 0.05}  # shares; the rest is train
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a look at a recording gave.
+class AudioInfo:
+    """The result of probing a recording.
 
     Attributes:
-        seconds: its length in s, where it is usable.
-        reason: why it is not usable, one of the reasons above, or None.
+        seconds: length in s of a usable recording.
+        reason: why the recording is not usable, one of the reasons above, or None.
         detail: the reason in more words.
     """
 
@@ -51,15 +55,15 @@ class Heard:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a raw corpus and what became of it.
+    """One row of a raw corpus and the result of its preparation.
 
     Attributes:
-        split: that it belongs to.
-        name: of the row, for the list of what was left out.
-        reason: why it cannot be used, or None.
+        split: name of its split.
+        name: name of the row, for the list of excluded rows.
+        reason: why the row is excluded, or None.
         detail: the reason in more words.
-        seconds: the length of its recording in s.
-        conversations: lines of the manifest that it gives.
+        seconds: length of its recording in s.
+        conversations: rows of the manifest that are made of it.
     """
 
     split: str
@@ -67,19 +71,19 @@ class Entry:
     reason: str | None = None
     detail: str = ""
     seconds: float = 0.0
-    conversations: tuple[Talk, ...] = ()
+    conversations: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
 class Option:
-    """A choice that a corpus leaves to the user; it becomes `--name` on the command line.
+    """An option of a corpus, which becomes `--name` on the command line.
 
     Attributes:
-        name: in words joined by "-".
-        help: one line.
-        default: False for a switch, () for an option that may be given again and again, else a value.
-        choices: the values allowed, where they are few.
-        metavar: what help shows for its value.
+        name: name, whose words are joined by "-".
+        help: one line for the help.
+        default: False for a switch, () for an option that may be repeated, else a value.
+        choices: allowed values; any value when empty.
+        metavar: placeholder of the value in the help.
     """
 
     name: str
@@ -91,19 +95,19 @@ class Option:
 
 @dataclass
 class Raw:
-    """A raw folder on its way to manifests.
+    """A raw folder, with the settings of its preparation.
 
     Attributes:
-        root: of the downloaded corpus.
-        out: where the manifests go; audio paths count from here.
-        corpus: its name.
-        tasks: that are wanted.
-        options: of the corpus, by name.
-        seed: of our own splits.
-        hear: looks at a recording.
-        emotions: the corpus's own classes, which become the choices of its recordings.
-        total: rows to expect, for the progress bar; None where it is not known.
-        notes: what the corpus has to say of itself in the report.
+        root: folder of the downloaded corpus.
+        out: folder of the manifests; audio paths are relative to it.
+        corpus: name of the corpus.
+        tasks: names of the wanted tasks.
+        options: values of the corpus's options by name.
+        seed: seed of our own splits.
+        probe: gives the length of a recording, or why it cannot be used.
+        emotions: emotion classes of the corpus, which become the choices of its recordings.
+        total: expected number of rows, for the progress bar; None where it is not known.
+        notes: remarks of the corpus for the report.
     """
 
     root: Path
@@ -112,14 +116,20 @@ class Raw:
     tasks: Sequence[str]
     options: Mapping[str, Any]
     seed: int
-    hear: Callable[[Path], Heard]
+    probe: Callable[[Path], AudioInfo]
     emotions: tuple[str, ...] = ()
     total: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def speech(self, path: Path, **fields: Any) -> dict[str, Any]:
-        """A recording as a part of a turn; what is empty is left out."""
+        """A recording as a part of a turn.
+
+        Args:
+            path: path of the recording.
+            fields: further fields of the part; empty ones are left out.
+        """
         known = {name: value for name, value in fields.items() if value}
+        # Answers are asked from a list of choices; without the corpus's own classes it would be that of our own.
         if "emotion" in known.get("labels", {}) and len(self.emotions) > 1:
             known["choices"] = {"emotion": list(self.emotions)}
         return {"audio": relative(path, self.out), **known}
@@ -132,31 +142,31 @@ class Raw:
         *,
         part: Mapping[str, Any],
         row: Mapping[str, Any],
-        before: Sequence[Talk] = (),
+        before: Sequence[Turn] = (),
     ) -> Entry:
-        """The entry of one recording as the last turn of a talk.
+        """The entry of one recording as the last turn of a conversation.
 
         Args:
-            split: that it belongs to.
-            name: of the row, which becomes the talk's id.
-            path: of the recording; None where it was not found.
+            split: name of the split.
+            name: name of the raw row, which becomes the id of the conversation.
+            path: path of the recording; None where it was not found.
             part: transcript, caption and labels of the recording.
-            row: further fields of the talk; those that are empty are left out.
-            before: the turns before it.
+            row: further fields of the conversation; empty ones are left out.
+            before: earlier turns of the conversation.
         """
         if path is None:
             return Entry(split, name, MISSING)
-        heard = self.hear(path)
-        if heard.reason is not None:
-            return Entry(split, name, heard.reason, heard.detail)
-        assert heard.seconds is not None
+        info = self.probe(path)
+        if info.reason is not None:
+            return Entry(split, name, info.reason, info.detail)
+        assert info.seconds is not None
         tasks = possible(self.tasks, part)
         if not tasks:
             return Entry(split, name, NO_TASK, f"nothing known that {', '.join(self.tasks)} would need")
         turns = [*before, {"role": "user", "parts": [self.speech(path, **part)]}]
-        head = {"id": name, "corpus": self.corpus, "tasks": tasks, "turns": turns, "seconds": heard.seconds}
+        head = {"id": name, "corpus": self.corpus, "tasks": tasks, "turns": turns, "seconds": info.seconds}
         conversation = head | {key: value for key, value in row.items() if value}
-        return Entry(split, name, seconds=heard.seconds, conversations=(conversation,))
+        return Entry(split, name, seconds=info.seconds, conversations=(conversation,))
 
 
 @dataclass(frozen=True)
@@ -164,13 +174,13 @@ class Corpus:
     """A corpus that `dualslm prepare` knows.
 
     Attributes:
-        name: on the command line.
-        about: one line.
-        rows: walks the raw folder.
-        tasks: what its recordings are for, unless the user names others.
-        labels: raw label to our name for it, by attribute, with its source in a comment.
-        apart: what may not stand in two splits: "clip", "dialogue", "speaker"; may depend on the options.
-        options: that it has.
+        name: name on the command line.
+        about: one line for the help.
+        rows: generator of the entries of a raw folder.
+        tasks: tasks of its recordings, unless the user names others.
+        labels: our labels by attribute and raw label, with their source in a comment.
+        apart: kinds of names that must not occur in two splits, as a function of the options.
+        options: options of the corpus.
     """
 
     name: str
@@ -186,21 +196,21 @@ ApartKind: TypeAlias = Literal["clip", "dialogue", "speaker"]
 
 
 def possible(tasks: Sequence[str], part: Mapping[str, Any]) -> list[str]:
-    """Those of some tasks that a recording has what is needed for, in the order of `TASKS`."""
+    """The tasks whose transcript or label a recording has, in the order of `TASKS`."""
     labels = part.get("labels", {})
     known = {task for task in tasks if (part.get("transcript") if task in ("asr", "respond") else task in labels)}
     return [task for task in TASKS if task in known]
 
 
 def translate(raw: Mapping[str, str | None], labels: LabelMap) -> tuple[dict[str, str], str | None]:
-    """Raw labels under our names.
+    """Translates raw labels to ours.
 
     Args:
-        raw: the corpus's values by attribute; None and "" are unknown and left out.
-        labels: our names for them.
+        raw: raw labels by attribute; None and "" mean unknown and are left out.
+        labels: our labels by attribute and raw label.
 
     Returns:
-        The labels, and the first value that the map does not know, or None.
+        Our labels by attribute, and the first raw label that is not in the map, or None.
     """
     out = {}
     for name, value in raw.items():
@@ -213,41 +223,42 @@ def translate(raw: Mapping[str, str | None], labels: LabelMap) -> tuple[dict[str
 
 
 def split_of(key: str, seed: int, held_out: Mapping[str, float] = HELD_OUT) -> str:
-    """The split that a key falls in: by the SHA-256 of seed and key, so that no list needs to be kept.
+    """The split of a key, drawn by the SHA-256 of seed and key.
 
-    Adding rows to a corpus never moves another row to another split.
+    Adding rows to a corpus never moves another row to another split, and no list of splits needs to be stored.
 
     Args:
-        key: whatever must not be torn apart: a speaker, a dialogue, a clip.
-        seed: another one gives other splits.
-        held_out: splits other than train and their shares.
+        key: what must stay in one split as a whole: a speaker, a dialogue or a clip.
+        seed: seed of the splits.
+        held_out: shares of the splits other than train.
     """
-    place = int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
+    uniform = int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64  # in [0, 1)
     for split, share in held_out.items():
-        if place < share:
+        if uniform < share:
             return split
-        place -= share
+        uniform -= share
     return "train"
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as it counts from a folder, with "/"; absolute where there is no way between drives."""
+    """A path relative to a folder, with "/" as separator."""
     try:
         return os.path.relpath(path, folder).replace(os.sep, "/")
-    except ValueError:
+    except ValueError:  # two drives of Windows, between which no path is relative
         return str(path)
 
 
 def walk(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """All files with one of some endings below a folder, sorted, without the dot files that macOS leaves."""
+    """All files below a folder whose names end with one of some suffixes, sorted by folder."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would be walked for ever
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
+            # macOS leaves a file "._NAME" beside each file that it copies to a foreign disk.
             if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):
                 yield Path(folder, name)
 
@@ -255,20 +266,29 @@ def walk(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 def text_of(path: Path, do: str = "give the folder that it was unpacked to") -> str:
     """The text of a metadata file: UTF-8, or the Windows code page of older copies.
 
+    Args:
+        path: path of the file.
+        do: what an error says to do.
+
     Raises:
-        DualSLMError: it cannot be read.
+        DualSLMError: the file cannot be read.
     """
     encoding, _ = look_into(path, do)
     return path.read_text(encoding=encoding, errors="replace")
 
 
 def look_into(path: Path, do: str = "give the folder that it was unpacked to") -> tuple[str, int]:
-    """The encoding of a text file and how many lines it has; reads it once without keeping it.
+    """The encoding of a text file and its number of lines; the file is read once, line by line.
+
+    Args:
+        path: path of the file.
+        do: what an error says to do.
 
     Raises:
-        DualSLMError: it cannot be read, or is a Git LFS pointer.
+        DualSLMError: the file cannot be read, or is a Git LFS pointer.
     """
-    encoding, count = "utf-8-sig", 0
+    encoding = "utf-8-sig"  # with or without the byte order mark that spreadsheets write
+    count = 0
     try:
         with path.open("rb") as file:
             for line in file:
@@ -277,7 +297,7 @@ def look_into(path: Path, do: str = "give the folder that it was unpacked to") -
                     raise DualSLMError(f"{path} is not here", got="a Git LFS pointer for it", do="run `git lfs pull`")
                 try:
                     line.decode("utf-8")
-                except UnicodeDecodeError:
+                except UnicodeDecodeError:  # one such line is enough: cp1252 decodes any bytes
                     encoding = "cp1252"
     except OSError as error:
         raise DualSLMError(f"cannot read {path}", got=error.strerror, do=do) from error
@@ -287,48 +307,43 @@ def look_into(path: Path, do: str = "give the folder that it was unpacked to") -
 def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file with a header, one after the other.
 
+    Args:
+        path: path of the file.
+        columns: names of the columns that it must have.
+
     Raises:
-        DualSLMError: it cannot be read, lacks a column, or has a row with too few fields.
+        DualSLMError: the file cannot be read, lacks a column, or has a row with too few fields.
     """
     encoding, _ = look_into(path)
     with path.open(encoding=encoding, errors="replace", newline="") as file:
         reader = csv.DictReader(file)
-        header = _header(reader, path)
-        if missing := [name for name in columns if name not in header]:
-            got = f"no column {missing[0]} among {', '.join(header)[:80] or 'none'}"
-            raise DualSLMError(f"{path} is not the file expected", got=got, do="download it again")
-        for row in _whole(reader, path):
-            if any(row[name] is None for name in columns):
-                got = f"{sum(value is not None for value in row.values())} fields"
-                raise DualSLMError(f"{path} line {reader.line_num} is cut off", got=got, do="download it again")
-            yield {name: row[name] or "" for name in header}
-
-
-def _header(reader: csv.DictReader[str], path: Path) -> Sequence[str]:
-    try:
-        return reader.fieldnames or []
-    except csv.Error as error:
-        raise DualSLMError(f"{path} is no CSV file", got=error, do="download it again") from error
-
-
-def _whole(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str | None]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise DualSLMError(f"{path} line {reader.line_num} is damaged", got=error, do="download it again") from error
+        try:
+            header = reader.fieldnames or []
+            if missing := [name for name in columns if name not in header]:
+                got = f"no column {missing[0]} among {', '.join(header)[:80] or 'none'}"
+                raise DualSLMError(f"{path} is not the file expected", got=got, do="download it again")
+            for row in reader:
+                # The reader fills a row that is too short with None; a file cut off by a broken download ends so.
+                if any(row[name] is None for name in columns):
+                    got = f"{sum(value is not None for value in row.values())} fields"
+                    raise DualSLMError(f"{path} line {reader.line_num} is cut off", got=got, do="download it again")
+                yield {name: row[name] or "" for name in header}
+        except csv.Error as error:
+            wrong = f"{path} line {reader.line_num} is damaged"
+            raise DualSLMError(wrong, got=error, do="download it again") from error
 
 
 def first_folder(root: Path, candidates: Sequence[str], holding: str, what: str) -> Path:
-    """The first of some folders below the root that holds a file or folder.
+    """The first of some folders that holds a certain file; archives are unpacked with and without a top folder.
 
     Args:
-        root: what the user gave.
-        candidates: folders below it, "" for itself.
-        holding: a glob that must find something there.
-        what: is looked for, in words.
+        root: folder that the user gave.
+        candidates: folders below the root, "" for the root itself.
+        holding: glob pattern of the file.
+        what: name of the corpus for the error.
 
     Raises:
-        DualSLMError: none does.
+        DualSLMError: no candidate holds the file.
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "no such folder"

@@ -1,7 +1,7 @@
-"""A look at every recording, and a journal of it, so that a run that was stopped need not look again.
+"""Probing of recordings, with a log on disk, so that a run that was stopped need not probe them again.
 
-Without `verify` only the header is read. The journal holds the looks in their order; a second run asks in the
-same order and takes each answer from there as long as the file is the same in name, size and date.
+Without `verify` only the header is read. The log holds the results in the order of the recordings; a second run
+probes in the same order and takes each result from the log as long as the file is the same in name, size and date.
 """
 
 from __future__ import annotations
@@ -12,70 +12,83 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from dualslm.data.corpora.base import MISSING, POINTER, TOO_LONG, UNREADABLE, Heard
+from dualslm.data.corpora.base import MISSING, POINTER, TOO_LONG, UNREADABLE, AudioInfo
 from dualslm.errors import DualSLMError
 
-FLUSH_EVERY = 200  # looks; what a kill may cost
+FLUSH_EVERY = 200  # recordings between two flushes of the log; as many are probed again after a kill, at most
 
 
-def look(path: Path, max_seconds: float, *, verify: bool = False) -> Heard:
-    """Whether a recording can be used.
+def probe(path: Path, max_seconds: float, *, verify: bool = False) -> AudioInfo:
+    """Finds out whether a recording can be used, and its length.
 
     Args:
-        path: of the recording.
-        max_seconds: longest length in s that is taken.
-        verify: decode it all; otherwise its header is believed.
+        path: path of the recording.
+        max_seconds: greatest length in s of a usable recording.
+        verify: decode the whole file; otherwise its header is trusted.
     """
+    # Imported here, so that the help of the command line does not wait for them.
     import soundfile
 
     from dualslm import audio
 
     try:
-        with path.open("rb") as begin:
-            if begin.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
-                return Heard(reason=POINTER, detail="run `git lfs pull`")
+        with path.open("rb") as file:
+            if file.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
+                return AudioInfo(reason=POINTER, detail="run `git lfs pull`")
         if verify:
             seconds = len(audio.load(path)) / audio.SAMPLE_RATE
         else:
-            with soundfile.SoundFile(str(path)) as file:  # half the time of soundfile.info
-                seconds = file.frames / file.samplerate
+            with soundfile.SoundFile(str(path)) as sound:  # takes half the time of soundfile.info
+                seconds = sound.frames / sound.samplerate
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
-        return Heard(reason=MISSING if absent else UNREADABLE, detail=str(error.strerror))
+        return AudioInfo(reason=MISSING if absent else UNREADABLE, detail=str(error.strerror))
     except DualSLMError as error:
-        return Heard(reason=UNREADABLE, detail=f"{error.got}")
+        return AudioInfo(reason=UNREADABLE, detail=f"{error.got}")
+    # TypeError: a headerless .raw file. ValueError: a null byte in the path. ZeroDivisionError: a header with rate 0.
     except (soundfile.LibsndfileError, TypeError, ValueError, ZeroDivisionError) as error:
-        return Heard(reason=UNREADABLE, detail=str(error).rpartition(": ")[2])
+        return AudioInfo(reason=UNREADABLE, detail=str(error).rpartition(": ")[2])
     if seconds > max_seconds:
-        return Heard(reason=TOO_LONG, detail=f"{seconds:.1f} s")
+        return AudioInfo(reason=TOO_LONG, detail=f"{seconds:.1f} s")
     if seconds <= 0:
-        return Heard(reason=UNREADABLE, detail="no sound in it")
-    return Heard(max(0.001, round(seconds, 3)))
+        return AudioInfo(reason=UNREADABLE, detail="no sound in it")
+    # Never rounded to 0, which the manifest's schema forbids.
+    return AudioInfo(max(0.001, round(seconds, 3)))
 
 
-class Clips:
-    """Looks at recordings one after the other; used in a `with` statement.
+class LoggedProbe:
+    """Probes recordings one after the other and logs the results; used in a `with` statement.
 
     Args:
-        journal: file that remembers the looks; its folder must exist.
-        max_seconds: longest length in s that is taken.
+        path: path of the log; its folder must exist.
+        max_seconds: greatest length in s of a usable recording.
         verify: decode every recording.
+
+    Attributes:
+        probed: number of recordings that were probed.
+        reused: number of recordings whose result came from the log.
     """
 
-    def __init__(self, journal: Path, max_seconds: float, *, verify: bool = False) -> None:
-        self.journal, self.max_seconds, self.verify = journal, max_seconds, verify
+    def __init__(self, path: Path, max_seconds: float, *, verify: bool = False) -> None:
+        self.path = path
+        self.max_seconds = max_seconds
+        self.verify = verify
+        # The log is first read, in `old`, until a result is missing or of another file, and from there on written,
+        # in `new`.
         self.old: IO[bytes] | None = None
         self.new: IO[bytes] | None = None
-        self.looks = self.remembered = 0
+        self.probed = 0
+        self.reused = 0
 
-    def __enter__(self) -> Clips:
+    def __enter__(self) -> LoggedProbe:
+        # Results hold for one pair of settings; a log of other settings is discarded.
         head = json.dumps({"verify": self.verify, "max_seconds": self.max_seconds}).encode() + b"\n"
-        with self.journal.open("a+b") as file:
+        with self.path.open("a+b") as file:
             file.seek(0)
             if file.read(len(head)) != head:
                 file.truncate(0)
                 file.write(head)
-        self.old = self.journal.open("rb")
+        self.old = self.path.open("rb")
         self.old.seek(len(head))
         return self
 
@@ -84,43 +97,43 @@ class Clips:
             if file is not None:
                 file.close()
 
-    def __call__(self, path: Path) -> Heard:
-        """Looks at a recording, or remembers it."""
+    def __call__(self, path: Path) -> AudioInfo:
+        """Probes a recording, or takes the result from the log."""
         key = _key(path)
-        if (known := self._remember(key)) is not None:
-            self.remembered += 1
-            return known
-        heard = look(path, self.max_seconds, verify=self.verify)
-        self.looks += 1
+        if (logged := self._next(key)) is not None:
+            self.reused += 1
+            return logged
+        info = probe(path, self.max_seconds, verify=self.verify)
+        self.probed += 1
         assert self.new is not None
-        self.new.write(json.dumps([*key, heard.seconds, heard.reason, heard.detail]).encode() + b"\n")
-        if self.looks % FLUSH_EVERY == 0:
+        self.new.write(json.dumps([*key, info.seconds, info.reason, info.detail]).encode() + b"\n")
+        if self.probed % FLUSH_EVERY == 0:
             self.new.flush()
-        return heard
+        return info
 
-    def _remember(self, key: list[Any]) -> Heard | None:
-        """The next look of the journal if it is of this file; otherwise what follows there is given up."""
+    def _next(self, key: list[Any]) -> AudioInfo | None:
+        """The next result of the log if it is of this file; otherwise the rest of the log is discarded."""
         if self.old is None:
             return None
-        place = self.old.tell()
+        start = self.old.tell()
         line = self.old.readline()
         try:
             row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:  # half a line, then more: a disk that was full
+        except ValueError:  # a line of which a full disk or a kill left a part, then more lines
             row = None
         if row is not None and row[:3] == key:
-            return Heard(*row[3:])
+            return AudioInfo(*row[3:])
         self.old.close()
         self.old = None
-        self.new = self.journal.open("r+b")
-        self.new.truncate(place)
-        self.new.seek(place)
+        self.new = self.path.open("r+b")
+        self.new.truncate(start)
+        self.new.seek(start)
         return None
 
 
 def _key(path: Path) -> list[Any]:
     try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # a name with a null byte
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the path
         return [str(path), None, None]
-    return [str(path), found.st_size, found.st_mtime_ns]
+    return [str(path), status.st_size, status.st_mtime_ns]

@@ -1,6 +1,6 @@
-"""Anything else: JSON Lines of the user's own, by a map of columns, or talks in the shape of a manifest.
+"""Any other data: JSON Lines of the user's own, by a map of columns, or conversations in the form of a manifest.
 
-A line with `turns` is a talk already: its recordings are looked at and its paths made to count from the output.
+A line with `turns` is a conversation already: its recordings are probed and its paths made relative to the output.
 Any other line is one recording, whose columns are named by `--map`. Splits come from the files of a folder, from
 a column, or from a hash of the speaker, the dialogue or the clip.
 """
@@ -15,12 +15,14 @@ from dualslm.data.corpora.base import LABEL_UNKNOWN, Corpus, Entry, Option, Raw,
 from dualslm.data.corpora.schema import LABELS as VALUES
 from dualslm.data.corpora.schema import TASKS, Fault, at, check, lines, parse
 from dualslm.errors import DualSLMError
+from dualslm.toml import key_value
 
 ATTRIBUTES = (*VALUES, "emotion")
 FIELDS = ("audio", "transcript", "caption", "id", "speaker", "dialogue", "split", *ATTRIBUTES)
+# Other names of splits, as files and columns have them.
 SPLITS = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "test"}
 
-# What people write for our values, in small letters (ours).
+# Common spellings of our values, in lower case (our own list).
 LABELS = {
     "gender": {"m": "male", "man": "male", "f": "female", "woman": "female"},
     "pitch": {"medium": "normal"},
@@ -30,11 +32,11 @@ LABELS = {
 
 
 def rows(raw: Raw) -> Iterator[Entry]:
-    """One entry a line of every file."""
+    """One entry for each line of every file."""
     columns = column_map(raw.options["map"])
     files = _files(raw.root)
     raw.total = sum(look_into(path)[1] for path in files)
-    own_split = raw.root.is_dir()
+    own_split = raw.root.is_dir()  # in a folder, each file is a split
     for path in files:
         for number, line in lines(path):
             try:
@@ -47,14 +49,23 @@ def rows(raw: Raw) -> Iterator[Entry]:
 
 
 def column_map(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Our fields by the user's columns, from NAME=COLUMN; a field that is not named has a column of its name."""
-    found = {name: name for name in FIELDS}
+    """The column of each of our fields; a field that is not mapped has a column of its own name.
+
+    Args:
+        pairs: what `--map` gives, each NAME=COLUMN.
+
+    Raises:
+        DualSLMError: a pair of another form, or not one of our fields.
+    """
+    wrong = "cannot read --map"
+    do = f"write NAME=COLUMN, NAME one of {', '.join(FIELDS)}"
+    columns = {name: name for name in FIELDS}
     for pair in pairs:
-        name, _, column = pair.partition("=")
+        name, column = key_value(pair, wrong=wrong, do=do)
         if name not in FIELDS or not column:
-            raise DualSLMError("cannot read --map", got=pair, do=f"write NAME=COLUMN, NAME one of {', '.join(FIELDS)}")
-        found[name] = column
-    return found
+            raise DualSLMError(wrong, got=repr(pair), do=do)
+        columns[name] = column
+    return columns
 
 
 def _files(root: Path) -> list[Path]:
@@ -66,7 +77,19 @@ def _files(root: Path) -> list[Path]:
 
 
 def entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mapping[str, str], split: str) -> Entry:
-    """A line as an entry; its id is the user's, or the file's name and the line's number."""
+    """A line as an entry; its id is the user's, or the file's name and the line's number.
+
+    Args:
+        raw: raw folder and settings.
+        path: path of the file; audio paths are relative to its folder.
+        number: number of the line, counted from 1.
+        row: JSON object of the line.
+        columns: column of each of our fields.
+        split: split of the whole file; "" where rows name it or it is drawn.
+
+    Raises:
+        Fault: a field of the line is missing or not valid.
+    """
     if "turns" in row:
         return _conversation(raw, path, check(row), split)
     values = {name: _value(row, name, column) for name, column in columns.items()}
@@ -85,10 +108,11 @@ def entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mappi
 
 
 def _value(row: Mapping[str, Any], name: str, column: str) -> str:
-    """A column as text; one that is not there, or null, is empty."""
+    """The value of a field as text; "" where the column is missing or null."""
     value = row.get(column)
     if value is None:
         return ""
+    # Numbers are taken for ids and speakers; `True` is an int too, and means a mistaken column.
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Fault(column, "must be text", got=value, do=f"name another column by --map {name}=COLUMN")
     return " ".join(str(value).split())
@@ -107,9 +131,9 @@ def _labels(values: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
 
 
 def _split(raw: Raw, given: str, row: Mapping[str, Any]) -> str:
-    """The split that is given, or by a hash of what must stay together, or of the next best that is known."""
+    """The given split, or one drawn by what must stay together; where that is unknown, by the next smaller unit."""
     if given:
-        return SPLITS.get(given, given).replace("/", "-")
+        return SPLITS.get(given, given).replace("/", "-")  # a split becomes a file name
     kinds = ("speaker", "dialogue", "clip")
     for kind in kinds[kinds.index(raw.options["split-by"]) :]:
         if name := row.get("audio" if kind == "clip" else kind):
@@ -118,18 +142,21 @@ def _split(raw: Raw, given: str, row: Mapping[str, Any]) -> str:
 
 
 def _conversation(raw: Raw, path: Path, row: Mapping[str, Any], split: str) -> Entry:
-    """A talk in the shape of a manifest, with its paths made to count from the output."""
-    split, name = _split(raw, split, row), row["id"]
-    turns, seconds = [], 0.0
+    """A conversation in the form of a manifest, with its paths made relative to the output."""
+    split = _split(raw, split, row)
+    name = row["id"]
+    turns = []
+    seconds = 0.0  # of the last recording, as the manifest's field `seconds` has it
     for turn in row["turns"]:
         parts = []
         for part in turn["parts"]:
             if isinstance(part, dict) and "audio" in part:
-                heard = raw.hear(path.parent / part["audio"])
-                if heard.reason is not None:
-                    return Entry(split, name, heard.reason, heard.detail)
-                seconds = heard.seconds or 0.0
-                part = raw.speech(path.parent / part["audio"], **{key: part[key] for key in part if key != "audio"})
+                audio = path.parent / part["audio"]
+                info = raw.probe(audio)
+                if info.reason is not None:
+                    return Entry(split, name, info.reason, info.detail)
+                seconds = info.seconds or 0.0
+                part = raw.speech(audio, **{key: part[key] for key in part if key != "audio"})
             parts.append(part)
         turns.append({"role": turn["role"], "parts": parts})
     return Entry(split, name, seconds=seconds, conversations=({**row, "turns": turns},))
@@ -137,13 +164,13 @@ def _conversation(raw: Raw, path: Path, row: Mapping[str, Any], split: str) -> E
 
 CORPUS = Corpus(
     name="jsonl",
-    about="JSON Lines of your own: recordings by a map of columns, or talks",
+    about="JSON Lines of your own: recordings by a map of columns, or conversations",
     rows=rows,
-    tasks=TASKS[:-1],
+    tasks=TASKS[:-1],  # all but respond, whose answers the frozen LLM must write first
     labels=LABELS,
     apart=lambda options: ("clip", "dialogue", "speaker") if options["split-by"] == "speaker" else ("clip", "dialogue"),
     options=(
         Option("map", "the column of a field, for example audio=path; may be repeated", (), metavar="NAME=COLUMN"),
-        Option("split-by", "what falls in one split as a whole", "speaker", ("speaker", "dialogue", "clip")),
+        Option("split-by", "what stays in one split as a whole", "speaker", ("speaker", "dialogue", "clip")),
     ),
 )

@@ -1,7 +1,7 @@
 """MELD: lines of a television series with an emotion each, by official splits (paper §IV-A: emotion).
 
-The metadata is walked, not the folder: archives hold clips without a row, and rows without a clip. Dialogue ids
-begin anew in every split and utterance ids have gaps. Video is turned to wav once, beside the manifests.
+The metadata is walked, not the folder: archives hold clips without a row, and there are rows without a clip. Dialogue
+ids begin again in every split, and utterance ids have gaps. Video is converted to wav once, beside the manifests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 
 CSVS = {"train": "train_sent_emo.csv", "validation": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
-# Folders that clips are known to stand in, by split; the innermost one counts.
+# The split of each folder that clips are known to lie in; the innermost one counts.
 FOLDERS = {
     **dict.fromkeys(("train_splits", "train_splits_wav", "train"), "train"),
     **dict.fromkeys(("dev_splits_complete", "dev_splits_complete_wav", "dev"), "validation"),
@@ -50,7 +50,7 @@ BAD = {
 
 
 def rows(raw: Raw) -> Iterator[Entry]:
-    """One entry a row of the three metadata files."""
+    """One entry for each row of the three metadata files."""
     root = first_folder(raw.root, CSV_FOLDERS, CSVS["train"], "MELD")
     metadata = {split: list(table(_csv(raw.root, root, name), COLUMNS)) for split, name in CSVS.items()}
     raw.total = sum(map(len, metadata.values()))
@@ -63,20 +63,18 @@ def rows(raw: Raw) -> Iterator[Entry]:
 def _csv(top: Path, root: Path, name: str) -> Path:
     """A metadata file: beside the others, or in its split's own folder."""
     side = name.split("_")[0]
-    places = [
-        root / name,
-        *(folder / name for folder in (root / side, root.parent / side, root.parent, top, top / side)),
-    ]
-    return next((path for path in places if path.is_file()), root / name)
+    folders = (root, root / side, root.parent / side, root.parent, top, top / side)
+    # Where there is none, the path beside the others is the one that the error names.
+    return next((folder / name for folder in folders if (folder / name).is_file()), root / name)
 
 
 def clips_of(root: Path) -> dict[tuple[str, str], Path]:
-    """The clips below a folder by split and name; of several forms of one, sound goes before video."""
+    """The clips below a folder by split and name; of several files of one clip, the first of `SUFFIXES` counts."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(walk(root, SUFFIXES), key=lambda path: (SUFFIXES.index(path.suffix.lower()), str(path))):
-        places = [FOLDERS[part] for part in path.relative_to(root).parts[:-1] if part in FOLDERS]
-        if places:
-            found.setdefault((places[-1], path.stem), path)
+        splits = [FOLDERS[part] for part in path.relative_to(root).parts[:-1] if part in FOLDERS]
+        if splits:
+            found.setdefault((splits[-1], path.stem), path)
     return found
 
 
@@ -104,7 +102,7 @@ def _entry(raw: Raw, split: str, line: Mapping[str, str], clips: Mapping[tuple[s
 
 
 def _extract(video: Path, sound: Path) -> str:
-    """Turns a video to 16 kHz mono wav unless that is done; returns what went wrong, or ""."""
+    """Converts a video to 16 kHz mono wav unless that is done already; returns ffmpeg's error, or ""."""
     if sound.is_file():
         return ""
     program = shutil.which("ffmpeg")
@@ -115,6 +113,7 @@ def _extract(video: Path, sound: Path) -> str:
             do="install ffmpeg, or extract the wavs",
         )
     sound.parent.mkdir(parents=True, exist_ok=True)
+    # Without metadata and in bit-exact mode, so that ffmpeg does not write its version into the file.
     form = ["-vn", "-ac", "1", "-ar", "16000", "-c:a", "pcm_s16le", "-map_metadata", "-1", "-bitexact", "-f", "wav"]
     try:
         with replacing(sound) as partial:

@@ -2,7 +2,7 @@
 
 What is written is a function of the raw folder and the settings alone. Every file is written under a temporary
 name, synced and renamed, the marker `complete.json` last: a run that is killed at any instant and started again
-ends with the same bytes, and nobody takes half a preparation for a whole one.
+ends with the same bytes, and a preparation that was stopped is never mistaken for a complete one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import IO, Any
 
 from dualslm.data.corpora.apart import Apart
-from dualslm.data.corpora.base import Corpus, Entry, Raw, Talk, relative
-from dualslm.data.corpora.clips import Clips
-from dualslm.data.corpora.report import Tally
+from dualslm.data.corpora.base import Corpus, Entry, Raw, relative
+from dualslm.data.corpora.clips import LoggedProbe
+from dualslm.data.corpora.report import SplitCounts
 from dualslm.data.corpora.schema import Fault, check
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 
-MARKER, REPORT, LEFT_OUT, JOURNAL = "complete.json", "report.json", "excluded.tsv", ".clips.journal"
-FORMAT = 1
-MAX_SECONDS = 30.0  # s: the window of the speech encoder
+MARKER = "complete.json"
+REPORT = "report.json"
+EXCLUDED = "excluded.tsv"
+PROBE_LOG = ".clips.journal"  # the file name of every version, so that a run stopped under an older one is resumed
+FORMAT = 1  # version of what is written; a preparation of another version is not complete
+MAX_SECONDS = 30.0  # s, the window of the speech encoder
 ORDER = ("train", "validation", "test")
-SHOW_AFTER = 200  # rows between two steps of the bar
+SHOW_AFTER = 200  # rows between two updates of the progress bar
 
 
 def prepare(
@@ -43,24 +46,26 @@ def prepare(
     """Writes the manifests of a corpus.
 
     Args:
-        corpus: that the folder holds.
-        root: its raw folder, or file.
+        corpus: corpus of the raw folder.
+        root: raw folder, or raw file.
         out: folder for `<split>.jsonl`, `report.json`, `excluded.tsv` and `complete.json`.
-        options: of the corpus; its defaults hold where one is not given.
-        tasks: what the recordings are for; the corpus's own tasks unless given.
+        options: values of the corpus's options by name; defaults hold for the others.
+        tasks: names of the tasks of the recordings; the corpus's own tasks unless given.
         verify: decode every recording.
-        max_seconds: longest recording in s that is taken.
-        seed: of our own splits.
-        again: prepare anew what is already complete.
+        max_seconds: greatest length in s of a usable recording.
+        seed: seed of our own splits.
+        again: prepare again what is already complete.
 
     Returns:
-        The report, as it stands in `report.json`.
+        The report, as in `report.json`.
 
     Raises:
         DualSLMError: not the folder of this corpus, nothing usable in it, or a clip, dialogue or speaker in two splits.
     """
     chosen = {option.name: option.default for option in corpus.options} | dict(options or {})
-    root, out = root.absolute(), out.absolute()
+    root = root.absolute()
+    out = out.absolute()
+    # JSON Lines are read from every *.jsonl of a folder, so a second run would read the manifests of the first.
     if root.resolve() in (out.resolve(), *out.resolve().parents) and corpus.name == "jsonl":
         raise DualSLMError(f"{out} lies in the folder that is read", got=f"{root}", do="give --out another folder")
     wanted = list(tasks or corpus.tasks)
@@ -75,18 +80,22 @@ def prepare(
         "seed": seed,
     }
     if not again and (report := finished(out, settings)) is not None:
-        (out / JOURNAL).unlink(missing_ok=True)
+        (out / PROBE_LOG).unlink(missing_ok=True)  # left by a kill between the marker and the end
         return report
     _clear(out)
     classes = tuple(dict.fromkeys(corpus.labels.get("emotion", {}).values()))
-    with Clips(out / JOURNAL, max_seconds, verify=verify) as hear:
-        raw = Raw(root.resolve(), out.resolve(), corpus.name, wanted, chosen, seed, hear, classes)
+    with LoggedProbe(out / PROBE_LOG, max_seconds, verify=verify) as probe:
+        raw = Raw(root.resolve(), out.resolve(), corpus.name, wanted, chosen, seed, probe, classes)
         try:
             report = _write(corpus, raw, settings)
         except DualSLMError:
-            _tidy(out, looked=hear.looks + hear.remembered > 0)
+            # After a mistake of the user's, such as a wrong folder, neither an empty log nor an empty folder stays.
+            if probe.probed + probe.reused == 0:
+                (out / PROBE_LOG).unlink(missing_ok=True)
+                with suppress(OSError):
+                    out.rmdir()
             raise
-    (out / JOURNAL).unlink()
+    (out / PROBE_LOG).unlink()
     return report
 
 
@@ -94,11 +103,11 @@ def finished(out: Path, settings: Mapping[str, Any] | None = None) -> dict[str, 
     """The report of a complete preparation.
 
     Args:
-        out: its folder.
-        settings: that it must have been made with; any unless given.
+        out: folder of the preparation.
+        settings: settings that it must have been made with; any when None.
 
     Returns:
-        The report, or None where there is no complete one.
+        The report, or None where there is no complete preparation.
     """
     try:
         marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
@@ -111,10 +120,10 @@ def finished(out: Path, settings: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def _clear(out: Path) -> None:
-    """Makes the folder, and takes away what an older preparation wrote, marker last; nothing where others wrote too."""
+    """Creates the folder and deletes what an older preparation wrote; refuses a folder with files of others."""
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        own = _written(out)
+        own = _written(out)  # the marker is last, so that a kill in between leaves the list of what to delete
         others = sorted(path.name for path in {*out.glob("*.jsonl")} - {*own})
     if others:
         do = "move them away, or give --out another folder"
@@ -125,10 +134,13 @@ def _clear(out: Path) -> None:
 
 
 def _written(out: Path) -> list[Path]:
-    """What an older preparation wrote. Manifests beside a journal are a stopped one's: none is begun beside others."""
-    own, marker = [], out / MARKER
-    if (out / JOURNAL).exists():
-        own += [*out.glob("*.jsonl"), *out.glob(".*.partial"), out / LEFT_OUT, out / REPORT]
+    """The files that an older preparation wrote."""
+    own = []
+    marker = out / MARKER
+    # A log means a preparation that was stopped. All manifests beside it are its own, for none is begun in a folder
+    # that holds other manifests.
+    if (out / PROBE_LOG).exists():
+        own += [*out.glob("*.jsonl"), *out.glob(".*.partial"), out / EXCLUDED, out / REPORT]
     if marker.exists():
         own += [out / Path(name).name for name in json.loads(marker.read_text(encoding="utf-8"))["files"]]
     return [*own, marker]
@@ -143,75 +155,68 @@ def _writing(out: Path) -> Iterator[None]:
         raise DualSLMError(f"cannot write to {out}", got=got, do="give --out a folder of its own") from error
 
 
-def _tidy(out: Path, *, looked: bool) -> None:
-    """After a mistake of the user's: no journal without a look in it, and no folder that holds nothing."""
-    if not looked:
-        (out / JOURNAL).unlink(missing_ok=True)
-        with suppress(OSError):
-            out.rmdir()
-
-
 def _write(corpus: Corpus, raw: Raw, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All files but the journal; the marker last."""
-    tallies, firsts = dict[str, Tally](), dict[str, str]()
-    apart, ids = Apart(corpus.apart(raw.options)), set[int]()
+    """Writes all files but the log, the marker last."""
+    counts: dict[str, SplitCounts] = {}
+    firsts: dict[str, str] = {}  # the first excluded row by reason, for the error where all are excluded
+    apart = Apart(corpus.apart(raw.options))
+    ids: set[int] = set()  # as hashes, like `Apart`: millions of ids fit in memory
     with ExitStack() as stack:
         files = _Files(raw.out, stack)
         for entry in stack.enter_context(_progress(corpus, raw)):
-            tallies.setdefault(entry.split, Tally()).add(entry)
+            counts.setdefault(entry.split, SplitCounts()).add(entry)
             if entry.reason is not None:
                 firsts.setdefault(entry.reason, f"{entry.name} {entry.detail}".strip())
-                files.write(LEFT_OUT, "\t".join((entry.split, entry.name, entry.reason, entry.detail)))
-            for conversation in entry.conversations:
-                _check(conversation, entry)
-                apart.add(entry.split, conversation)
-                _check_id(conversation, ids)
-                files.write(f"{entry.split}.jsonl", json.dumps(conversation, ensure_ascii=False))
-        if not any(tally.conversations for tally in tallies.values()):
-            raise _nothing(raw, tallies, firsts)
+                files.write(EXCLUDED, "\t".join((entry.split, entry.name, entry.reason, entry.detail)))
+            for row in entry.conversations:
+                try:
+                    check(row)
+                except Fault as fault:
+                    wrong = f"row {entry.name}: {fault}"
+                    raise DualSLMError(wrong, got=repr(fault.got)[:80], do=fault.do) from fault
+                apart.add(entry.split, row)
+                # After `apart`, so that a line copied to another split is reported as a leak.
+                if (key := hash(row["id"])) in ids:
+                    raise DualSLMError("two conversations have one id", got=row["id"], do="give each an id of its own")
+                ids.add(key)
+                files.write(f"{entry.split}.jsonl", json.dumps(row, ensure_ascii=False))
+        # Raised within the stack, so that no manifest gets its final name.
+        if not any(split.conversations for split in counts.values()):
+            raise _nothing(raw, counts, firsts)
     report = {
         "corpus": corpus.name,
         "folder": raw.root.name,
-        "splits": {split: tallies[split].to_json() for split in sorted(tallies, key=_rank)},
+        "splits": {split: counts[split].to_json() for split in sorted(counts, key=_rank)},
         "notes": raw.notes,
     }
     _write_json(raw.out / REPORT, report)
-    prints = {name: sha256(raw.out / name) for name in sorted([*files.open, REPORT])}
-    _write_json(raw.out / MARKER, {"settings": settings, "files": prints})
+    hashes = {name: sha256(raw.out / name) for name in sorted([*files.open, REPORT])}
+    _write_json(raw.out / MARKER, {"settings": settings, "files": hashes})
     return report
 
 
-def _check(conversation: Talk, entry: Entry) -> None:
-    try:
-        check(conversation)
-    except Fault as fault:
-        raise DualSLMError(f"row {entry.name}: {fault}", got=repr(fault.got)[:80], do=fault.do) from fault
-
-
-def _check_id(conversation: Talk, ids: set[int]) -> None:
-    if (key := hash(conversation["id"])) in ids:
-        raise DualSLMError("two talks have one id", got=conversation["id"], do="give every talk an id of its own")
-    ids.add(key)
-
-
-def _nothing(raw: Raw, tallies: Mapping[str, Tally], firsts: Mapping[str, str]) -> DualSLMError:
-    rows = sum(tally.rows for tally in tallies.values())
-    told = "; ".join(f"{reason}, for example {first}" for reason, first in sorted(firsts.items()))
-    do = "mend them" if rows else "see docs/corpora.md for the folders expected"
-    got = f"{rows:,} rows, all left out: {told}" if rows else "no row at all"
-    return DualSLMError(f"nothing in {raw.root} can be used", got=got, do=do)
+def _nothing(raw: Raw, counts: Mapping[str, SplitCounts], firsts: Mapping[str, str]) -> DualSLMError:
+    rows = sum(split.rows for split in counts.values())
+    if not rows:
+        do = "see docs/corpora.md for the folders expected"
+        return DualSLMError(f"nothing in {raw.root} can be used", got="no row at all", do=do)
+    examples = "; ".join(f"{reason}, for example {first}" for reason, first in sorted(firsts.items()))
+    got = f"{rows:,} rows, all left out: {examples}"
+    return DualSLMError(f"nothing in {raw.root} can be used", got=got, do="correct them")
 
 
 class _Files:
-    """Text files that are begun at their first line and get their names together at the end."""
+    """Text files, each opened at its first line, that get their final names when the stack is closed."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder, self.stack = folder, stack
+        self.folder = folder
+        self.stack = stack
         self.open: dict[str, IO[str]] = {}
 
     def write(self, name: str, line: str) -> None:
         """Adds a line to a file."""
         if name not in self.open:
+            # Entered first and so left last: a file is closed before it is renamed.
             partial = self.stack.enter_context(replacing(self.folder / name))
             self.open[name] = self.stack.enter_context(
                 partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -221,7 +226,7 @@ class _Files:
 
 @contextmanager
 def _progress(corpus: Corpus, raw: Raw) -> Iterator[Iterator[Entry]]:
-    """The rows of a corpus, behind a bar where somebody looks on."""
+    """The rows of a corpus, with a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -233,13 +238,19 @@ def _progress(corpus: Corpus, raw: Raw) -> Iterator[Iterator[Entry]]:
     )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(corpus.name, total=None)
 
         def rows() -> Iterator[Entry]:
             for count, entry in enumerate(corpus.rows(raw)):
+                # `raw.total` is known only after the corpus has read its metadata, hence at the first row.
                 if count % SHOW_AFTER == 0:
                     bar.update(task, completed=count, total=raw.total)
                 yield entry

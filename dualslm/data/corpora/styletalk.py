@@ -1,9 +1,9 @@
 """StyleTalk: short dialogues whose last two turns are spoken in a style (paper §IV-A: conversation).
 
 A row is three turns of text, then the current turn and the response, each with a recording and its style. The
-current speaker is the user. `test-reversed` is the test set with the roles swapped: the response is what the
-user says, and the assistant must go on from there, so it has no reference. Rows of one dialogue say the same
-words in several styles; `group` links them.
+current speaker is the user. `test-reversed` is the test set with the roles swapped: the response is the user's last
+turn, and what the assistant would answer is not in the corpus, so there is no reference. Rows of one dialogue say
+the same words in several styles; `group` links them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dualslm.data.corpora.base import (
     Corpus,
     Entry,
     Raw,
-    Talk,
+    Turn,
     first_folder,
     split_of,
     table,
@@ -27,7 +27,7 @@ from dualslm.data.corpora.base import (
 from dualslm.errors import DualSLMError
 
 COLUMNS = ("diag_id", "context", "curr_audio_id", "res_audio_id", "curr_text", "res_text")
-STYLE = {"emotion": "emotion", "tempo": "speed", "energy": "volume"}  # our name: the corpus's
+STYLE = {"emotion": "emotion", "tempo": "speed", "energy": "volume"}  # our attribute → the corpus's
 ALL_COLUMNS = (*COLUMNS, *(f"{turn}_{style}" for turn in ("curr", "res") for style in STYLE.values()))
 SPEAKER = re.compile(r"(?:(?<=\s)|^)([AB])\s*:\s*")
 VALIDATION = {"validation": 0.05}  # share of the training dialogues; the corpus has no such split
@@ -42,10 +42,12 @@ LABELS = {
 
 
 def rows(raw: Raw) -> Iterator[Entry]:
-    """One entry a row of train.csv, and two, forward and reversed, a row of eval.csv."""
+    """One entry for each row of train.csv, and two, forward and reversed, for each row of eval.csv."""
     root = first_folder(raw.root, ("", "styletalk", "StyleTalk"), "train.csv", "StyleTalk")
-    train, test = (list(table(root / name, ALL_COLUMNS)) for name in ("train.csv", "eval.csv"))
+    train = list(table(root / "train.csv", ALL_COLUMNS))
+    test = list(table(root / "eval.csv", ALL_COLUMNS))
     raw.total = len(train) + 2 * len(test)
+    # The role of a speaker follows from the current turn, so contexts may begin with either; the report counts them.
     raw.notes["begins with B"] = {
         name: sum(row["context"].lstrip().startswith("B") for row in lines)
         for name, lines in (("train.csv", train), ("eval.csv", test))
@@ -59,45 +61,47 @@ def rows(raw: Raw) -> Iterator[Entry]:
 
 
 def turns(context: str) -> list[tuple[str, str]]:
-    """The turns of a context: speaker, A or B, and words."""
-    pieces = SPEAKER.split(context)[1:]
+    """The turns of a context, each as its speaker, A or B, and its words."""
+    pieces = SPEAKER.split(context)[1:]  # the split keeps the speakers: "", A, words, B, words, ...
     return [(who, " ".join(words.split())) for who, words in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
 def _entry(raw: Raw, root: Path, split: str, row: Mapping[str, str], *, reverse: bool = False) -> Entry:
-    """A row as a talk; reversed, its current turn belongs to the history and its response is what is said."""
+    """A row as a conversation that ends with its current turn, or, reversed, with its response."""
     side = "res" if reverse else "curr"
     name = row[f"{side}_audio_id"].removesuffix(".wav")
     labels, unknown = translate({ours: row[f"{side}_{theirs}"] for ours, theirs in STYLE.items()}, LABELS)
     if unknown:
         return Entry(split, name, LABEL_UNKNOWN, unknown)
-    history, response = turns(row["context"]), " ".join(row["res_text"].split())
+    history = turns(row["context"])
+    response = " ".join(row["res_text"].split())
     (speaker, words), *more = turns(row["curr_text"]) or [("", "")]
     if more or not all((words, response, history, *(text for _, text in history))):
         return Entry(split, name, NO_TRANSCRIPT, "a turn without words or speaker")
-    user, said, reference = speaker, words, response
+    user = speaker
+    transcript = words
+    reference = response
     if reverse:
-        user, said, reference = ("A" if speaker == "B" else "B"), response, ""
+        user = "A" if speaker == "B" else "B"
+        transcript = response
+        reference = ""
         history.append((speaker, words))
     if history[-1][0] == user:
         raise DualSLMError(
             f"row {name} has {user} speak twice in a row", got=row["context"][:60], do="download it again"
         )
     source = "train.csv" if split in ("train", "validation") else "eval.csv"
-    before: list[Talk] = [{"role": "user" if who == user else "assistant", "parts": [text]} for who, text in history]
+    before: list[Turn] = [{"role": "user" if who == user else "assistant", "parts": [text]} for who, text in history]
+    audio = row[f"{side}_audio_id"]
+    inside = root / "audio" / audio  # the archive unpacks to `audio`, or beside the CSV files
     return raw.spoken(
         split,
         name,
-        _audio(root, row[f"{side}_audio_id"]),
-        part={"transcript": said, "labels": labels},
+        inside if inside.exists() else root / audio,
+        part={"transcript": transcript, "labels": labels},
         before=before,
         row={"dialogue": row["diag_id"], "group": row["diag_id"], "reference": reference, "source": source},
     )
-
-
-def _audio(root: Path, name: str) -> Path:
-    inside = root / "audio" / name
-    return inside if inside.exists() else root / name
 
 
 CORPUS = Corpus(
@@ -106,5 +110,5 @@ CORPUS = Corpus(
     rows=rows,
     tasks=("respond",),
     labels=LABELS,
-    apart=lambda _: ("clip", "dialogue"),
+    apart=lambda _: ("clip", "dialogue"),  # the corpus does not name its speakers
 )

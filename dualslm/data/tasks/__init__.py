@@ -1,8 +1,8 @@
-"""Training tasks: from a recording with its labels to talks that end with an answer (paper §III-B).
+"""Training tasks: from a recording with its labels to conversations that end with an answer (paper §III-B).
 
-A line of a manifest names its tasks, and `finished` gives one talk for each that the recording has a label for.
-A task is one file, or one entry of a table, and one entry of `TASKS`. Every draw follows from the seed, the
-talk's id and the task.
+A line of a manifest names its tasks, and `finished` gives one conversation for each task that the recording has a label
+for. A task is one file, or one entry of a table, and one entry of `TASKS`. Every draw is determined by the seed, the
+id of the line and the task.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ __all__ = [
 Row: TypeAlias = Mapping[str, Any]
 """A line of a manifest."""
 
+# The text is counted in reports, and `manifest.py` compares it to find the lines whose targets are written.
 NO_ANSWER = "no answer (run dualslm targets)"
+# The order is stored in index files (`manifest_index.py`), whose key changes with it.
 TASKS: Mapping[str, Task] = {"asr": Transcription(), **ATTRIBUTES, "respond": Response()}
 
 
 def finished(row: Row, seed: int = 0) -> Iterator[Row]:
-    """The talks of a line: the line itself where it has a `kind`, else one for each task that can be asked.
+    """The conversations of a line: the line itself where it has a `kind`, else one for each task that is possible.
 
     Args:
-        row: a line of a manifest.
-        seed: of every draw.
+        row: line of a manifest.
+        seed: seed of every draw.
 
     Raises:
-        ValueError: neither a kind nor known tasks; tasks and no spoken user turn at the end.
+        ValueError: the line has neither a kind nor known tasks, or tasks and no spoken user turn at the end.
     """
     if asks(row):
         out = left_out(row)
@@ -55,33 +57,41 @@ def finished(row: Row, seed: int = 0) -> Iterator[Row]:
 
 
 def one_task(row: Row, name: str, seed: int = 0) -> Row:
-    """The talk that one task makes of a line; the talk of `respond` ends with the user, its answer to be written.
+    """The conversation of a line and one of its tasks.
 
-    A simple task is asked of the last recording alone; `respond` keeps the whole talk and its own system text.
+    Args:
+        row: line of a manifest.
+        name: name of the task.
+        seed: seed of every draw.
+
+    Returns:
+        A line with a kind. For `respond` it ends with the user's turn, because its answer has yet to be written.
     """
-    task, clip = TASKS[name], last_clip(row)
+    task = TASKS[name]
+    clip = last_clip(row)
     system = task.ask(clip, draw(seed, str(row["id"]), name))
     answer = task.answer(clip)
-    kept = {key: value for key, value in row.items() if key != "tasks"}
-    made = {**kept, "id": f"{row['id']}/{name}", "kind": task.kind}
+    made = {key: value for key, value in row.items() if key != "tasks"}
+    made |= {"id": f"{row['id']}/{name}", "kind": task.kind}
     if answer is None:
         return {**made, "system": row.get("system") or system}
+    # Transcripts and attributes are properties of the last recording alone, so earlier turns are left out.
     turns = [{"role": "user", "parts": [clip]}, {"role": "assistant", "parts": [answer]}]
     return {**made, "system": system, "turns": turns}
 
 
 def waiting(row: Row, seed: int = 0) -> Row | None:
-    """The talk of a line whose answer the frozen LLM has yet to write; None where there is none."""
+    """The conversation of a line whose answer the frozen LLM has yet to write; None where there is none."""
     names = [name for name, why in left_out(row).items() if why == NO_ANSWER]
     return one_task(row, names[0], seed) if names else None
 
 
 def left_out(row: Row) -> dict[str, str]:
-    """The tasks that a checked line asks for and that give no talk, each with the reason."""
+    """The tasks of a checked line that give no conversation, each with the reason."""
     if "tasks" not in row:
         return {}
     clip = last_clip(row)
-    return {name: why for name in row["tasks"] if (why := _waits(row, name, clip))}
+    return {name: reason for name in row["tasks"] if (reason := _reason(row, name, clip))}
 
 
 def last_clip(row: Row) -> Clip:
@@ -101,7 +111,7 @@ def asks(row: Row) -> bool:
     """Whether a line has tasks.
 
     Raises:
-        ValueError: they are unknown, or the line is none that can have tasks.
+        ValueError: a task is unknown, or the line cannot have tasks.
     """
     names = row.get("tasks")
     if names is None:
@@ -117,10 +127,11 @@ def asks(row: Row) -> bool:
     return True
 
 
-def _waits(row: Row, name: str, clip: Clip) -> str | None:
-    """Why a task of a line, whose last recording is given, gives no talk."""
+def _reason(row: Row, name: str, clip: Clip) -> str | None:
+    """Why a task of a line, whose last recording is given, gives no conversation; None where it gives one."""
     task = TASKS[name]
-    if (why := task.lacks(clip)) or task.answer(clip) is not None:
-        return why
-    said = (part for turn in row["turns"] for part in turn["parts"] if isinstance(part, Mapping))
-    return NO_ANSWER if all(part.get("transcript") for part in said) else "an earlier turn without transcript"
+    if (reason := task.lacks(clip)) or task.answer(clip) is not None:
+        return reason
+    # The frozen LLM reads the whole conversation as text to write its answer.
+    spoken = (part for turn in row["turns"] for part in turn["parts"] if isinstance(part, Mapping))
+    return NO_ANSWER if all(part.get("transcript") for part in spoken) else "an earlier turn without transcript"

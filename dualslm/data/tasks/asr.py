@@ -24,11 +24,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Transcription:
-    """Writes down what is said.
-
-    Text all in capitals, as LibriSpeech has it, is learnt in small letters: no LLM shouts of its own accord, and
-    the targets shall stay near to what it would write (paper §III-B).
-    """
+    """Transcribes the recording."""
 
     name: str = "asr"
     kind: TaskKind = "linguistic"
@@ -36,7 +32,7 @@ class Transcription:
     prompts: tuple[str, ...] = PROMPTS
 
     def lacks(self, clip: Clip) -> str | None:
-        """The transcript."""
+        """The reason where there is no transcript."""
         return None if str(clip.get("transcript") or "").strip() else "no transcript"
 
     def ask(self, clip: Clip, rng: random.Random) -> str:
@@ -44,6 +40,8 @@ class Transcription:
         return rng.choice(self.prompts)
 
     def answer(self, clip: Clip) -> str:
-        """The transcript."""
+        """The transcript, in lower case where it is all in capitals."""
         text = str(clip["transcript"]).strip()
+        # LibriSpeech is all in capitals. An LLM would not write so by itself, and targets should stay close to what
+        # it would write (paper §III-B).
         return text.lower() if text.isupper() else text

@@ -1,7 +1,8 @@
 """Attributes of a voice, asked with a list of choices and answered in a sentence (paper §III-B).
 
 An attribute is one entry of `ATTRIBUTES`: its values, the other spellings of them that corpora use, its
-questions and its sentence. The choices are shuffled for every talk, so that a place in the list tells nothing.
+questions and its sentence. The choices are shuffled for every conversation, so that their order carries no
+information.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class Attribute:
     """One attribute of a voice.
 
     Attributes:
-        name: also the key in a recording's `labels`.
-        values: that can be chosen from, where a recording does not name its own `choices`.
-        questions: each goes into every one of `FRAMES`.
-        sentence: the answer, with a place for the value.
-        spellings: what corpora write instead of a value.
+        name: name of the attribute, and its key in a recording's `labels`.
+        values: choices, where a recording does not name its own `choices`.
+        questions: wordings of the question, each used in every one of `FRAMES`.
+        sentence: template of the answer, with the field {value}.
+        spellings: other spellings of the values in corpora, in lower case → our spelling.
+        kind: kind of the task.
+        metric: metric of the answers; "wa" is the accuracy.
     """
 
     name: str
@@ -49,41 +52,43 @@ class Attribute:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Every frame with every question; the place of the choices is left open."""
+        """Every frame with every question; the field {choices} is left unfilled."""
         return tuple(
             frame.format(question=question, choices="{choices}") for frame in FRAMES for question in self.questions
         )
 
     def value(self, clip: Clip) -> str | None:
-        """The recording's value in our spelling; None where it is not known."""
+        """The recording's value in our spelling; None where it is unknown."""
         label = (clip.get("labels") or {}).get(self.name)
         if label is None:
             return None
         text = str(label).strip().lower()
+        # Unknown spellings are kept: `lacks` then names them in reports.
         return self._own(clip).get(text, self.spellings.get(text, text)) or None
 
     def choices(self, clip: Clip) -> tuple[str, ...]:
-        """What can be chosen from: the recording's own list, for a corpus with other classes, or `values`."""
+        """The choices: the recording's own list, for a corpus with other classes, or `values`."""
         return tuple(self._own(clip).values()) or self.values
 
     def _own(self, clip: Clip) -> dict[str, str]:
-        """The recording's own choices in our spelling, or in its own where two would fall together (calm, neutral)."""
+        """The recording's own choices, in lower case → in our spelling."""
         listed: Sequence[Any] = (clip.get("choices") or {}).get(self.name) or ()
         if not listed:
             return {}
         names = [str(one).lower() for one in listed]
         ours = [self.spellings.get(one, one) for one in names]
+        # A corpus may tell apart what our spelling merges, such as calm and neutral in RAVDESS: it keeps its own.
         return dict(zip(names, ours if len({*ours}) == len({*names}) else names, strict=True))
 
     def lacks(self, clip: Clip) -> str | None:
-        """The label, or a label that is among the choices."""
+        """The reason where there is no label, or one that is not among the choices."""
         value = self.value(clip)
         if value is None:
             return f"no label {self.name}"
         return None if value in self.choices(clip) else f"unknown {self.name} {value!r}"
 
     def ask(self, clip: Clip, rng: random.Random) -> str:
-        """A question with its choices in any order."""
+        """A question with its choices in random order."""
         choices = list(self.choices(clip))
         rng.shuffle(choices)
         return rng.choice(self.prompts).format(choices=_listed(choices))
@@ -98,6 +103,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 LEVELS = ("low", "normal", "high")
+# The values are those of TextrolSpeech. Adapters are trained on these very texts: another wording means training again.
 _ATTRIBUTES = (
     Attribute(
         "gender",

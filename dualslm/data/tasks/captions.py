@@ -1,7 +1,7 @@
 """Captions: how something is said, in words, for the text source of P (paper §III-C, ERR).
 
-A caption is built from the attributes that a recording has; one that it lacks is left out, never invented. The
-layout and the wording vary, so that an adapter cannot learn the habits of one phrasing.
+A caption is built from the attributes of a recording; an unknown attribute is left out, never made up. Layout and
+wording vary, so that an adapter does not learn one phrasing.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ MANNERS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "high": ("loudly", "with much energy"),
     },
 }
-Values = Mapping[str, str]
+Values = Mapping[str, str]  # values by attribute, in our spelling
 
 
 def caption(
     labels: Mapping[str, Any], rng: random.Random | None = None, choices: Mapping[str, Any] | None = None
 ) -> str | None:
-    """How something is said.
+    """A description of how something is said.
 
     Args:
-        labels: of a recording; what is not one of `ATTRIBUTES`, or has no value, is passed over.
-        rng: draws layout, order and wording; the plain form in a fixed order when None.
-        choices: of the recording, where its corpus has values of its own.
+        labels: labels of a recording; those that are not `ATTRIBUTES`, or have no value, are ignored.
+        rng: random numbers for layout, order and wording; None gives the plain form in a fixed order.
+        choices: choices of the recording, where its corpus has values of its own.
 
     Returns:
-        The caption without brackets; None where nothing is known.
+        The caption without brackets; None where no attribute is known.
     """
     clip = {"labels": labels, "choices": choices}
     known = {name: value for name, one in ATTRIBUTES.items() if (value := one.value(clip)) is not None}
@@ -52,6 +52,7 @@ def caption(
         return None
     if rng is None:
         return _plain(known)
+    # The order of the draws is part of every caption: another one would change the captions of every seed.
     names = list(known)
     rng.shuffle(names)
     return rng.choice(LAYOUTS)({name: known[name] for name in names}, rng)
@@ -59,11 +60,11 @@ def caption(
 
 def _plain(values: Values, rng: random.Random | None = None) -> str:
     """For example: female, low pitch, slow tempo, sad."""
-    bare = ("gender", "emotion")
+    bare = ("gender", "emotion")  # their values say by themselves which attribute they are of
     return ", ".join(value if name in bare else f"{value} {name}" for name, value in values.items())
 
 
-def _noted(values: Values, rng: random.Random) -> str:
+def _list(values: Values, rng: random.Random) -> str:
     """For example: emotion: sad; pitch: low."""
     return rng.choice(("; ", ", ")).join(f"{name}: {value}" for name, value in values.items())
 
@@ -71,10 +72,10 @@ def _noted(values: Values, rng: random.Random) -> str:
 def _sentence(values: Values, rng: random.Random) -> str:
     """For example: a sad woman speaking slowly and in a low voice."""
     person = rng.choice(PERSONS.get(values.get("gender", ""), ("speaker", "person")))
-    mood = values.get("emotion", "")
-    first = (mood or person)[0]
+    emotion = values.get("emotion", "")
+    first = (emotion or person)[0]
     manners = _manners(values, rng)
-    start = f"{'an' if first in 'aeiou' else 'a'} {mood} {person}".replace("  ", " ")
+    start = f"{'an' if first in 'aeiou' else 'a'} {emotion} {person}".replace("  ", " ")
     return f"{start} speaking {_joined(manners)}" if manners else start
 
 
@@ -93,6 +94,7 @@ def _manners(values: Values, rng: random.Random) -> list[str]:
     found = []
     for name, value in values.items():
         if name in MANNERS:
+            # A corpus with values of its own has no adverbs here.
             found.append(rng.choice(MANNERS[name].get(value, (f"with {value} {name}",))))
     return found
 
@@ -101,4 +103,4 @@ def _joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-LAYOUTS: Sequence[Callable[[Values, random.Random], str]] = (_plain, _noted, _sentence, _spoken)
+LAYOUTS: Sequence[Callable[[Values, random.Random], str]] = (_plain, _list, _sentence, _spoken)

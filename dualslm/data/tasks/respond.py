@@ -1,6 +1,6 @@
-"""Respond: a talk whose answer is the frozen LLM's own, to the styled transcript (paper §III-B, dual information).
+"""Respond: a conversation whose answer is the frozen LLM's own reply to the styled transcript (paper §III-B).
 
-The answers are written once, by `dualslm targets`; until then a line that asks for this task waits.
+The answers are written once, by `dualslm targets`; until then a line with this task gives no example.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Response:
-    """Takes part in a talk."""
+    """Replies to the user, by words and voice: the task with dual information."""
 
     name: str = "respond"
     kind: TaskKind = "dual"
@@ -36,7 +36,8 @@ class Response:
     prompts: tuple[str, ...] = PROMPTS
 
     def lacks(self, clip: Clip) -> str | None:
-        """What the styled transcript is made of: the words, and something of how they are said."""
+        """The reason where the transcript is missing, or anything known of how it is said."""
+        # The frozen LLM answers the styled transcript, which is made of both.
         if not str(clip.get("transcript") or "").strip():
             return "no transcript"
         known = clip.get("caption") or caption(clip.get("labels") or {})
@@ -47,4 +48,4 @@ class Response:
         return rng.choice(self.prompts)
 
     def answer(self, clip: Clip) -> None:
-        """The frozen LLM writes it."""
+        """None: the frozen LLM writes the answer."""

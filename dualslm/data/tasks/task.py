@@ -1,6 +1,6 @@
-"""What a task is: a system text to ask by, an answer to learn, and the draw of both (paper §III-B).
+"""The interface of a task: system texts, the answer to learn, and the random numbers of both (paper §III-B).
 
-Nothing here reads audio or imports torch. A recording is a `Clip`, the mapping that stands in a manifest.
+Nothing here reads audio or imports torch. A recording is a `Clip`, the mapping that a manifest holds.
 """
 
 from __future__ import annotations
@@ -16,34 +16,42 @@ Clip: TypeAlias = Mapping[str, Any]
 
 
 class Task(Protocol):
-    """One task; an object of any class with these serves."""
+    """One task."""
 
+    # Properties, so that frozen dataclasses fit as well.
     @property
     def name(self) -> str:
-        """As manifests call it."""
+        """Name of the task in manifests."""
 
     @property
     def kind(self) -> TaskKind:
-        """The table of a stage that it belongs to."""
+        """Kind of the task, the table of a stage that it belongs to."""
 
     @property
     def metric(self) -> str:
-        """What its answers are measured by: "wer", "wa" (accuracy) or "judge"."""
+        """Metric of the answers: "wer", "wa" (accuracy) or "judge"."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The system texts, of which one is drawn for each talk."""
+        """System texts, of which one is drawn for each conversation."""
 
     def lacks(self, clip: Clip) -> str | None:
-        """Why it cannot be asked of a recording; None where it can."""
+        """Why a recording does not fit the task; None where it does."""
 
     def ask(self, clip: Clip, rng: random.Random) -> str:
-        """A system text; what is asked follows from `rng` and from the choices, never from the answer."""
+        """A system text, drawn by `rng`; it may depend on the choices, but never on the answer."""
 
     def answer(self, clip: Clip) -> str | None:
-        """What is to be learnt; None where the frozen LLM has to write it."""
+        """The text to learn; None where the frozen LLM has to write it."""
 
 
 def draw(seed: int, conversation: str, task: str) -> random.Random:
-    """The random numbers of one talk's task: any number of workers draws the same."""
+    """The random numbers of one example.
+
+    Args:
+        seed: seed of all draws.
+        conversation: id of the line, or path of the recording for captions.
+        task: name of the task.
+    """
+    # A generator of its own for each example, so that results do not depend on the order or number of workers.
     return random.Random(f"{seed}/{conversation}/{task}")
