@@ -125,7 +125,8 @@ def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str)
 
 def _value(kind: Any, raw: object, where: str) -> Any:
     """A TOML value → a value of the type `kind`."""
-    origin, inner = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
+    inner = get_args(kind)
     if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that is given is an X
         return _value(inner[0], raw, where)
     if origin is tuple:
