@@ -1,7 +1,7 @@
 """Manifests → items: the questions that every system is asked (docs/manifest.md, docs/evaluation.md).
 
-A line with tasks gives an item for each, a finished talk one: its last answer is what is asked for. Which attribute
-a finished talk asks about is the one whose label its answer names. No torch.
+A line with tasks gives one item for each task. A finished conversation gives one item, whose question is its last
+answer; which attribute it asks about is the one whose label that answer names. No torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dualslm.conversation import Conversation, Speech, View
+from dualslm.conversation import Conversation, View
 from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import TASKS, asks, one_task
@@ -23,7 +23,9 @@ from dualslm.evaluation.systems.item import Item
 from dualslm.recipe import TaskKind
 
 REVERSED = "-reversed"  # how the name of a split with swapped roles ends
-ASR: Mapping[TaskKind, str] = {"linguistic": "asr", "dual": "respond"}
+CLUSTER_KEYS = ("group", "dialogue", "speaker")  # the first that a line has names its cluster
+# The task of a finished conversation by its kind; a paralinguistic one asks for the attribute that its answer names.
+TASK_OF_KIND: Mapping[TaskKind, str] = {"linguistic": "asr", "dual": "respond"}
 
 
 @dataclass
@@ -31,8 +33,8 @@ class Exam:
     """The items of some manifests.
 
     Attributes:
-        items: in order of the lines.
-        skipped: how many questions are not asked, by reason.
+        items: items in the order of the lines.
+        skipped: number of questions that are not asked, by reason.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -43,23 +45,30 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
     """The items of manifests.
 
     Args:
-        paths: of the manifests.
-        tasks: only these; all that the lines ask for where empty.
-        limit: at most so many items of each task and manifest.
-        seed: of prompts, choices and captions that are drawn.
+        paths: manifests.
+        tasks: names of the tasks to ask; all that the lines name where empty.
+        limit: greatest number of items of each task and manifest; no limit when None.
+        seed: seed of prompts, choices and captions that are drawn.
 
     Raises:
-        DualSLMError: an unknown task, a manifest that cannot be read, no item, or an id that stands twice.
+        DualSLMError: an unknown task, a manifest that cannot be read, no item, or an id that occurs twice.
     """
     if unknown := [name for name in tasks if name not in TASKS]:
         raise DualSLMError("unknown task", got=unknown[0], do=f"choose some of {', '.join(TASKS)}")
     exam = Exam()
     for path in paths:
         taken: Counter[str] = Counter()
-        for item in _of(path, tasks, seed, exam.skipped):
-            if limit is None or taken[item.task] < limit:
-                taken[item.task] += 1
-                exam.items.append(item)
+        for _, row in rows(path):
+            for asked, task in _questions(row, seed, exam.skipped):
+                if tasks and task not in tasks:
+                    continue
+                item = _item(asked, task, path, seed)
+                if isinstance(item, str):
+                    exam.skipped[item] += 1
+                elif limit is None or taken[item.task] < limit:
+                    taken[item.task] += 1
+                    exam.items.append(item)
+    # Comparisons pair two systems' predictions by id, so an id that occurs twice would pair the wrong answers.
     often = Counter(item.id for item in exam.items)
     if often and (twice := often.most_common(1)[0])[1] > 1:
         raise DualSLMError("an item stands twice", got=twice[0], do="name every manifest once, under names that differ")
@@ -70,7 +79,7 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
 
 
 def lacks(item: Item, view: View) -> str | None:
-    """Why an item cannot be heard through a view; None where it can."""
+    """Why an item cannot be rendered through a view; None where it can."""
     clips = [clip for turn in item.conversation.turns for clip in turn.speeches]
     if view.ling == "text" and any(clip.transcript is None for clip in clips):
         return "no transcript"
@@ -81,61 +90,60 @@ def lacks(item: Item, view: View) -> str | None:
     return None
 
 
-def _of(path: Path, tasks: Sequence[str], seed: int, skipped: Counter[str]) -> Iterator[Item]:
-    for _, row in rows(path):
-        for made, task in _finished(row, seed, skipped):
-            if tasks and task not in tasks:
-                continue
-            item = _item(made, task, path, seed)
-            if isinstance(item, Item):
-                yield item
-            else:
-                skipped[item] += 1
-
-
-def _finished(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The talks of a line with their tasks; "" where a finished talk does not say."""
+def _questions(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The conversations of a line with their tasks; "" where a finished conversation does not name its task."""
     if not asks(row):
-        yield row, ASR.get(row["kind"], "")
+        yield row, TASK_OF_KIND.get(row["kind"], "")
         return
     for name in row["tasks"]:
-        clip = row["turns"][-1]["parts"][-1]
-        if why := TASKS[name].lacks(clip):
+        # `left_out`, which training uses, would also skip a reply that nobody has written yet: here a system writes it.
+        if why := TASKS[name].lacks(row["turns"][-1]["parts"][-1]):
             skipped[f"{name}: {why}"] += 1
         else:
             yield one_task(row, name, seed), name
 
 
 def _item(row: Mapping[str, Any], task: str, path: Path, seed: int) -> Item | str:
-    """A finished talk as an item, or why it is none."""
-    whole = read_conversation(row, path.parent, seed)
-    answered = whole.turns[-1].role == "assistant"
-    conversation = Conversation(whole.system, whole.turns[: len(whole.turns) - answered])
-    target = " ".join(str(part) for part in whole.turns[-1].parts) if answered else None
-    said = _last_clip(row)
-    if said is None:
+    """A conversation as an item, or the reason why it is none."""
+    conversation = read_conversation(row, path.parent, seed)
+    target = None
+    if conversation.turns[-1].role == "assistant":
+        # The last answer is the reference: it must not stand in the prompt.
+        target = " ".join(str(part) for part in conversation.turns[-1].parts)
+        conversation = Conversation(conversation.system, conversation.turns[:-1])
+    clip = _last_clip(row)
+    if clip is None:
         return "no recording in the user's last turn"
-    attribute = task if task in ATTRIBUTES else "" if task else _attribute(said, target or "")
-    if not (task or attribute):
-        return "paralinguistic: the answer names no label of the recording, or two"
-    name = path.name.removesuffix(".jsonl").removesuffix(TARGETS.removesuffix(".jsonl"))
-    corpus = str(row.get("corpus") or path.parent.name or "talks")
-    truth, choices = target or row.get("reference"), None
+    attribute = task if task in ATTRIBUTES else ""
+    if not task:
+        attribute = _named_attribute(clip, target or "")
+        if not attribute:
+            return "paralinguistic: the answer names no label of the recording, or two"
+    truth = target or row.get("reference")
+    choices = None
     if attribute:
-        truth, choices = _label(said, attribute, asked=bool(task))
-    if attribute and (choices is None or truth not in choices):
-        return f"{attribute}: no choices"
-    task = task or attribute
+        truth, choices = _label(clip, attribute, asked=bool(task))
+        # Without the list of choices an answer could not be parsed, and would count as wrong for the wrong reason.
+        if choices is None or truth not in choices:
+            return f"{attribute}: no choices"
+    # `X.jsonl` and the `X.targets.jsonl` that `dualslm targets` writes beside it are one split.
+    split = path.name.removesuffix(".jsonl").removesuffix(TARGETS.removesuffix(".jsonl"))
+    corpus = str(row.get("corpus") or path.parent.name or "talks")
+    # Where nothing is named, recordings of the same words are one cluster: their answers are not independent.
+    shared = next((f"{key} {row[key]}" for key in CLUSTER_KEYS if row.get(key)), None)
+    cluster = shared or str(clip.get("transcript") or row["id"]).lower()
+    users = [turn for turn in conversation.turns if turn.role == "user" and turn.speeches]
+    direction = "reversed" if split.endswith(REVERSED) else "forward"
     return Item(
-        id=f"{corpus}/{name}/{row['id']}",
-        task=task,
+        id=f"{corpus}/{split}/{row['id']}",
+        task=task or attribute,
         kind=row["kind"],
         corpus=corpus,
-        split=name,
-        cluster=f"{corpus}/{_cluster(row, said)}",
+        split=split,
+        cluster=f"{corpus}/{cluster}",
         conversation=conversation,
-        speech=_speech(conversation),
-        direction=("reversed" if name.endswith(REVERSED) else "forward") if task == "respond" else None,
+        speech=users[-1].speeches[-1],
+        direction=direction if task == "respond" else None,
         choices=choices,
         truth=truth,
         target=target,
@@ -154,31 +162,28 @@ def _last_clip(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _speech(conversation: Conversation) -> Speech:
-    return next(turn.speeches[-1] for turn in reversed(conversation.turns) if turn.role == "user" and turn.speeches)
-
-
-def _attribute(clip: Mapping[str, Any], answer: str) -> str:
-    """The one attribute whose label an answer names; of those with choices, where there are any."""
+def _named_attribute(clip: Mapping[str, Any], answer: str) -> str:
+    """The one attribute whose label an answer names, "" where it names none or several."""
     labels = clip.get("labels") or {}
+    # A recording may have labels that nobody asks about; where it lists choices, only those attributes are meant.
     asked = [name for name in clip.get("choices") or labels if name in labels]
     named = [name for name in asked if re.search(rf"\b{re.escape(labels[name])}\b", answer, re.IGNORECASE)]
     return named[0] if len(named) == 1 else ""
 
 
 def _label(clip: Mapping[str, Any], attribute: str, *, asked: bool) -> tuple[str, tuple[str, ...] | None]:
-    """The true value of an attribute and its choices: in our spelling where a task asks, else as the talk has them."""
+    """The true value of an attribute and its choices.
+
+    Args:
+        clip: recording as the manifest has it.
+        attribute: name of the attribute.
+        asked: whether a task asks, in our spelling; a finished conversation has its own.
+    """
     known = ATTRIBUTES.get(attribute)
     if asked and known is not None:
         return str(known.value(clip)), known.choices(clip)
-    value, own = str(clip["labels"][attribute]), (clip.get("choices") or {}).get(attribute)
+    value = str(clip["labels"][attribute])
+    own = (clip.get("choices") or {}).get(attribute)
     if own:
         return value, tuple(own)
     return value, known.values if known is not None and value in known.values else None
-
-
-def _cluster(row: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
-    for name in ("group", "dialogue", "speaker"):
-        if row.get(name):
-            return f"{name} {row[name]}"
-    return str(clip.get("transcript") or row["id"]).lower()

@@ -25,15 +25,20 @@ def measure(rows: Sequence[Record], seed: int) -> dict[str, Any]:
 
     Args:
         rows: predictions of one system, view, task, corpus and split.
-        seed: of the resamples.
+        seed: seed of the resamples.
     """
+    # A reply needs no reference: its length is a figure, and judges read the reply itself.
     usable = [row for row in rows if row["truth"] is not None or row["task"] == "respond"]
     unscored = {NO_TRUTH: len(rows) - len(usable)} if len(usable) < len(rows) else {}
     counts = {"asked": len(rows), "cut_off": sum(not row["ended"] for row in rows), "unscored": unscored}
     if not usable:
         return {"figures": {}, "counts": counts}
-    how = _labels if usable[0]["choices"] else _words if usable[0]["task"] == "asr" else _replies
-    figures, more = how(usable, seed)
+    if usable[0]["choices"]:
+        figures, more = _labels(usable, seed)
+    elif usable[0]["task"] == "asr":
+        figures, more = _words(usable, seed)
+    else:
+        figures, more = _replies(usable, seed)
     return {
         "figures": {name: one.as_json() for name, one in figures.items()},
         "counts": counts | more.pop("counts", {}),
@@ -41,24 +46,29 @@ def measure(rows: Sequence[Record], seed: int) -> dict[str, Any]:
 
 
 def compare(first: Sequence[Record], second: Sequence[Record], seed: int) -> tuple[str, Difference] | None:
-    """Two cells of one set on the items that both have, by the measure of their task; None where they share none."""
+    """The paired difference of two cells on the items that both have, by the measure of their task.
+
+    Args:
+        first: predictions of one cell.
+        second: predictions of another cell of the same set.
+        seed: seed of resamples and swaps.
+
+    Returns:
+        The measure's name and the difference; None where the cells share no item.
+    """
     other = {row["id"]: row for row in second}
     pairs = [(row, other[row["id"]]) for row in first if row["id"] in other and row["truth"] is not None]
     if not pairs:
         return None
-    name, count = (
-        ("wa", _right)
-        if pairs[0][0]["choices"]
-        else ("wer_raw", _errors)
-        if pairs[0][0]["task"] == "asr"
-        else ("rouge_l", _overlap)
-    )
+    row = pairs[0][0]
+    name = "wa" if row["choices"] else "wer_raw" if row["task"] == "asr" else "rouge_l"
+    count = {"wa": _correct, "wer_raw": _errors, "rouge_l": _overlap}[name]
     one, two = (np.array([count(pair[side]) for pair in pairs], dtype=np.float64) for side in (0, 1))
     clusters = [str(row["cluster"]) for row, _ in pairs]
     return name, difference(one, two, clusters, rate, seed=seed)
 
 
-def heard(row: Record) -> answers.Read:
+def parsed_choice(row: Record) -> answers.Read:
     """The choice that an answer means."""
     return answers.lenient(row["answer"], row["choices"], row["task"])
 
@@ -67,38 +77,40 @@ def heard(row: Record) -> answers.Read:
 
 
 def _labels(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Accuracy and F1 of a task with choices, the confusion matrix, and the majority line."""
     gold = [str(row["truth"]) for row in rows]
     clusters = [str(row["cluster"]) for row in rows]
-    read = [heard(row) for row in rows]
-    said = [one.choice for one in read]
-    figures = labels.measure(gold, said, clusters, seed)
+    parsed = [parsed_choice(row) for row in rows]
+    predicted = [one.choice for one in parsed]
+    figures = labels.measure(gold, predicted, clusters, seed)
+    # Beside the lenient figures stands what needs no list of synonyms, so that a reader sees what parsing adds.
     strict = [answers.strict(row["answer"], row["choices"]).choice for row in rows]
     figures["wa_strict"] = _proportion([a == b for a, b in zip(strict, gold, strict=True)], clusters, seed)
-    figures["parse_rate"] = _proportion([one.status == "ok" for one in read], clusters, seed)
+    figures["parse_rate"] = _proportion([one.status == "ok" for one in parsed], clusters, seed)
     if all("likelihoods" in row for row in rows):
         likeliest = [max(row["likelihoods"], key=row["likelihoods"].get) for row in rows]
         figures["wa_likelihood"] = _proportion([a == b for a, b in zip(likeliest, gold, strict=True)], clusters, seed)
-    status = Counter(one.status for one in read)
-    counts = {"ambiguous": status["ambiguous"], "unparsed": status["unparsed"]}
-    line = labels.commonest(gold)
-    majority = labels.measure(gold, [line] * len(gold), clusters, seed)
-    more = {
-        "counts": counts,
-        "confusion": _confusion(rows, gold, said),
-        "majority": {"label": line, **{name: one.as_json() for name, one in majority.items()}},
+    status = Counter(one.status for one in parsed)
+    commonest = labels.commonest(gold)
+    majority = labels.measure(gold, [commonest] * len(gold), clusters, seed)
+    return figures, {
+        "counts": {"ambiguous": status["ambiguous"], "unparsed": status["unparsed"]},
+        "confusion": _confusion(rows, gold, predicted),
+        "majority": {"label": commonest, **{name: one.as_json() for name, one in majority.items()}},
     }
-    return figures, more
 
 
-def _confusion(rows: Sequence[Record], gold: Sequence[str], said: Sequence[str | None]) -> dict[str, Any]:
-    """Gold by heard; the last column holds answers that name no choice."""
+def _confusion(rows: Sequence[Record], gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, Any]:
+    """Gold labels by predicted ones; the last column holds answers that name no choice."""
+    # Lines may list their choices in different orders: each class stands where it is first seen.
     classes = list(dict.fromkeys(choice for row in rows for choice in row["choices"]))
-    whole = labels.matrix(labels.counts(gold, said, classes).sum(0))
+    whole = labels.matrix(labels.counts(gold, predicted, classes).sum(0))
     return {"labels": classes, "rows": whole.astype(int).tolist()}
 
 
-def _right(row: Record) -> tuple[float, float]:
-    return float(heard(row).choice == row["truth"]), 1.0
+def _correct(row: Record) -> tuple[float, float]:
+    """1 for a right answer, of 1."""
+    return float(parsed_choice(row).choice == row["truth"]), 1.0
 
 
 def _proportion(right: Sequence[bool], clusters: Sequence[str], seed: int) -> Figure:
@@ -109,35 +121,35 @@ def _proportion(right: Sequence[bool], clusters: Sequence[str], seed: int) -> Fi
 
 
 def _words(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Word error rates as they came and without chat preambles, and what errors they are."""
+    """Word error rates with and without chat preambles, and the kinds of errors."""
     clusters = [str(row["cluster"]) for row in rows]
     figures: dict[str, Figure] = {}
     kinds: dict[str, dict[str, int]] = {}
     for name, normalise in wer.NORMALISERS.items():
         references = [normalise(row["truth"]) for row in rows]
         found = [wer.edits(ref, normalise(row["answer"])) for ref, row in zip(references, rows, strict=True)]
+        # Errors over all reference words, not the mean of the items' rates, in which a short item weighs as a long one.
         counts = np.array([(sum(one), len(ref)) for one, ref in zip(found, references, strict=True)], dtype=np.float64)
         figures[f"wer_{name}"] = figure(counts, clusters, seed=seed)
         sums = {key: sum(getattr(one, key) for one in found) for key in wer.Edits._fields}
+        # A normaliser may leave nothing of a reference ("um"): what is said against it is an insertion over no word.
         empty = sum(not ref for ref in references)
         kinds[name] = {**sums, "reference_words": int(counts[:, 1].sum()), "empty_references": empty}
     bare = [wer.unwrapped(row["answer"]) for row in rows]
     stripped = [_errors({**row, "answer": text}) for row, text in zip(rows, bare, strict=True)]
     figures["wer_stripped"] = figure(np.array(stripped), clusters, seed=seed)
-    figures["preambles"] = _proportion(
-        [text != row["answer"] for text, row in zip(bare, rows, strict=True)], clusters, seed
-    )
-    figures["runaway"] = _proportion([_runaway(row) for row in rows], clusters, seed)
+    with_preamble = [text != row["answer"] for text, row in zip(bare, rows, strict=True)]
+    figures["preambles"] = _proportion(with_preamble, clusters, seed)
+    # A few answers that never end can make up most of the rate by their insertions, so their share stands beside it.
+    runaway = [len(wer.raw(row["answer"])) > wer.RUNAWAY * max(1, len(wer.raw(row["truth"]))) for row in rows]
+    figures["runaway"] = _proportion(runaway, clusters, seed)
     return figures, {"edits": kinds}
 
 
 def _errors(row: Record) -> tuple[float, float]:
+    """Word errors of a transcription, of so many reference words."""
     reference = wer.raw(row["truth"])
     return float(sum(wer.edits(reference, wer.raw(row["answer"])))), float(len(reference))
-
-
-def _runaway(row: Record) -> bool:
-    return len(wer.raw(row["answer"])) > wer.RUNAWAY * max(1, len(wer.raw(row["truth"])))
 
 
 # ---------------------------------------------------------------------- replies
@@ -160,17 +172,22 @@ def _replies(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict
 
 def _overlap(row: Record) -> tuple[float, float]:
     """ROUGE-L: the F1 of the longest common subsequence of words."""
-    wanted, got = wer.words(row["truth"]), wer.words(row["answer"])
+    wanted = wer.words(row["truth"])
+    got = wer.words(row["answer"])
     if not wanted or not got:
         return float(wanted == got), 1.0
-    common = [0] * (len(got) + 1)
+    # One row of the dynamic program is enough: each cell needs its left, upper and upper left neighbours alone.
+    lengths = [0] * (len(got) + 1)
     for word in wanted:
         diagonal = 0
-        for place, other in enumerate(got, 1):
-            diagonal, common[place] = common[place], max(common[place], common[place - 1], diagonal + (word == other))
-    return 2 * common[-1] / (len(wanted) + len(got)), 1.0
+        for index, other in enumerate(got, 1):
+            above = lengths[index]
+            lengths[index] = max(above, lengths[index - 1], diagonal + (word == other))
+            diagonal = above
+    return 2 * lengths[-1] / (len(wanted) + len(got)), 1.0
 
 
 def _mean(sums: Floats) -> Floats:
+    """A length in words has no percent, which `rate` would give."""
     out: Floats = sums[..., 0] / sums[..., 1]
     return out

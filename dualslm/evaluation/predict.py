@@ -1,9 +1,9 @@
 """`predict`: systems answer items, batch by batch, into predictions.jsonl (docs/evaluation.md).
 
 A job is one batch of items of one task, asked of one system through one view. Which items share a batch follows from
-the manifests alone, and a job is written whole or not at all, so that a run that was killed, or that any number of
-processes share, ends with the same bytes. Processes are those of torchrun or accelerate (RANK, WORLD_SIZE); each has
-a work file of its own, and the first puts them together. No torch.
+the manifests alone, and a job is written whole or not at all. So a run that was killed, or that any number of
+processes share, ends with the same bytes. Processes are those of torchrun or accelerate (RANK, WORLD_SIZE): each
+writes a work file of its own, and the first one puts them together. No torch.
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dualslm.conversation import Part, Reply, Speech, View
+from dualslm.conversation import Part, Reply, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.items import Exam, lacks
 from dualslm.evaluation.systems.item import Item, System, card
 from dualslm.files import replacing, sha256
 
-PREDICTIONS, META = "predictions.jsonl", "predictions.meta.json"
-WAIT = 0.5  # s between looks at the other processes' work
-SETTINGS = ("systems", "manifests", "views", "tasks", "limit", "seed", "batch")
+PREDICTIONS = "predictions.jsonl"
+META = "predictions.meta.json"
+POLL_SECONDS = 0.5  # between looks at the other processes' work files
+SETTINGS = ("systems", "manifests", "views", "tasks", "limit", "seed", "batch")  # the answers follow from these
+KEYS = ("id", "system", "view", "task", "corpus", "split", "cluster", "choices", "truth", "answer", "ended")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A batch for one system through one view; the views of one batch share a `turn`."""
+    """A batch for one system through one view.
+
+    Attributes:
+        turn: number of the batch; the jobs of one batch through its views share it.
+        system: the system that is asked.
+        view: the view that it is asked through; None for a system without views.
+        items: items of the batch.
+    """
 
     turn: int
     system: System
@@ -44,8 +53,8 @@ class Plan:
     """Everything that is to be asked.
 
     Attributes:
-        jobs: in the order of the predictions.
-        skipped: what is not asked, by reason.
+        jobs: jobs in the order of the predictions.
+        skipped: number of questions that are not asked, by reason.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -56,10 +65,10 @@ def plan(exam: Exam, systems: Sequence[System], views: Sequence[View] = (), batc
     """The jobs for some systems.
 
     Args:
-        exam: what is asked.
-        systems: that are asked; their names differ.
-        views: for systems that know views; those of the item's kind where empty.
-        batch: items of a job.
+        exam: items to be asked.
+        systems: systems to be asked, under different names.
+        views: views for the systems that have any; those of the item's kind where empty.
+        batch: number of items of a job.
     """
     names = [system.name for system in systems]
     if len({*names}) < len(names):
@@ -72,15 +81,16 @@ def plan(exam: Exam, systems: Sequence[System], views: Sequence[View] = (), batc
                 out.skipped[f"{system.name}, {item.task}: {why}"] += 1
             else:
                 fit.append(item)
-        for _, some in groupby(sorted(fit, key=_set), key=_set):
-            whole = list(some)
-            for start in range(0, len(whole), batch):
-                _add(out, system, whole[start : start + batch], views)
+        # `sorted` is stable: within a set the items keep the order of the manifest, and with it their batches.
+        for _, members in groupby(sorted(fit, key=_set), key=_set):
+            items = list(members)
+            for start in range(0, len(items), batch):
+                _add(out, system, items[start : start + batch], views)
     return out
 
 
 def _add(out: Plan, system: System, items: Sequence[Item], views: Sequence[View]) -> None:
-    """One batch through every view."""
+    """Adds one batch through every view."""
     own = system.views(items[0])
     turn = out.jobs[-1].turn + 1 if out.jobs else 0
     for view in (views or own) if own != (None,) else own:
@@ -103,15 +113,15 @@ def run(
     versions: Mapping[str, str] | None = None,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Does all jobs and writes the predictions; goes on where it was stopped.
+    """Does all jobs and writes the predictions; a run that was stopped goes on.
 
     Args:
-        out: folder.
-        asked: the jobs.
-        settings: what they follow from; other settings are refused in the same folder.
-        command: that the user gave, for the record.
-        versions: of the packages, for the record.
-        show: is told how many jobs are done, and of how many.
+        out: folder of the predictions.
+        asked: jobs to be done.
+        settings: what the jobs follow from; a folder with other settings is refused.
+        command: command line that the user gave, for the record.
+        versions: versions of the packages, for the record.
+        show: called with the number of jobs that are done and the number of all.
 
     Returns:
         The file of predictions.
@@ -120,26 +130,38 @@ def run(
         DualSLMError: the folder holds predictions of other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stated = json.loads(json.dumps({**settings, "systems": _cards(asked.jobs)}))
+    cards = {job.system.name: card(job.system) for job in asked.jobs}
+    # Through JSON and back, so that they compare equal to what a file holds: tuples become lists.
+    stated = json.loads(json.dumps({**settings, "systems": list(cards.values())}))
     final = out / PREDICTIONS
     if final.exists():
-        return _finished(out, stated)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        _check_settings(out, _settings_of(out), stated)
+        return final
+    rank = int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     done = _done(out, stated)
-    own = [place for place, job in enumerate(asked.jobs) if job.turn % world == rank and place not in done]
-    started, spent = time.monotonic(), time.process_time()
-    with _work(out, rank, stated).open("ab") as file:
-        for count, place in enumerate(own):
+    # Shared by turn, not by job: the views of one batch stay in one process, which encodes its recordings once.
+    own = [index for index, job in enumerate(asked.jobs) if job.turn % world == rank and index not in done]
+    started = time.monotonic()
+    cpu_started = time.process_time()
+    with _work_file(out, rank, stated).open("ab") as file:
+        for count, index in enumerate(own):
             show(count, len(own))
-            lines = _lines(asked.jobs[place], out)
-            file.write(json.dumps({"job": place, "lines": lines}, ensure_ascii=False).encode() + b"\n")
+            job = asked.jobs[index]
+            answers = job.system.answer(job.items, job.view)
+            lines = [_line(job, item, answer, out) for item, answer in zip(job.items, answers, strict=True)]
+            file.write(json.dumps({"job": index, "lines": lines}, ensure_ascii=False).encode() + b"\n")
+            # A batch may have cost minutes on a GPU: it must survive a killed machine, not only a killed process.
             file.flush()
             os.fsync(file.fileno())
     show(len(own), len(own))
     if rank:
         return final
-    times = {"took_s": round(time.monotonic() - started, 1), "cpu_s": round(time.process_time() - spent, 1)}
-    return _finish(out, asked, stated, {"command": command, "versions": dict(versions or {}), **times})
+    times = {
+        "took_s": round(time.monotonic() - started, 1),
+        "cpu_s": round(time.process_time() - cpu_started, 1),
+    }
+    return _assemble(out, asked, stated, {"command": command, "versions": dict(versions or {}), **times})
 
 
 def manifests(paths: Sequence[Path]) -> list[dict[str, str]]:
@@ -151,22 +173,14 @@ def _set(item: Item) -> tuple[str, str, str]:
     return item.corpus, item.split, item.task
 
 
-def _cards(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    return list({job.system.name: card(job.system) for job in jobs}.values())
-
-
 # ---------------------------------------------------------------------- lines
-
-
-def _lines(job: Job, out: Path) -> list[dict[str, Any]]:
-    answers = job.system.answer(job.items, job.view)
-    return [_line(job, item, answer, out) for item, answer in zip(job.items, answers, strict=True)]
 
 
 def _line(job: Job, item: Item, answer: Reply, out: Path) -> dict[str, Any]:
     """A prediction."""
-    speech, last = item.speech, item.conversation.turns[-1]
-    known = {
+    speech = item.speech
+    *before, last = item.conversation.turns
+    line: dict[str, Any] = {
         "id": item.id,
         "system": job.system.name,
         "view": None if job.view is None else str(job.view),
@@ -177,43 +191,40 @@ def _line(job: Job, item: Item, answer: Reply, out: Path) -> dict[str, Any]:
         "cluster": item.cluster,
         "direction": item.direction,
         "system_text": item.conversation.system,
-        "context": [{"role": turn.role, "text": _text(turn.parts)} for turn in item.conversation.turns[:-1]],
+        "context": [{"role": turn.role, "text": _text(turn.parts)} for turn in before],
         "asked": " ".join(part for part in last.parts if isinstance(part, str)) or None,
         "transcript": speech.transcript,
         "caption": speech.caption,
         "labels": dict(speech.labels),
         "choices": list(item.choices) if item.choices else None,
         "truth": item.truth,
-        "audio": _beside(speech, out),
+        "audio": None,
         "seconds": item.seconds,
         "answer": answer.text,
         "ended": answer.finished,
     }
-    return known | ({"likelihoods": dict(answer.likelihoods)} if answer.likelihoods else {})
+    if speech.audio is not None:
+        # Relative to the predictions and with forward slashes, so that a copied folder still finds its recordings.
+        path = os.path.relpath(Path(str(speech.audio)).resolve(), out.resolve())
+        line["audio"] = path.replace(os.sep, "/")
+    return line | ({"likelihoods": dict(answer.likelihoods)} if answer.likelihoods else {})
 
 
 def _text(parts: Sequence[Part]) -> str:
     return "\n".join(part if isinstance(part, str) else part.transcript or "" for part in parts)
 
 
-def _beside(speech: Speech, out: Path) -> str | None:
-    """Where a recording lies, from the predictions' folder."""
-    if speech.audio is None:
-        return None
-    path = Path(str(speech.audio)).resolve()
-    return os.path.relpath(path, out.resolve()).replace(os.sep, "/")
-
-
 # ---------------------------------------------------------------------- stopping and going on
 
 
-def _work(out: Path, rank: int, stated: Mapping[str, Any]) -> Path:
-    """The work file of a process, with a head that says what it is for, and without half a line at its end."""
+def _work_file(out: Path, rank: int, stated: Mapping[str, Any]) -> Path:
+    """The work file of a process; its first line states the settings."""
     path = out / f".predictions.{rank}.work"
     if not path.exists():
         with replacing(path) as partial:
             partial.write_text(json.dumps(stated, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
+    # A process that was killed may have left half a line: the next job would be appended to it and lost with it.
     whole = path.read_bytes()
     with path.open("r+b") as file:
         file.truncate(whole.rfind(b"\n") + 1)
@@ -221,41 +232,47 @@ def _work(out: Path, rank: int, stated: Mapping[str, Any]) -> Path:
 
 
 def _done(out: Path, stated: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """The lines of every job that is done, of all work files."""
+    """The lines of every job that is done, from all work files.
+
+    Those of an earlier run with more processes count too: a job's index does not depend on their number.
+    """
     done: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(".predictions.*.work")):
+        # What follows the last newline is empty, or half a line that another process is just writing.
         head, *rest = path.read_bytes().split(b"\n")[:-1] or [b"{}"]
-        _check(out, json.loads(head), stated)
+        _check_settings(out, json.loads(head), stated)
         done |= {job["job"]: job["lines"] for job in map(json.loads, rest)}
     return done
 
 
-def _check(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     other = [key for key in SETTINGS if found.get(key) != wanted.get(key)]
     if other:
         got = f"other {', '.join(other)}"
         raise DualSLMError(f"{out} was begun with other settings", got=got, do="give another --out, or delete it")
 
 
-def _finished(out: Path, stated: Mapping[str, Any]) -> Path:
+def _settings_of(out: Path) -> dict[str, Any]:
+    """The settings of predictions that are complete."""
     try:
-        found = json.loads((out / META).read_text(encoding="utf-8"))
+        meta = json.loads((out / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        got, do = f"no readable {META}", "give another --out, or delete it"
         raise DualSLMError(
-            f"{out / PREDICTIONS} is there, and nothing tells how it was made", got=got, do=do
+            f"{out / PREDICTIONS} is there, and nothing tells how it was made",
+            got=f"no readable {META}",
+            do="give another --out, or delete it",
         ) from error
-    _check(out, found["settings"], stated)
-    return out / PREDICTIONS
+    return dict(meta["settings"])
 
 
-def _finish(out: Path, asked: Plan, stated: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
-    """Waits for the other processes, then puts all work together."""
+def _assemble(out: Path, asked: Plan, stated: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
+    """Waits for the other processes, then writes all lines in the order of the jobs."""
     while len(done := _done(out, stated)) < len(asked.jobs):
-        time.sleep(WAIT)
-    lines = [line for place in range(len(asked.jobs)) for line in done[place]]
+        time.sleep(POLL_SECONDS)
+    lines = [line for index in range(len(asked.jobs)) for line in done[index]]
     skipped = dict(sorted(asked.skipped.items()))
     meta = {**record, "settings": stated, "seed": stated.get("seed"), "n": len(lines), "skipped": skipped}
+    # The predictions come last: where they are, the meta file is too, and `run` takes the folder as finished.
     with replacing(out / META) as partial:
         partial.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(out / PREDICTIONS) as partial, partial.open("w", encoding="utf-8") as file:
@@ -263,6 +280,9 @@ def _finish(out: Path, asked: Plan, stated: Mapping[str, Any], record: Mapping[s
     for path in out.glob(".predictions.*.work"):
         path.unlink()
     return out / PREDICTIONS
+
+
+# ---------------------------------------------------------------------- reading them again
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -277,9 +297,6 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                 yield _record(line, f"{path} line {number}")
     except OSError as error:
         raise DualSLMError(f"cannot read the predictions {path}", got=error.strerror, do="run predict first") from error
-
-
-KEYS = ("id", "system", "view", "task", "corpus", "split", "cluster", "choices", "truth", "answer", "ended")
 
 
 def _record(line: str, where: str) -> dict[str, Any]:

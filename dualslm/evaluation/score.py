@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -30,10 +31,10 @@ from dualslm.files import replacing, sha256
 REPORT = "report.json"
 FORMAT = 1
 BOOTSTRAP = "cluster-bootstrap/1"
-EXAMPLES = {"respond": 3, "asr": 2}  # recordings to listen to, of each set; one where it is not named
-MOST_EXAMPLES = 10
-LONGEST = 12.0  # s of a recording to listen to
-KEY = ("task", "corpus", "split")
+EXAMPLES = {"respond": 3, "asr": 2}  # recordings to listen to of a set, by its task; one for any other task
+MAX_EXAMPLES = 10  # of a report, whose page holds the recordings themselves
+MAX_EXAMPLE_SECONDS = 12.0
+KEY = ("task", "corpus", "split")  # what makes a set
 Row = Mapping[str, Any]
 
 
@@ -49,11 +50,11 @@ def score(
     """Measures predictions.
 
     Args:
-        files: of predictions; those of several runs are compared on the items that they share.
-        seed: of the resamples.
-        command: that the user gave, for the record.
-        versions: of the packages, for the record.
-        judged: the judges' summary.
+        files: files of predictions; those of several runs are compared on the items that they share.
+        seed: seed of the resamples.
+        command: command line that the user gave, for the record.
+        versions: versions of the packages, for the record.
+        judged: summary of the judges' verdicts.
         diagnostics: results of the diagnostics, by name.
 
     Returns:
@@ -66,7 +67,6 @@ def score(
     sets = _sets(files)
     if not sets:
         raise DualSLMError("nothing to measure", got="no prediction", do="run predict first")
-    spoken = any(key[0] == "asr" for key in sets)
     return {
         "format": FORMAT,
         "command": command,
@@ -74,11 +74,12 @@ def score(
         "seed": seed,
         "resamples": RESAMPLES,
         "protocols": {"bootstrap": BOOTSTRAP, "parser": answers.PROTOCOL, "wer": "raw/1, whisper/1"},
-        "normaliser": wer.normaliser() if spoken else None,
+        # Only where it is used: the package is an optional one, and without transcriptions nobody needs it.
+        "normaliser": wer.normaliser() if any(task == "asr" for task, *_ in sets) else None,
         "sources": sources,
         "systems": [card for source in sources for card in source.pop("systems")],
         "skipped": {why: count for source in sources for why, count in source["skipped"].items()},
-        "cells": [_cell(key, row, rows, seed) for key, made in sets.items() for row, rows in made.items()],
+        "cells": [_cell(key, side, rows, seed) for key, sides in sets.items() for side, rows in sides.items()],
         "comparisons": _comparisons(sets, seed),
         "examples": _examples(files),
         "judged": dict(judged or {}),
@@ -89,6 +90,7 @@ def score(
 def write(report: Mapping[str, Any], out: Path) -> Path:
     """Writes a report into a folder."""
     out.mkdir(parents=True, exist_ok=True)
+    # `allow_nan=False`: json would write NaN, which is no JSON and which a browser's parser refuses.
     with replacing(out / REPORT) as partial:
         partial.write_text(json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return out / REPORT
@@ -114,6 +116,8 @@ def read(path: Path) -> dict[str, Any]:
 def merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several reports as one: stages and ablations side by side.
 
+    Everything else, such as seed and protocols, is that of the first.
+
     Raises:
         DualSLMError: two of them have the same cell.
     """
@@ -124,17 +128,15 @@ def merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         out[key] = {name: value for report in reports for name, value in report[key].items()}
     out["command"] = "\n".join(dict.fromkeys(str(report["command"]) for report in reports))
     out["normaliser"] = next((report["normaliser"] for report in reports if report["normaliser"]), None)
-    twice = [cell for cell in out["cells"] if sum(_name(cell) == _name(other) for other in out["cells"]) > 1]
+    # A table has one line for a system and a view: of two such cells it would show one and hide the other.
+    names = [tuple(cell[key] for key in ("system", "view", *KEY)) for cell in out["cells"]]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
-        got = " ".join(map(str, _name(twice[0])))
+        got = " ".join(map(str, twice[0]))
         raise DualSLMError(
             "two reports have the same cell", got=got, do="give systems different names, or one report once"
         )
     return out
-
-
-def _name(cell: Row) -> tuple[Any, ...]:
-    return tuple(cell[key] for key in ("system", "view", *KEY))
 
 
 # ---------------------------------------------------------------------- what was predicted
@@ -142,6 +144,7 @@ def _name(cell: Row) -> tuple[Any, ...]:
 
 def _source(path: Path) -> dict[str, Any]:
     """A file of predictions, and what its meta file says of it."""
+    # Another program may have written the predictions, without a meta file; a damaged one hides how they were made.
     try:
         meta = json.loads(path.with_name(META).read_text(encoding="utf-8"))
     except OSError:
@@ -168,21 +171,23 @@ def _source(path: Path) -> dict[str, Any]:
 
 def _sets(files: Sequence[Path]) -> dict[tuple[str, ...], dict[tuple[str, str | None], list[Row]]]:
     """Predictions by set, then by system and view, each in order of appearance."""
-    found: dict[tuple[str, ...], dict[tuple[str, str | None], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    sets: dict[tuple[str, ...], dict[tuple[str, str | None], list[Row]]] = defaultdict(lambda: defaultdict(list))
     seen: set[tuple[Any, ...]] = set()
     for path in files:
         for row in records(path):
-            one = (row["id"], row["system"], row["view"])
-            if one in seen:
-                raise DualSLMError("a prediction stands twice", got=" ".join(map(str, one)), do="give every file once")
-            seen.add(one)
-            found[tuple(str(row[key]) for key in KEY)][row["system"], row["view"]].append(row)
-    return found
+            prediction = (row["id"], row["system"], row["view"])
+            # Counted twice, an item would narrow the intervals without telling anything new.
+            if prediction in seen:
+                got = " ".join(map(str, prediction))
+                raise DualSLMError("a prediction stands twice", got=got, do="give every file once")
+            seen.add(prediction)
+            sets[tuple(str(row[key]) for key in KEY)][row["system"], row["view"]].append(row)
+    return sets
 
 
-def _cell(key: tuple[str, ...], row: tuple[str, str | None], rows: Sequence[Row], seed: int) -> dict[str, Any]:
-    system, view = row
-    clusters = len({one["cluster"] for one in rows})
+def _cell(key: tuple[str, ...], side: tuple[str, str | None], rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    system, view = side
+    clusters = len({row["cluster"] for row in rows})
     head = {"system": system, "view": view, **dict(zip(KEY, key, strict=True)), "kind": rows[0].get("kind")}
     return {**head, "n": len(rows), "clusters": clusters, **measure.measure(rows, seed)}
 
@@ -190,52 +195,55 @@ def _cell(key: tuple[str, ...], row: tuple[str, str | None], rows: Sequence[Row]
 def _comparisons(
     sets: Mapping[tuple[str, ...], Mapping[tuple[str, str | None], Sequence[Row]]], seed: int
 ) -> list[dict[str, Any]]:
-    """The first system through its first view against every other row of the set; one family for Holm."""
-    found = []
-    for key, made in sets.items():
-        (first, own), *others = made.items()
+    """The first system through its first view against every other cell of the set."""
+    found: list[dict[str, Any]] = []
+    for key, sides in sets.items():
+        (first, own), *others = sides.items()
         for other, rows in others:
             if (result := measure.compare(own, rows, seed)) is not None:
                 name, gap = result
-                sides = {"first": list(first), "second": list(other)}
-                found.append({**dict(zip(KEY, key, strict=True)), **sides, "measure": name, **asdict(gap)})
+                # With one cluster there is no interval; its NaN becomes null, which JSON has.
+                numbers = {
+                    field: None if isinstance(value, float) and math.isnan(value) else value
+                    for field, value in asdict(gap).items()
+                }
+                names = {"first": list(first), "second": list(other), "measure": name}
+                found.append({**dict(zip(KEY, key, strict=True)), **names, **numbers})
+    # One family of all comparisons of the report: a reader picks the best of them wherever it stands.
     corrected = holm([one["p"] for one in found])
-    return [{**one, "p_holm": p} for one, p in zip(_finite(found), corrected, strict=True)]
-
-
-def _finite(found: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    for one in found:
-        yield {key: None if isinstance(value, float) and value != value else value for key, value in one.items()}
+    return [{**one, "p_holm": p} for one, p in zip(found, corrected, strict=True)]
 
 
 # ---------------------------------------------------------------------- to listen to
 
 
 def _examples(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Some items with their recording and everybody's answers, drawn by their ids."""
+    """Some items with their recordings and the answers of all systems, drawn by their ids."""
     asked: dict[str, list[tuple[Row, Path]]] = defaultdict(list)
     for path in files:
         for row in records(path):
             if row.get("audio"):
                 asked[row["id"]].append((row, path))
     by_set: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    # A hash of the id draws evenly and the same items each time; Python's own `hash` differs between processes.
     for name in sorted(asked, key=lambda name: zlib.crc32(name.encode())):
         by_set[tuple(str(asked[name][0][0][key]) for key in KEY)].append(name)
+    # Replies and transcriptions first, which are worth hearing; of a cut list the attributes go.
     order = sorted(by_set, key=lambda key: -EXAMPLES.get(key[0], 0))
     drawn = [name for key in order for name in by_set[key][: EXAMPLES.get(key[0], 1)]]
     shown = (_example(asked[name]) for name in drawn)
-    return [one for one in shown if one][:MOST_EXAMPLES]
+    return [one for one in shown if one][:MAX_EXAMPLES]
 
 
 def _example(rows: Sequence[tuple[Row, Path]]) -> dict[str, Any] | None:
-    """An item as it is shown; None where its recording is too long, or is not there any more."""
+    """An item as it is shown; None where its recording is too long, or no longer there."""
     row, path = rows[0]
     sound = _sound(path.parent / row["audio"])
     if sound is None:
         return None
-    told = {key: row.get(key) for key in ("id", "task", "context", "asked", "transcript", "labels", "truth")}
-    said = [{"system": one["system"], "view": one["view"], "answer": one["answer"]} for one, _ in rows]
-    return {**told, "audio": sound, "answers": said}
+    item = {key: row.get(key) for key in ("id", "task", "context", "asked", "transcript", "labels", "truth")}
+    answered = [{"system": one["system"], "view": one["view"], "answer": one["answer"]} for one, _ in rows]
+    return {**item, "audio": sound, "answers": answered}
 
 
 def _sound(path: Path) -> str | None:
@@ -244,7 +252,7 @@ def _sound(path: Path) -> str | None:
         samples = load(path)
     except DualSLMError:
         return None
-    if len(samples) > LONGEST * SAMPLE_RATE:
+    if len(samples) > MAX_EXAMPLE_SECONDS * SAMPLE_RATE:
         return None
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="MP3")

@@ -1,7 +1,7 @@
-"""Instruments: each finds a fault that is planted, and stays quiet where there is none.
+"""Diagnostics: each finds a fault that is planted, and stays quiet where there is none.
 
 The model is the embedded LLM with adapters that know the answer: what a channel tells is written down by the test
-and stands in the prompt as its token embeddings, so that nothing has to be heard.
+and stands in the prompt as its token embeddings, so that nothing has to be recognised.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Tells = Callable[[Speech], str]
 
 
 class Rigged(DualSLM):
-    """Its channels tell what they are told to tell."""
+    """Its channels tell what the test sets in `tells`."""
 
     clips: list[Speech]
     tells: dict[Channel, Tells]
@@ -91,7 +91,8 @@ def of_world(name: str, count: int) -> Material:
     takes, _ = recordings.plan(name, count, draw, held_out_voices=False)
     found = Material()
     for number, take in enumerate(takes):
-        rng, speech = random.Random(number), replace(take.speech, labels={"emotion": take.style.emotion})
+        rng = random.Random(number)
+        speech = replace(take.speech, labels={"emotion": take.style.emotion})
         found.words.append(item(world.transcription(speech, rng), speech))
         found.voices.append(item(world.questions(speech, rng, ("emotion",)), speech))
         conversation = world.sample_talk(random.Random(number + 7), speech, take.utterance, take.style)
@@ -103,35 +104,35 @@ def item(conversation: Conversation, speech: Speech) -> Item:
     return Item(conversation, speech, said(speech).lower())
 
 
-def desk(parts: DualSLM, material: Material, para: Tells, ling: Tells) -> Examiner:
+def examiner(parts: DualSLM, material: Material, para: Tells, ling: Tells) -> Examiner:
     model = Rigged(parts.encoder, parts.llm, **parts.settings).eval()
     model.clips = [one.speech for one in material.words]
     model.tells = {"para": para, "ling": ling}
-    return Examiner(model, longest=32)
+    return Examiner(model, max_new_tokens=32)
 
 
-def value(reading: Result, label: str) -> float:
-    return next(line.value for line in reading.lines if line.label.startswith(label))
+def value(result: Result, label: str) -> float:
+    return next(line.value for line in result.lines if line.label.startswith(label))
 
 
 # ---------------------------------------------------------------------- leaks
 
 
 def test_a_tone_that_l_carries_is_found(parts: DualSLM, material: Material) -> None:
-    clean = leaks.tone_from_words(desk(parts, material, tone, said), material)
-    leaky = leaks.tone_from_words(desk(parts, material, tone, both), material)
-    assert "no leak" in clean.reading
-    assert "it leaks" in leaky.reading
+    clean = leaks.tone_from_words(examiner(parts, material, tone, said), material)
+    leaky = leaks.tone_from_words(examiner(parts, material, tone, both), material)
+    assert "no leak" in clean.explanation
+    assert "it leaks" in leaky.explanation
     assert value(leaky, "emotion from L") > 90 > 60 > value(clean, "emotion from L")
     assert value(clean, "emotion from P alone") > 90
     assert value(clean, "emotion from the LLM") == value(clean, "emotion from L alone")  # L is the transcript here
 
 
 def test_words_that_p_carries_are_found(parts: DualSLM, material: Material) -> None:
-    clean = leaks.words_from_tone(desk(parts, material, tone, said), material)
-    leaky = leaks.words_from_tone(desk(parts, material, both, said), material)
-    assert "no leak" in clean.reading
-    assert "it leaks" in leaky.reading
+    clean = leaks.words_from_tone(examiner(parts, material, tone, said), material)
+    leaky = leaks.words_from_tone(examiner(parts, material, both, said), material)
+    assert "no leak" in clean.explanation
+    assert "it leaks" in leaky.explanation
     assert [line.value > 90 for line in leaky.lines] == [True, True]
     assert leaky.lines[1].zero == pytest.approx(100 / COUNT)
 
@@ -140,25 +141,25 @@ def test_words_that_p_carries_are_found(parts: DualSLM, material: Material) -> N
 
 
 def test_a_swap_shows_which_channel_the_answer_follows(parts: DualSLM, material: Material) -> None:
-    clean = swap.source_swap(desk(parts, material, tone, said), material)
-    wrong = swap.source_swap(desk(parts, material, nothing, both), material)
-    assert clean.reading == "Tone follows P and words follow L."
-    assert wrong.reading.startswith("It is not shown")
+    clean = swap.source_swap(examiner(parts, material, tone, said), material)
+    wrong = swap.source_swap(examiner(parts, material, nothing, both), material)
+    assert clean.explanation == "Tone follows P and words follow L."
+    assert wrong.explanation.startswith("It is not shown")
     assert value(clean, "emotion as in the recording that P") > 90
     assert value(wrong, "emotion as in the recording that L") > 90
 
 
 def test_words_that_change_with_another_p_are_found(parts: DualSLM, material: Material) -> None:
-    wrong = swap.source_swap(desk(parts, material, both, nothing), material)
+    wrong = swap.source_swap(examiner(parts, material, both, nothing), material)
     assert value(wrong, "word errors, with another's P") > 60 > value(wrong, "word errors, as recorded")
-    assert wrong.reading.startswith("It is not shown")
+    assert wrong.explanation.startswith("It is not shown")
 
 
 def test_a_reply_that_is_deaf_to_tone_is_found(parts: DualSLM, material: Material) -> None:
-    clean = swap.style_contrast(desk(parts, material, tone, said), material)
-    deaf = swap.style_contrast(desk(parts, material, nothing, said), material)
-    assert clean.reading == "The reply follows the tone."
-    assert deaf.reading.startswith("It is not shown")
+    clean = swap.style_contrast(examiner(parts, material, tone, said), material)
+    deaf = swap.style_contrast(examiner(parts, material, nothing, said), material)
+    assert clean.explanation == "The reply follows the tone."
+    assert deaf.explanation.startswith("It is not shown")
     assert value(clean, "replies that change") > 80
     assert value(deaf, "replies that change") == 0
 
@@ -167,26 +168,27 @@ def test_a_reply_that_is_deaf_to_tone_is_found(parts: DualSLM, material: Materia
 
 
 def test_sources_that_are_equal_have_no_distance(parts: DualSLM, material: Material) -> None:
-    clean = replacement.equivalence(desk(parts, material, tone, said), material)
-    leaky = replacement.equivalence(desk(parts, material, nothing, both), material)
+    clean = replacement.equivalence(examiner(parts, material, tone, said), material)
+    leaky = replacement.equivalence(examiner(parts, material, nothing, both), material)
     assert value(clean, "transcripts, P as its caption") == pytest.approx(0, abs=1e-4)
     assert value(clean, "replies, L as its transcript") == pytest.approx(0, abs=1e-4)
-    assert clean.reading.startswith("Every replacement")
+    assert clean.explanation.startswith("Every replacement")
     assert value(leaky, "answers about the voice, L as its transcript") > 0.1
-    assert "answers about the voice, L as its transcript" in leaky.reading
+    assert "answers about the voice, L as its transcript" in leaky.explanation
 
 
 def test_a_reply_owes_nothing_to_a_channel_that_tells_nothing(parts: DualSLM, material: Material) -> None:
-    clean = replacement.attribution(desk(parts, material, tone, said), material)
-    leaky = replacement.attribution(desk(parts, material, nothing, both), material)
+    clean = replacement.attribution(examiner(parts, material, tone, said), material)
+    leaky = replacement.attribution(examiner(parts, material, nothing, both), material)
     assert value(clean, "without P") > 0.1
     assert value(clean, "without L") > value(clean, "without P")
     assert value(leaky, "without P") < value(clean, "without P") / 3
-    assert "(L)" in clean.reading
+    assert "(L)" in clean.explanation
 
 
 def test_divergence_is_that_of_its_definition() -> None:
-    one, other = torch.randn(5, 7).log_softmax(-1), torch.randn(5, 7).log_softmax(-1)
+    one = torch.randn(5, 7).log_softmax(-1)
+    other = torch.randn(5, 7).log_softmax(-1)
     expected = torch.nn.functional.kl_div(other, one, reduction="none", log_target=True).sum(-1)
     torch.testing.assert_close(replacement.divergence(one, other), expected)
 
@@ -208,17 +210,17 @@ class Forgetful(Examiner):
 
 
 def test_a_model_that_forgets_is_found(parts: DualSLM, material: Material) -> None:
-    clean = desk(parts, material, tone, said)
+    clean = examiner(parts, material, tone, said)
     used = context.history(clean, material)
-    assert used.reading == "The reply draws on the history."
+    assert used.explanation == "The reply draws on the history."
     assert value(used, "reply after the true") < 0.2 < value(used, "lost with another")
     forgot = context.history(Forgetful(clean.model), material)
-    assert forgot.reading.startswith("It is not shown")
+    assert forgot.explanation.startswith("It is not shown")
     assert value(forgot, "lost with another") == pytest.approx(0, abs=1e-4)
 
 
 class Transcriber(Rigged):
-    """Writes down whatever it hears, whatever it is told."""
+    """Writes the transcript, whatever the instruction is."""
 
     def generate(
         self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings = GREEDY
@@ -228,11 +230,11 @@ class Transcriber(Rigged):
 
 
 def test_a_task_vector_is_found(parts: DualSLM, material: Material) -> None:
-    clean = desk(parts, material, tone, said)
-    assert context.alarm(clean, material).reading.startswith("No alarm")
+    clean = examiner(parts, material, tone, said)
+    assert context.alarm(clean, material).explanation.startswith("No alarm")
     clean.model.__class__ = Transcriber
     wrong = context.alarm(clean, material)
-    assert wrong.reading.startswith("Alarm")
+    assert wrong.explanation.startswith("Alarm")
     assert value(wrong, "merely the transcript, heard") == 100
 
 
@@ -241,22 +243,22 @@ def test_a_task_vector_is_found(parts: DualSLM, material: Material) -> None:
 
 def test_probes_read_what_is_there_and_nothing_else(parts: DualSLM) -> None:
     material = of_world("probed", PROBED)
-    found = probes(desk(parts, material, tone, said), material)
+    found = probes(examiner(parts, material, tone, said), material)
     assert value(found, "emotion from P, ") > 70 > 60 > value(found, "emotion from L, ")
     assert value(found, "which sentence, from L, ") > 60 > value(found, "which sentence, from P, ")
     assert value(found, "emotion from the encoder") < 60  # noise here
 
 
-def test_a_probe_is_not_told_the_groups_it_is_tested_on() -> None:
+def test_a_probe_is_not_fitted_on_the_groups_it_is_tested_on() -> None:
     rng = np.random.default_rng(0)
-    groups = [f"{place // 4}" for place in range(80)]
+    groups = [f"{index // 4}" for index in range(80)]
     truth = [("sad", "happy")[int(group) % 2] for group in groups]
     voices = rng.standard_normal((20, 30))  # a speaker's voice tells the speaker, and nothing of the tone
     table = voices[[int(group) for group in groups]] + 0.1 * rng.standard_normal((80, 30))
     right = fitted(table, truth, groups)
     assert np.mean(right) < 0.75
-    told = table + 3.0 * np.array([[one == "sad"] for one in truth])
-    assert np.mean(fitted(told, truth, groups)) > 0.95
+    with_tone = table + 3.0 * np.array([[one == "sad"] for one in truth])
+    assert np.mean(fitted(with_tone, truth, groups)) > 0.95
 
 
 # ---------------------------------------------------------------------- the whole
@@ -286,7 +288,7 @@ def test_manifests_of_any_shape_become_items(tmp_path: Path) -> None:
 def test_every_figure_is_json_with_n_and_interval(parts: DualSLM, material: Material) -> None:
     some = replace(material, words=material.words[:6], voices=material.voices[:6], replies=[])
     names = ("leak-tone", "equivalence", "contrast", "alarm")
-    found = measure(desk(parts, some, tone, said), some, names, say=lambda _: None)
+    found = measure(examiner(parts, some, tone, said), some, names, say=lambda _: None)
     assert json.loads(json.dumps(found)) == found
     assert set(found) == set(names)
     for one in found.values():
@@ -297,12 +299,12 @@ def test_every_figure_is_json_with_n_and_interval(parts: DualSLM, material: Mate
     assert found["contrast"]["reading"].startswith("Not measured")
 
 
-def test_an_unknown_instrument_is_one_line(parts: DualSLM) -> None:
-    with pytest.raises(DualSLMError, match="unknown instrument"):
+def test_an_unknown_diagnostic_is_one_line(parts: DualSLM) -> None:
+    with pytest.raises(DualSLMError, match="unknown diagnostic"):
         run(parts, [], names=["theremin"])
 
 
-def test_eval_puts_every_instrument_into_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_puts_every_diagnostic_into_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path)
     settings: dict[str, Any] = {"paralinguistic": {"heads": 4, "tokens": 4}, "linguistic": {"hidden": 32}}
     model = DualSLM.from_parts(str(tmp_path / "encoder"), str(tmp_path / "llm"), device="cpu", **settings)

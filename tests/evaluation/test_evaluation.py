@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.evalkit import Parrot, exam
-from support.factory import save_encoder, save_llm
+from support.evalkit import SETTINGS, Parrot, exam, small_model
 from support.judgekit import fake
 from support.standins import meld
 from support.trainkit import make
@@ -26,29 +25,22 @@ from dualslm.evaluation import items, predict, score
 from dualslm.evaluation.metrics import bootstrap
 from dualslm.evaluation.report import html, markdown, tables
 from dualslm.evaluation.systems.named import checkpoint_of
-from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import load
 from dualslm.training.train import train
 
 pytest.importorskip("whisper_normalizer", reason="pip install 'dualslm[eval]'")
-SETTINGS: dict[str, Any] = {"manifests": [], "views": [], "tasks": [], "limit": None, "seed": 0, "batch": 4}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model, saved."""
     folder = tmp_path_factory.mktemp("model")
-    save_encoder(folder / "encoder")
-    save_llm(folder / "llm")
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {"paralinguistic": {"heads": 4, "tokens": 4}, "linguistic": {"hidden": 16}}
-    model = DualSLM.from_parts(str(folder / "encoder"), str(folder / "llm"), device="cpu", **settings)
-    return model.save_pretrained(folder / "run" / "joint")
+    return small_model(folder).save_pretrained(folder / "run" / "joint")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of two systems that answer by rule."""
+    """The report of two systems that answer by rule."""
     folder = tmp_path_factory.mktemp("parrots")
     asked = predict.plan(items.read(exam(folder / "exam")), [Parrot("good", wrong=5), Parrot("bad", wrong=2)])
     path = predict.run(folder / "out", asked, SETTINGS, command="dualslm eval --system good")
@@ -87,8 +79,8 @@ def test_the_command_end_to_end(checkpoint: Path, tmp_path: Path, capsys: pytest
     assert "Table I" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     cells = {(cell["system"], cell["view"], cell["task"], cell["split"]): cell for cell in found["cells"]}
-    heard = {view for system, view, task, _ in cells if system == "run/joint" and task == "respond"}
-    assert heard == {"speech,speech", "speech,none", "none,speech", "text,text", "none,text"}
+    views = {view for system, view, task, _ in cells if system == "run/joint" and task == "respond"}
+    assert views == {"speech,speech", "speech,none", "none,speech", "text,text", "none,text"}
     assert cells["run/joint", "speech,none", "emotion", "asked"]["figures"]["wa_likelihood"]["n"] == 4
     assert cells["majority", None, "emotion", "finished"]["figures"]["wa"]["value"] == 50.0
     assert found["skipped"] == {"majority, asr: no choices": 4, "majority, respond: no choices": 4}
@@ -148,20 +140,20 @@ def test_judges_are_asked_and_tried(tmp_path: Path) -> None:
         assert run("--only", "score", "--out", tmp_path / "out", "--judge", judge) == 0
         assert len(server.bodies) == first > 0  # nothing is asked twice
     page = (tmp_path / "out" / "report.html").read_text()
-    for told in (
+    for text in (
         "Table IV · replies by judge j",
         "judge j: org/judge",
         "judge protocol",
         "Can these judges be trusted?",
     ):
-        assert told in page
+        assert text in page
     judged = json.loads((tmp_path / "out" / "report.json").read_text())["judged"]
     assert {row["system"] for row in judged["scores"]} == {"one", "two"}
     assert all(trial["usable"] for trial in judged["trust"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--only", "score", "--out", "nowhere"], "run predict first"),
         (["--only", "report", "nowhere"], "run dualslm eval first"),
@@ -172,12 +164,16 @@ def test_judges_are_asked_and_tried(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     error = capsys.readouterr().err.strip()
-    assert told in error
+    assert message in error
     assert "\n" not in error
 
 
@@ -187,7 +183,7 @@ def test_mistakes_are_one_line(
 def test_a_report_says_how_it_was_made(report: dict[str, Any]) -> None:
     pages = {"md": markdown.page(report), "html": html.page(report)}
     for page in pages.values():
-        for told in (
+        for text in (
             "dualslm eval --system good",
             "dualslm eval --only score",
             "cluster-bootstrap/1",
@@ -200,7 +196,7 @@ def test_a_report_says_how_it_was_made(report: dict[str, Any]) -> None:
             "SLM-Qwen (paper)",
             "93.2",
         ):
-            assert told in page, told
+            assert text in page, text
     for cell in report["cells"]:
         for name, figure in cell["figures"].items():
             assert figure["n"] > 0
@@ -219,7 +215,7 @@ def test_every_number_of_a_page_is_in_the_report(report: dict[str, Any]) -> None
 
 
 class _Closed(HTMLParser):
-    """Counts what is opened and not closed, and what is fetched from elsewhere."""
+    """The tags that are opened and not closed, and what is fetched from elsewhere."""
 
     VOID = ("meta", "br")
 
@@ -241,7 +237,7 @@ class _Closed(HTMLParser):
 
 
 def test_the_page_stands_alone(report: dict[str, Any]) -> None:
-    page = html.page({**report, "instruments": INSTRUMENTS})
+    page = html.page({**report, "instruments": DIAGNOSTICS})
     parser = _Closed()
     parser.feed(page)
     assert not parser.open
@@ -251,7 +247,7 @@ def test_the_page_stands_alone(report: dict[str, Any]) -> None:
     assert "Emotion from words alone" in page
 
 
-INSTRUMENTS = {
+DIAGNOSTICS = {
     "leaks": {
         "title": "Leak cells",
         "rows": [

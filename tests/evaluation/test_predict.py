@@ -1,4 +1,4 @@
-"""Items and predictions: what is asked, one path for every view, kills, several processes."""
+"""Items and predictions: what is asked, one path for every view, stopped runs, several processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.evalkit import MOODS, Parrot, exam
+from support.evalkit import MOODS, SETTINGS, Parrot, exam
 from support.standins import styletalk
 
 from dualslm.cli import main as cli
@@ -18,7 +17,6 @@ from dualslm.errors import DualSLMError
 from dualslm.evaluation import items, predict
 from dualslm.evaluation.systems.item import Item
 
-SETTINGS: dict[str, Any] = {"manifests": [], "views": [], "tasks": [], "limit": None, "seed": 0, "batch": 4}
 ALL = tuple(View(para, ling) for para in ("speech", "text", "none") for ling in ("speech", "text", "none"))
 
 
@@ -111,7 +109,8 @@ def test_killed_and_resumed(paths: list[Path], tmp_path: Path) -> None:
 
     whole = predict.run(tmp_path / "whole", plan(Parrot(name="p")), SETTINGS).read_bytes()
     for stop in (0, 1, 7):
-        out, stopped = tmp_path / f"stop{stop}", Stops(name="p")
+        out = tmp_path / f"stop{stop}"
+        stopped = Stops(name="p")
         stopped.left = stop
         with pytest.raises(KeyboardInterrupt):
             predict.run(out, plan(stopped), SETTINGS)
@@ -129,7 +128,7 @@ def test_killed_and_resumed(paths: list[Path], tmp_path: Path) -> None:
 def test_several_processes_write_the_same(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = predict.plan(items.read(paths), [Parrot(known=(View(), View("none", "speech")))], batch=4)
     alone = predict.run(tmp_path / "alone", asked, SETTINGS).read_bytes()
-    monkeypatch.setattr(predict, "WAIT", 0.01)
+    monkeypatch.setattr(predict, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in ("2", "1"):
         monkeypatch.setenv("RANK", rank)

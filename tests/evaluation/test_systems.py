@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import pytest
 import soundfile
 import torch
-from support.evalkit import exam
-from support.factory import CHATML, save_encoder, save_llm, tokenizer
+from support.evalkit import exam, small_model
+from support.factory import CHATML, tokenizer
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -37,7 +37,7 @@ from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import render
 
-HOW = GenerationSettings(max_new_tokens=6)
+GENERATION = GenerationSettings(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    save_encoder(folder / "encoder")
-    save_llm(folder / "llm")
-    return folder
+def model(tmp_path_factory: pytest.TempPathFactory) -> DualSLM:
+    return small_model(tmp_path_factory.mktemp("parts")).eval()
 
 
 @pytest.fixture(scope="module")
-def model(parts: Path) -> DualSLM:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {"paralinguistic": {"heads": 4, "tokens": 4}, "linguistic": {"hidden": 16}}
-    return DualSLM.from_parts(str(parts / "encoder"), str(parts / "llm"), device="cpu", **settings).eval()
+def llm(model: DualSLM) -> FrozenLM:
+    """The LLM of `model`, loaded by itself."""
+    return FrozenLM.from_pretrained(model.llm.name)
 
 
 def of(asked: list[Item], *tasks: str) -> list[Item]:
@@ -65,52 +61,53 @@ def of(asked: list[Item], *tasks: str) -> list[Item]:
 
 
 def test_ours_answers_as_the_model_does(model: DualSLM, asked: list[Item]) -> None:
-    system = Ours(model, HOW, "ours")
+    system = Ours(model, GENERATION, "ours")
     for view in (View(), View("speech", "none"), View("none", "speech"), ORACLE, TRANSCRIPT, View("none", "none")):
         found = system.answer(asked[:6], view)
-        alone = [model.reply(item.conversation, view=view, generation=HOW).strip() for item in asked[:6]]
+        alone = [model.reply(item.conversation, view=view, generation=GENERATION).strip() for item in asked[:6]]
         assert [answer.text for answer in found] == alone
     assert {answer.finished for answer in system.answer(asked, View())} <= {True, False}
 
 
 def test_likelihoods_are_those_of_the_answers(model: DualSLM, asked: list[Item]) -> None:
     (item, *_) = of(asked, "emotion")
-    (answer,) = Ours(model, HOW, "ours", weigh=True).answer([item], View())
+    (answer,) = Ours(model, GENERATION, "ours", with_likelihoods=True).answer([item], View())
     assert list(answer.likelihoods) == list(item.choices or ())
     for choice, value in answer.likelihoods.items():
         said = item.conversation.copy().assistant(item.options()[choice])
         loss = model([render(said, model.llm.tokenizer, View(), supervise="last")])
         assert value == pytest.approx(-float(loss.mean.detach()), abs=1e-5)
-    assert not Ours(model, HOW, "ours", weigh=True).answer(of(asked, "asr")[:1], View())[0].likelihoods
+    assert (
+        not Ours(model, GENERATION, "ours", with_likelihoods=True).answer(of(asked, "asr")[:1], View())[0].likelihoods
+    )
 
 
-def test_text_alone_is_our_own_oracle(model: DualSLM, parts: Path, asked: list[Item]) -> None:
-    text = TextLM(FrozenLM.from_pretrained(str(parts / "llm")), HOW, "llm")
+def test_text_alone_is_our_own_oracle(model: DualSLM, llm: FrozenLM, asked: list[Item]) -> None:
+    text = TextLM(llm, GENERATION, "llm")
     replies = of(asked, "respond", "emotion")
     for view in text.views(replies[0]):
-        assert text.answer(replies, view) == Ours(model, HOW, "ours").answer(replies, view)
+        assert text.answer(replies, view) == Ours(model, GENERATION, "ours").answer(replies, view)
     assert text.unfit(of(asked, "asr")[0]) == "it hears nothing"
 
 
-def test_a_cascade_reads_what_was_recognised(parts: Path, asked: list[Item]) -> None:
-    heard: list[str] = []
+def test_a_cascade_reads_what_was_recognised(llm: FrozenLM, asked: list[Item]) -> None:
+    recognised: list[str] = []
 
     def asr(clips: Any) -> list[str]:
-        heard.extend(map(str, clips))
+        recognised.extend(map(str, clips))
         return [f"i lost my umbrella {Path(str(clip)).stem}" for clip in clips]
 
-    llm = FrozenLM.from_pretrained(str(parts / "llm"))
-    system = Cascade(asr, "perfect", llm, HOW, "cascade")
+    system = Cascade(asr, "perfect", llm, GENERATION, "cascade")
     found = system.answer(asked, None)
     words = {item.id: answer.text for item, answer in zip(asked, found, strict=True) if item.task == "asr"}
     assert words == {item.id: item.truth for item in of(asked, "asr")}
     replies = of(asked, "respond")
-    as_text = TextLM(llm, HOW, "llm").answer(replies, TRANSCRIPT)
+    as_text = TextLM(llm, GENERATION, "llm").answer(replies, TRANSCRIPT)
     assert [a for item, a in zip(asked, found, strict=True) if item.task == "respond"] == as_text
-    assert len(heard) == len(set(heard)) == 4  # each recording once
+    assert len(recognised) == len(set(recognised)) == 4  # each recording once
 
 
-class _Heard(BaseHTTPRequestHandler):
+class _Server(BaseHTTPRequestHandler):
     bodies: ClassVar[list[dict[str, Any]]] = []
     trouble: ClassVar[list[int]] = []
 
@@ -135,9 +132,9 @@ class _Heard(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(openai_client, "WAIT", 0.01)
-    _Heard.bodies.clear()
-    _Heard.trouble[:] = [500, 429]
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Heard)
+    _Server.bodies.clear()
+    _Server.trouble[:] = [500, 429]
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}/v1"
     httpd.shutdown()
@@ -149,8 +146,8 @@ def test_a_server_hears_the_recording(server: str, asked: list[Item]) -> None:
     emotion = of(asked, "emotion")[:3]
     found = system.answer(emotion, None)
     assert [answer.text for answer in found] == ["The speaker sounds sad."] * 3
-    assert len(_Heard.bodies) == 5  # two were busy, and asked again
-    body = next(body for body in _Heard.bodies if len(body["messages"]) == 2)
+    assert len(_Server.bodies) == 5  # two were busy, and asked again
+    body = next(body for body in _Server.bodies if len(body["messages"]) == 2)
     assert (body["model"], body["temperature"]) == ("m", 0)
     (sound,) = [
         part
@@ -174,10 +171,10 @@ def qwen2_audio(folder: Path) -> Path:
         "vocab_size": len(words),
         "max_position_embeddings": 2048,
     }
-    heard = {"model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4}
-    heard |= {"encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 1500}
+    audio = {"model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4}
+    audio |= {"encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 1500}
     config = Qwen2AudioConfig(
-        audio_config=heard, text_config=text, audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>")
+        audio_config=audio, text_config=text, audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>")
     )
     torch.manual_seed(0)
     model = Qwen2AudioForConditionalGeneration(config)
@@ -198,11 +195,11 @@ def qwen2_audio(folder: Path) -> Path:
 
 def test_qwen2_audio_in_process(tmp_path: Path, asked: list[Item]) -> None:
     folder = qwen2_audio(tmp_path / "qwen2-audio")
-    system = opened(f"qwen2-audio,model={folder}", Means(asked, device="cpu", longest=5))
+    system = opened(f"qwen2-audio,model={folder}", Means(asked, device="cpu", max_new_tokens=5))
     some = [*of(asked, "respond")[:2], *of(asked, "emotion")[:2]]
     together = system.answer(some, None)
     assert together == [system.answer([item], None)[0] for item in some]
-    assert len({answer.text for answer in together}) > 1  # it hears, and reads what it is asked
+    assert len({answer.text for answer in together}) > 1  # the recording and the question both matter
     assert card(system)["model"].endswith("qwen2-audio")
     with pytest.raises(DualSLMError, match="cannot load Qwen2-Audio"):
         opened(f"qwen2-audio,model={tmp_path}", Means(asked, device="cpu"))
@@ -236,7 +233,7 @@ def test_the_majority(asked: list[Item]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("server,url=http://x/v1", "write server,url=..,model=.."),
         ("majority,model=x", "does not say what majority is"),
@@ -246,8 +243,8 @@ def test_the_majority(asked: list[Item]) -> None:
         ("no/such/run", "no/such/run"),
     ],
 )
-def test_mistakes_are_told(spec: str, told: str, asked: list[Item]) -> None:
-    with pytest.raises(DualSLMError, match=told.replace("..", r"\.\.\.")):
+def test_mistakes_are_explained(spec: str, message: str, asked: list[Item]) -> None:
+    with pytest.raises(DualSLMError, match=message.replace("..", r"\.\.\.")):
         opened(spec, Means(asked))
 
 

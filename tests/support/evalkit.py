@@ -1,4 +1,4 @@
-"""A small exam on disk, and a system that needs no model."""
+"""A small test set on disk, a system that needs no model, and a small random model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dualslm.conversation import Reply, View
 from dualslm.evaluation.systems.item import Item
+from dualslm.model.dualslm import DualSLM
 from support.badaudio import wav
+from support.factory import save_encoder, save_llm
 
 MOODS = ("sad", "happy", "angry")
+SETTINGS: dict[str, Any] = {"manifests": [], "views": [], "tasks": [], "limit": None, "seed": 0, "batch": 4}
+"""Of a run of `predict`."""
 
 
 @dataclass
@@ -22,9 +27,10 @@ class Parrot:
     """Answers from the item itself; counts how often it is asked.
 
     Attributes:
-        name: as reports call it.
-        wrong: every so many-th answer is another label, or loses its first word.
-        known: views that it knows; none for a system without views.
+        name: name in reports.
+        wrong: about one answer in so many is another label, or loses its first word.
+        known: views that it knows; (None,) for a system without views.
+        asked: ids of the items that were asked, in order.
     """
 
     name: str = "parrot"
@@ -54,8 +60,17 @@ class Parrot:
         return Reply(said)
 
 
+def small_model(folder: Path) -> DualSLM:
+    """A random model; its frozen parts are saved as encoder/ and llm/ in the folder."""
+    save_encoder(folder / "encoder")
+    save_llm(folder / "llm")
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"paralinguistic": {"heads": 4, "tokens": 4}, "linguistic": {"hidden": 16}}
+    return DualSLM.from_parts(str(folder / "encoder"), str(folder / "llm"), device="cpu", **settings)
+
+
 def exam(folder: Path, count: int = 12) -> list[Path]:
-    """Two manifests: lines with tasks, and finished talks; every clip has a speaker."""
+    """Two manifests: lines with tasks, and finished conversations; every recording has a speaker."""
     (folder / "clips").mkdir(parents=True)
     rng = np.random.default_rng(0)
     asked, finished = [], []

@@ -1,8 +1,9 @@
-"""Asks a model the same things through any sources: answers, likelihoods, distributions, embeddings.
+"""What every diagnostic is built from: a model that is examined through any view, and figures with their intervals.
 
-Every instrument sits at this desk, on live audio or on cached frames.
+The model is asked for answers, likelihoods, distributions and embeddings, on recordings or on cached frames.
 
-Dimensions: B talks, K target tokens of a talk, V vocabulary, D width of the LLM.
+Dimensions: N layers, B recordings, K label tokens of a conversation, V vocabulary, T positions, D width of the LLM or
+of the encoder.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from dualslm.prompt import render
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of an instrument.
+    """One figure of a diagnostic.
 
     Attributes:
         label: what was measured, with its unit.
-        value: of it.
+        value: measured value.
         low: lower end of its 95 % interval.
-        high: upper end.
-        n: items.
-        zero: what it would be if there were nothing to find; None where that is 0.
+        high: upper end of its 95 % interval.
+        n: number of items.
+        zero: value of the figure if there were nothing to find; None where that is 0.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Line:
 
     def as_json(self) -> dict[str, Any]:
         """For the report; what could not be measured is null."""
+        # NaN is no JSON: a browser's parser refuses the whole report.
         ends = {key: None if np.isnan(getattr(self, key)) else getattr(self, key) for key in ("value", "low", "high")}
         found = {"label": self.label, **ends, "n": self.n}
         return found if self.zero is None else {**found, "zero": self.zero}
@@ -54,21 +56,22 @@ class Line:
 
 @dataclass(frozen=True)
 class Result:
-    """What an instrument shows.
+    """What a diagnostic shows.
 
     Attributes:
         title: what it measures.
         lines: its figures; those of no item are left out of the report.
-        reading: what they mean, in plain words.
+        explanation: what they mean, in plain words.
     """
 
     title: str
     lines: list[Line]
-    reading: str
+    explanation: str
 
     def as_json(self) -> dict[str, Any]:
-        """For the report."""
-        return {"title": self.title, "rows": [line.as_json() for line in self.lines if line.n], "reading": self.reading}
+        """For the report, whose key for the explanation is older than its name here."""
+        rows = [line.as_json() for line in self.lines if line.n]
+        return {"title": self.title, "rows": rows, "reading": self.explanation}
 
 
 def line(
@@ -83,60 +86,72 @@ def line(
     """A share in percent, or a mean, with an interval over groups.
 
     Args:
-        label: of the figure.
-        parts: of each item: right or not, errors, nats.
-        groups: of each item.
-        wholes: what the parts are counted by; 1 each unless given.
-        percent: times a hundred.
-        zero: see `Line`.
+        label: what is measured, with its unit.
+        parts: count of each item: right or not, errors, nats.
+        groups: name of each item's group, which is resampled whole.
+        wholes: what each item's count is divided by, for example its tokens; 1 unless given.
+        percent: whether the figure is a share in percent, not a mean.
+        zero: value of the figure if there were nothing to find.
     """
     if not parts:
         return Line(label, np.nan, np.nan, np.nan, 0)
     counts = np.stack([np.asarray(parts, float), np.asarray(wholes or np.ones(len(parts)), float)], 1)
-    made = figure(counts, groups)
-    by = 1 if percent else 100
-    return Line(label, made.value / by, made.low / by, made.high / by, made.n, zero)
+    share = figure(counts, groups)
+    scale = 1 if percent else 100  # `figure` gives percent
+    return Line(label, share.value / scale, share.low / scale, share.high / scale, share.n, zero)
 
 
 @dataclass
 class Examiner:
-    """A model to be asked.
+    """A model that is examined.
 
     Attributes:
-        model: with trained adapters.
-        hear: gives frames, for example from a cache; the model's own ears when None.
-        batch: talks that are read side by side.
-        longest: tokens of an answer.
-        seed: of everything that is drawn.
+        model: model with trained adapters.
+        hear: gives the frames of recordings, for example from a cache; the model's own encoder when None.
+        batch: number of conversations in a forward pass.
+        max_new_tokens: greatest length of an answer in tokens.
+        seed: seed of every draw.
     """
 
     model: DualSLM
     hear: Hear | None = None
     batch: int = 32
-    longest: int = 48
+    max_new_tokens: int = 48
     seed: int = 0
 
     def answers(
-        self, conversations: Sequence[Conversation], view: View, *, heat: float = 0.0, seed: int = 0
+        self, conversations: Sequence[Conversation], view: View, *, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """What the model answers to unanswered talks; drawn at a temperature where `heat` is above 0."""
-        generation = GenerationSettings(max_new_tokens=self.longest, temperature=heat, seed=seed if heat else None)
+        """The model's answers to conversations that end with the user; greedy at temperature 0, else drawn."""
+        generation = GenerationSettings(
+            max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed if temperature else None
+        )
         prompts = [render(conversation, self.model.llm.tokenizer, view) for conversation in conversations]
         return [
             answer
-            for some in _some(prompts, self.batch)
-            for answer in self.model.generate(some, hear=self.hear, generation=generation)
+            for batch in batches(prompts, self.batch)
+            for answer in self.model.generate(batch, hear=self.hear, generation=generation)
         ]
 
     @torch.no_grad()
     def distributions(
         self, conversations: Sequence[Conversation], view: View, *, history: View | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each answered talk the log-chances before each token of the answer (K, V), and the tokens (K)."""
-        for some in _some(conversations, self.batch):
+        """For each answered conversation the log-probabilities before each token of the answer, and the tokens.
+
+        Args:
+            conversations: conversations that end with the assistant's answer.
+            view: view of the last user turn, and of all turns where `history` is None.
+            history: view of the turns before.
+
+        Yields:
+            Log-probabilities (K, V) in nats, and token ids (K).
+        """
+        # A generator: a row is a whole vocabulary, and those of all conversations together may not fit into memory.
+        for batch in batches(conversations, self.batch):
             prompts = [
                 render(conversation, self.model.llm.tokenizer, view, history=history, supervise="last")
-                for conversation in some
+                for conversation in batch
             ]
             filled = fill(prompts, self.model.llm, self.model.adapt, self.hear or self.model.hear)
             yield from label_log_probs(self.model.llm, filled)
@@ -144,20 +159,21 @@ class Examiner:
     def nats(
         self, conversations: Sequence[Conversation], view: View, *, history: View | None = None
     ) -> list[tuple[float, int]]:
-        """How unlikely each talk's answer is, in nats, and its tokens."""
+        """The negative log-likelihood of each conversation's answer, in nats, and its number of tokens."""
         return [
             (float(-log_KV.gather(1, tokens_K[:, None]).sum()), len(tokens_K))
             for log_KV, tokens_K in self.distributions(conversations, view, history=history)
         ]
 
     def likeliest(self, choices: Sequence[Sequence[Conversation]], view: View) -> list[int]:
-        """For each item the answered talk that is likeliest by token: no answer has to be parsed."""
-        flat = self.nats([conversation for some in choices for conversation in some], view)
+        """For each item the index of its likeliest conversation, by the mean over the answer's tokens."""
+        # Nothing is parsed: P alone and L alone often break the form of an answer, which would look like ignorance.
+        flat = self.nats([conversation for options in choices for conversation in options], view)
         means = iter([nats / tokens for nats, tokens in flat])
-        return [int(np.argmin([next(means) for _ in some])) for some in choices]
+        return [int(np.argmin([next(means) for _ in options])) for options in choices]
 
     def embeddings(self, speech: Speech, channel: Channel | None) -> Tensor:
-        """One recording's embeddings by one adapter, or the encoder's last layer where `channel` is None (T, D)."""
+        """One recording's embeddings (T, D) by one adapter, or the encoder's last layer where `channel` is None."""
         return embeddings(self.model, self.frames(speech), channel)
 
     def frames(self, speech: Speech) -> Frames:
@@ -167,24 +183,27 @@ class Examiner:
 
 @torch.no_grad()
 def embeddings(model: DualSLM, frames: Frames, channel: Channel | None) -> Tensor:
-    """What one adapter makes of one recording's frames, or the frames themselves (T, D)."""
+    """One adapter's embeddings (T, D) of one recording's frames, or the frames themselves where `channel` is None."""
     if channel is None:
         return frames.last_BTD[0, : int(frames.lengths_B[0])].float()
     return model.adapt(channel, frames)[0].float()
 
 
-def remembered(model: DualSLM) -> Hear:
-    """The model's own ears, which hear every recording once: an instrument asks about it many times."""
-    kept: dict[int, tuple[Speech, Tensor]] = {}  # with the clip itself, so that its number stays its own
+def cached_encoder(model: DualSLM) -> Hear:
+    """The model's own encoder with a cache without a limit: diagnostics ask about each recording many times."""
+    # By identity: recordings may be arrays, which have no hash. The entry holds the recording itself, since Python
+    # gives the id of an object that is gone to a new one.
+    cache: dict[int, tuple[Speech, Tensor]] = {}
 
     def hear(clips: Sequence[Speech]) -> Frames:
         for clip in clips:
-            if id(clip) not in kept:
-                kept[id(clip)] = (clip, model.hear([clip]).layers_NBTD[:, 0])
-        return Frames.stack([kept[id(clip)][1] for clip in clips])
+            if id(clip) not in cache:
+                cache[id(clip)] = (clip, model.hear([clip]).layers_NBTD[:, 0])
+        return Frames.stack([cache[id(clip)][1] for clip in clips])
 
     return hear
 
 
-def _some(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Items in runs of at most so many."""
     return (items[start : start + size] for start in range(0, len(items), size))

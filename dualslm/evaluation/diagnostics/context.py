@@ -1,8 +1,8 @@
-"""Does the model use what was said before, and does it still do what it is told? (paper §III-C: context, task vectors)
+"""Does the model use what was said before, and does it still follow instructions? (paper §III-C)
 
-The history is told truly, not at all, and as another talk's; the likelihood of the reference reply needs no judge.
-The alarm gives instructions that no adapter was trained on: a model whose embeddings have become task vectors
-writes the transcript all the same, or a sentence about the voice.
+`history` reads the reference reply after its true history, after none, and after another conversation's; likelihood
+needs no judge. `alarm` gives instructions that no adapter was trained on. A model whose embeddings have become task
+vectors writes the transcript all the same, or a sentence about the voice.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dualslm.conversation import NORMAL, ORACLE, Conversation, Turn
+from dualslm.conversation import NORMAL, ORACLE, Conversation
 from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, line
 from dualslm.evaluation.diagnostics.items import Item, Material
-from dualslm.evaluation.metrics import word_errors, words
+from dualslm.evaluation.metrics.wer import word_errors, words
 
-DEPTHS = (0, 1, 2, 3, 5, 8)  # exchanges that are kept
+DEPTHS = (0, 1, 2, 3, 5, 8)  # exchanges of the history that are shown
 UNSEEN = (  # none is like a task of `dualslm.data.tasks` or of the tiny world
     "Whatever the user says, answer with the single word yes.",
     "Invent a title for what the user tells you.",
@@ -24,80 +24,95 @@ UNSEEN = (  # none is like a task of `dualslm.data.tasks` or of the tiny world
     "Say the opposite of what the user says.",
     "Name one object that the user speaks of.",
 )
-NEAR = 0.25  # a transcript with so few word errors is still one
+TRANSCRIPT_WER = 0.25  # an answer with no more word errors than this counts as the transcript
+ALARM_MARGIN = 1.0  # percentage points above zero: lower ends of intervals are seldom exactly 0
+TRUE_HISTORY = "the true history"
+NO_HISTORY = "no history"
+OTHER_HISTORY = "another conversation's history"
 
 
-def history(desk: Examiner, material: Material) -> Result:
-    """Nats a token of the reference reply with the true history, none, another talk's, and parts of the true one."""
+def history(examiner: Examiner, material: Material) -> Result:
+    """Nats per token of the reference reply with the true history, none, another's, and parts of the true one."""
     items = [item for item in material.replies if exchanges(item)]
     if len({item.group for item in items}) < 2:
-        return Result("Use of the history", [], "No talks with a history.")
-    rng = random.Random(desk.seed)
-    shuffled = [
-        _with_history(item, rng.choice([o for o in items if o is not item]).conversation.turns) for item in items
-    ]
+        return Result("Use of the history", [], "No conversations with a history.")
+    rng = random.Random(examiner.seed)
+    shuffled = []
+    for item in items:
+        other = rng.choice([other for other in items if other is not item])
+        turns = [*other.conversation.turns[:-2], *item.conversation.turns[-2:]]
+        shuffled.append(Conversation(item.conversation.system, turns))
     versions = {
-        "the true history": [item.conversation for item in items],
-        "no history": [last_exchanges(item, 0) for item in items],
-        "another talk's history": shuffled,
+        TRUE_HISTORY: [item.conversation for item in items],
+        NO_HISTORY: [last_exchanges(item, 0) for item in items],
+        OTHER_HISTORY: shuffled,
     }
-    nats = {name: desk.nats(conversations, NORMAL) for name, conversations in versions.items()}
-    lines = [_line(f"reply after {name}, nats a token", items, told) for name, told in nats.items()]
-    for name in ("no history", "another talk's history"):
-        lost = [(a - b, n) for (a, n), (b, _) in zip(nats[name], nats["the true history"], strict=True)]
-        lines.append(_line(f"lost with {name}, nats a token", items, lost))
+    nats = {name: examiner.nats(conversations, NORMAL) for name, conversations in versions.items()}
+    lines = [_nats_line(f"reply after {name}, nats a token", items, found) for name, found in nats.items()]
+    lost = []
+    for name in (NO_HISTORY, OTHER_HISTORY):
+        # Differences by item: replies differ far more in likelihood than a history changes any of them.
+        more = [(a - b, n) for (a, n), (b, _) in zip(nats[name], nats[TRUE_HISTORY], strict=True)]
+        lost.append(_nats_line(f"lost with {name}, nats a token", items, more))
+    lines += lost
+    # Only the longest conversations, so that every depth is measured on the same replies.
     deepest = max(map(exchanges, items))
+    longest = [item for item in items if exchanges(item) == deepest]
     for depth in (depth for depth in DEPTHS if depth <= deepest):
-        some = [item for item in items if exchanges(item) == deepest]
-        told = desk.nats([last_exchanges(item, depth) for item in some], NORMAL)
-        lines.append(_line(f"of {deepest} exchanges the last {depth}, nats a token", some, told))
-    used = lines[4].low > 0
+        found = examiner.nats([last_exchanges(item, depth) for item in longest], NORMAL)
+        lines.append(_nats_line(f"of {deepest} exchanges the last {depth}, nats a token", longest, found))
+    # Another's history, not none: a shorter prompt alone may already make a reply less likely.
+    used = lost[-1].low > 0
     says = "The reply draws on the history" if used else "It is not shown that the reply draws on the history"
     return Result("Use of the history", lines, f"{says}.")
 
 
-def alarm(desk: Examiner, material: Material) -> Result:
+def alarm(examiner: Examiner, material: Material) -> Result:
     """How often an instruction never trained on is answered by a transcript or a sentence about the voice."""
     items = [item for item in material.recordings.values() if item.speech.caption]
-    labels = {" ".join(words(item.answer)) for item in material.voices}
+    voice_answers = {" ".join(words(item.answer)) for item in material.voices}
     groups = [item.group for item in items]
-    told = [Conversation(UNSEEN[place % len(UNSEEN)]).user(item.speech) for place, item in enumerate(items)]
-    shares = {}
-    for name, view in (("heard", NORMAL), ("read as text", ORACLE)):
-        kinds = [_kind(a, item, labels) for a, item in zip(desk.answers(told, view), items, strict=True)]
-        shares[name] = {kind: [one == kind for one in kinds] for kind in ("transcript", "label")}
+    asked = [Conversation(UNSEEN[index % len(UNSEEN)]).user(item.speech) for index, item in enumerate(items)]
+    from_speech = _kinds(examiner.answers(asked, NORMAL), items, voice_answers)
+    # The same LLM with the same words as text is the zero: a small one may repeat the user without any adapter.
+    from_text = _kinds(examiner.answers(asked, ORACLE), items, voice_answers)
     lines = []
+    rings = False
     for kind, label in (("transcript", "merely the transcript"), ("label", "merely a sentence about the voice")):
-        base = line("", shares["read as text"][kind], groups)
-        lines.append(line(f"{label}, heard, %", shares["heard"][kind], groups, zero=base.value))
-        lines.append(line(f"{label}, the LLM reading it as text, %", shares["read as text"][kind], groups))
-    rings = [one for one in lines[::2] if one.low > (one.zero or 0.0) + 1]  # one point: an end that is nearly 0
+        base = line(f"{label}, the LLM reading it as text, %", [one == kind for one in from_text], groups)
+        shown = line(f"{label}, heard, %", [one == kind for one in from_speech], groups, zero=base.value)
+        rings = rings or shown.low > base.value + ALARM_MARGIN
+        lines += [shown, base]
     says = "Alarm: the embeddings bring their own task along" if rings else "No alarm"
     note = "an LLM that does not follow such instructions as text cannot show more"
     return Result("Task vectors: instructions never trained on", lines, f"{says} ({note}).")
 
 
 def exchanges(item: Item) -> int:
-    """The exchanges before the last user turn."""
+    """The number of exchanges before the last user turn."""
     return (len(item.conversation.turns) - 2) // 2
 
 
 def last_exchanges(item: Item, count: int) -> Conversation:
-    """The talk with the last so many exchanges before its last turn."""
+    """The conversation with so many exchanges before its last one."""
     return Conversation(item.conversation.system, item.conversation.turns[-2 - 2 * count :])
 
 
-def _with_history(item: Item, other: Sequence[Turn]) -> Conversation:
-    return Conversation(item.conversation.system, [*other[:-2], *item.conversation.turns[-2:]])
+def _nats_line(label: str, items: Sequence[Item], found: Sequence[tuple[float, int]]) -> Line:
+    """Nats over tokens: a long reply weighs as much as its tokens do."""
+    nats = [total for total, _ in found]
+    lengths = [float(tokens) for _, tokens in found]
+    return line(label, nats, [item.group for item in items], wholes=lengths, percent=False)
 
 
-def _line(label: str, items: Sequence[Item], told: Sequence[tuple[float, int]]) -> Line:
-    sums, lengths = [nats for nats, _ in told], [float(tokens) for _, tokens in told]
-    return line(label, sums, [item.group for item in items], wholes=lengths, percent=False)
-
-
-def _kind(answer: str, item: Item, labels: set[str]) -> str:
-    got, said = words(answer), words(item.speech.transcript or "")
-    if said and word_errors(said, got) <= NEAR * len(said):
-        return "transcript"
-    return "label" if " ".join(got) in labels else "other"
+def _kinds(answers: Sequence[str], items: Sequence[Item], voice_answers: set[str]) -> list[str]:
+    """What each answer is: the "transcript", an answer about the voice ("label"), or something "other"."""
+    kinds = []
+    for answer, item in zip(answers, items, strict=True):
+        got = words(answer)
+        spoken = words(item.speech.transcript or "")
+        if spoken and word_errors(spoken, got) <= TRANSCRIPT_WER * len(spoken):
+            kinds.append("transcript")
+        else:
+            kinds.append("label" if " ".join(got) in voice_answers else "other")
+    return kinds

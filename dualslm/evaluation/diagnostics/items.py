@@ -1,7 +1,7 @@
-"""Manifests → what the instruments ask about: answered talks of each kind, and the recordings they end with.
+"""Manifests → what the diagnostics ask about: answered conversations of each kind, and the recordings they end with.
 
-Of a large manifest some lines are drawn, the same ones every time. Groups are what a probe is split by and what
-intervals are drawn over: speakers where the manifest names them, else the words that are said.
+Of a large manifest some lines are drawn, the same ones every time. Probes are split by group and intervals resample
+whole groups: speakers where the manifest names them, else the words that are said.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LIMIT = 100  # items of each kind
 
 @dataclass(frozen=True)
 class Item:
-    """A talk with its answer.
+    """A conversation with its answer.
 
     Attributes:
         conversation: ends with the answer.
         speech: the last recording of the last user turn.
-        group: its speaker, or its words.
+        group: name of its speaker, or its words.
     """
 
     conversation: Conversation
@@ -39,21 +39,26 @@ class Item:
 
     @property
     def asked(self) -> Conversation:
-        """The talk without its answer."""
+        """The conversation without its answer."""
         return Conversation(self.conversation.system, self.conversation.turns[:-1])
 
     @property
     def answer(self) -> str:
-        """What is answered."""
+        """The answer's text."""
         return " ".join(str(part) for part in self.conversation.turns[-1].parts)
 
     def saying(self, answer: str) -> Conversation:
-        """The same talk with another answer."""
+        """The same conversation with another answer."""
         return self.asked.assistant(answer)
 
     def spoken(self, speech: Speech) -> Item:
-        """The same talk with another recording in place of its last one."""
-        return replace(self, conversation=swapped(self.conversation, self.speech, speech), speech=speech)
+        """The same conversation with another recording in place of its last one."""
+        # By identity: two recordings of the same words are equal in everything else, and only one of them is meant.
+        turns = [
+            replace(turn, parts=tuple(speech if part is self.speech else part for part in turn.parts))
+            for turn in self.conversation.turns
+        ]
+        return replace(self, conversation=Conversation(self.conversation.system, turns), speech=speech)
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Material:
     Attributes:
         words: transcriptions.
         voices: questions about a voice, one exchange each.
-        replies: conversations.
+        replies: conversations whose last answer is a reply.
     """
 
     words: list[Item] = field(default_factory=list)
@@ -83,12 +88,13 @@ class Material:
 
     @property
     def attribute(self) -> str:
-        """Emotion, where several are asked about, else the first such attribute; "" where there is none."""
+        """The attribute to ask about: emotion where it is asked for, else the first by name; "" where there is none.
+
+        One with a single value tells nothing.
+        """
         names = {name for item in self.voices for name in asks_for(item)}
-        told = [
-            name for name in sorted(names, key=lambda name: (name != "emotion", name)) if len(self.choices(name)) > 1
-        ]
-        return told[0] if told else ""
+        emotion_first = sorted(names, key=lambda name: (name != "emotion", name))
+        return next((name for name in emotion_first if len(self.choices(name)) > 1), "")
 
     def choices(self, attribute: str) -> list[str]:
         """The values of an attribute that occur, sorted."""
@@ -104,22 +110,31 @@ def read(paths: Sequence[Path], *, limit: int = LIMIT, seed: int = 0) -> Materia
     """The items of manifests, at most so many of each kind.
 
     Raises:
-        DualSLMError: a manifest that cannot be read, or a line that is no talk.
+        DualSLMError: a manifest that cannot be read, or a line that is no conversation.
     """
     return of_rows(((row, path.parent) for path in paths for _, row in rows(path)), limit=limit, seed=seed)
 
 
-def of_rows(told: Iterable[tuple[Mapping[str, Any], Path]], *, limit: int = LIMIT, seed: int = 0) -> Material:
-    """The items of lines and the folders that their recordings count from."""
-    found: dict[TaskKind, list[tuple[float, int, Item]]] = {kind: [] for kind in TASK_KINDS}
-    for line, (row, folder) in enumerate(told):
-        for made in finished(row, seed):
-            for item in _items(made, folder, seed):
-                draw = random.Random(f"{seed}/{made['id']}/{len(item.conversation.turns)}/{item.answer}").random()
-                kept = found[made["kind"]]
-                push = heapq.heappush if len(kept) < limit else heapq.heappushpop
-                push(kept, (-draw, -line, item))
-    return Material(*([item for _, _, item in sorted(kept, key=lambda one: one[:2])] for kept in found.values()))
+def of_rows(lines: Iterable[tuple[Mapping[str, Any], Path]], *, limit: int = LIMIT, seed: int = 0) -> Material:
+    """The items of lines, at most so many of each kind.
+
+    Args:
+        lines: lines of manifests, each with the folder that its recordings' paths count from.
+        limit: greatest number of items of each kind.
+        seed: seed of the draw, and of prompts and choices.
+    """
+    drawn: dict[TaskKind, list[tuple[float, int, Item]]] = {kind: [] for kind in TASK_KINDS}
+    for number, (row, folder) in enumerate(lines):
+        for example in finished(row, seed):
+            for item in _items(example, folder, seed):
+                # Every item has a random number of its own, and the smallest numbers win: a manifest of any length is
+                # read once, with `limit` items in memory, and an item's number does not depend on the other lines.
+                draw = random.Random(f"{seed}/{example['id']}/{len(item.conversation.turns)}/{item.answer}").random()
+                heap = drawn[example["kind"]]
+                push = heapq.heappush if len(heap) < limit else heapq.heappushpop
+                push(heap, (-draw, -number, item))
+    # The line's number breaks ties: items themselves have no order.
+    return Material(*([item for _, _, item in sorted(heap, key=lambda one: one[:2])] for heap in drawn.values()))
 
 
 def _items(row: Mapping[str, Any], folder: Path, seed: int) -> Iterator[Item]:
@@ -132,31 +147,24 @@ def _items(row: Mapping[str, Any], folder: Path, seed: int) -> Iterator[Item]:
     if row["kind"] != "paralinguistic":
         yield Item(conversation, speech, group)
         return
-    for place in range(0, len(conversation.turns) - 1, 2):  # several questions about one recording: each on its own
-        question: list[Part] = [part for part in conversation.turns[place].parts if isinstance(part, str)]
-        one = Conversation(conversation.system).user(speech, *question).assistant(*conversation.turns[place + 1].parts)
-        yield Item(one, speech, group)
+    # Several questions about one recording are asked one by one, so that no answer stands in another's prompt.
+    turns = conversation.turns
+    for user, assistant in zip(turns[::2], turns[1::2], strict=False):
+        question: list[Part] = [part for part in user.parts if isinstance(part, str)]
+        yield Item(Conversation(conversation.system).user(speech, *question).assistant(*assistant.parts), speech, group)
 
 
 def asks_for(item: Item) -> list[str]:
-    """The attributes whose value, and whose alone, the answer names."""
-    named = [name for name, value in item.speech.labels.items() if _names(item.answer, value)]
+    """The attribute whose value, and whose alone, the answer names; empty where it names several or none."""
+    named = [name for name, value in item.speech.labels.items() if _word(value).search(item.answer)]
     return named if len(named) == 1 else []
 
 
 def with_value(item: Item, attribute: str, value: str) -> str:
     """The answer with another value of the attribute."""
-    own = re.escape(item.speech.labels[attribute])
-    return re.sub(rf"\b{own}\b", value, item.answer, flags=re.IGNORECASE)
+    return _word(item.speech.labels[attribute]).sub(value, item.answer)
 
 
-def _names(text: str, value: str) -> bool:
-    return re.search(rf"\b{re.escape(value)}\b", text, re.IGNORECASE) is not None
-
-
-def swapped(conversation: Conversation, old: Speech, new: Speech) -> Conversation:
-    """A talk with one recording in place of another."""
-    turns = [
-        replace(turn, parts=tuple(new if part is old else part for part in turn.parts)) for turn in conversation.turns
-    ]
-    return Conversation(conversation.system, turns)
+def _word(value: str) -> re.Pattern[str]:
+    """Finds a value as a word of its own: "male" does not stand in "female"."""
+    return re.compile(rf"\b{re.escape(value)}\b", re.IGNORECASE)

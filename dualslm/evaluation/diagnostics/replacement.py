@@ -1,8 +1,8 @@
-"""Equivalence replacement, measured, and which channel each word of a reply hangs on (paper §III-C).
+"""Equivalence replacement, measured, and which channel each word of a reply depends on (paper §III-C).
 
-ERR promises that an answer stays as it is when the other channel comes from text, from speech or from nothing.
-The divergence of the next-token distributions on the answer's own tokens tells how far that holds, without
-decoding and without a judge. Leaving a channel out tells the same way what a reply owes to it.
+Equivalence replacement promises that an answer stays as it is when the other channel comes from text, from speech or
+from nothing. The divergence of the next-token distributions on the answer's own tokens measures how far that holds,
+without decoding and without a judge. Leaving a channel out measures in the same way what a reply owes to it.
 
 Dimensions: K tokens of an answer, V vocabulary.
 """
@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dualslm.conversation import CAPTION_AND_L, L_ONLY, NORMAL, NOTHING, P_AND_TRANSCRIPT, P_ONLY, View
-from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, line
+from dualslm.evaluation.diagnostics.base import Examiner, Line, Result, batches, line
 from dualslm.evaluation.diagnostics.items import Item, Material
 
-FIRM = 0.1  # nats; a token that loses less hangs on nothing
+MIN_NATS = 0.1  # a token that loses less depends on neither channel
+NEAR_SHARE = 0.25  # of the distance without P and L: a replacement that moves an answer further is no equivalent
 
 
-def equivalence(desk: Examiner, material: Material) -> Result:
-    """How far the chances of the answer's tokens move when a channel is replaced."""
+def equivalence(examiner: Examiner, material: Material) -> Result:
+    """How far the probabilities of the answer's tokens move when a channel is replaced."""
     asked: list[tuple[str, Sequence[Item], dict[View, str]]] = [
         ("transcripts", material.words, {CAPTION_AND_L: "P as its caption", L_ONLY: "no P"}),
         ("answers about the voice", material.voices, {P_AND_TRANSCRIPT: "L as its transcript", P_ONLY: "no L"}),
@@ -29,62 +30,75 @@ def equivalence(desk: Examiner, material: Material) -> Result:
     ]
     lines = []
     for what, items, views in asked:
+        # All views of the same items, which therefore need both texts: means over different items cannot be compared.
         some = [item for item in items if item.speech.transcript and item.speech.caption]
         if some:
-            moved = moves(desk, some, (*views, NOTHING))
-            worst = _line("", some, moved[NOTHING]).value
-            lines += [_line(f"{what}, {how}, nats a token", some, moved[view], worst) for view, how in views.items()]
-    far = [one.label.removesuffix(", nats a token") for one in lines if one.zero and one.value > one.zero / 4]
+            moved = moves(examiner, some, (*views, NOTHING))
+            # Nats alone mean little: the distance without P and L is the scale that they are read on.
+            worst = _mean_line("", some, moved[NOTHING]).value
+            lines += [
+                _mean_line(f"{what}, {replaced}, nats a token", some, moved[view], worst)
+                for view, replaced in views.items()
+            ]
+    far = [one.label.removesuffix(", nats a token") for one in lines if one.zero and one.value > one.zero * NEAR_SHARE]
     says = f"Not equivalent: {'; '.join(far)}" if far else "Every replacement is near to the speech that it stands for"
-    note = "zero is here the distance when nothing at all is heard; equivalent sources have 0"
+    note = "zero is here the distance without P and L; equivalent sources have 0"
     return Result("Equivalent replacement: how far an answer moves", lines, f"{says} ({note}).")
 
 
-def attribution(desk: Examiner, material: Material) -> Result:
+def attribution(examiner: Examiner, material: Material) -> Result:
     """What each token of a reply loses without P and without L."""
     items = [item for item in material.replies if item.speech.audio is not None]
-    moved = moves(desk, items, (L_ONLY, P_ONLY))
-    each = [(para.tolist(), ling.tolist()) for para, ling in zip(moved[L_ONLY], moved[P_ONLY], strict=True)]
+    moved = moves(examiner, items, (L_ONLY, P_ONLY))
+    lost_p = [one_K.tolist() for one_K in moved[L_ONLY]]  # P is what L alone leaves out
+    lost_l = [one_K.tolist() for one_K in moved[P_ONLY]]
+    groups = [item.group for item in items]
+    lengths = [len(one) for one in lost_p]
     lines = [
-        _line("without P, nats a token", items, moved[L_ONLY]),
-        _line("without L, nats a token", items, moved[P_ONLY]),
+        _mean_line("without P, nats a token", items, moved[L_ONLY]),
+        _mean_line("without L, nats a token", items, moved[P_ONLY]),
     ]
-    groups, lengths = [item.group for item in items], [len(one) for one, _ in each]
-    for label, mine, other in (("tokens that hang on P most, %", 0, 1), ("tokens that hang on L most, %", 1, 0)):
-        hang = [sum(a > max(b, FIRM) for a, b in zip(one[mine], one[other], strict=True)) for one in each]
-        lines.append(line(label, hang, groups, wholes=lengths))
-    shown = _example(desk, items[0], *each[0]) if items else "No spoken replies."
+    for channel, own, other in (("P", lost_p, lost_l), ("L", lost_l, lost_p)):
+        counts = [
+            sum(a > max(b, MIN_NATS) for a, b in zip(own_K, other_K, strict=True))
+            for own_K, other_K in zip(own, other, strict=True)
+        ]
+        lines.append(line(f"tokens that hang on {channel} most, %", counts, groups, wholes=lengths))
+    shown = _example(examiner, items[0], lost_p[0], lost_l[0]) if items else "No spoken replies."
     return Result("What a reply owes to P and to L", lines, shown)
 
 
-def moves(desk: Examiner, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
-    """How far normal use and each view are apart, for each token of each answer (K), in nats."""
+def moves(examiner: Examiner, items: Sequence[Item], views: Sequence[View]) -> dict[View, list[Tensor]]:
+    """How far each view is from normal use, for each token of each answer (K), in nats."""
     found: dict[View, list[Tensor]] = {view: [] for view in views}
-    for start in range(0, len(items), desk.batch):  # a whole vocabulary for each token: some talks at a time
-        conversations = [item.conversation for item in items[start : start + desk.batch]]
-        true = [log_KV for log_KV, _ in desk.distributions(conversations, NORMAL)]
+    # Batch by batch, since two whole vocabularies are compared for each token: of all items they would fill the memory.
+    for batch in batches(items, examiner.batch):
+        conversations = [item.conversation for item in batch]
+        normal = [log_KV for log_KV, _ in examiner.distributions(conversations, NORMAL)]
         for view in views:
-            other = desk.distributions(conversations, view)
-            found[view] += [divergence(one_KV, two_KV) for one_KV, (two_KV, _) in zip(true, other, strict=True)]
+            other = examiner.distributions(conversations, view)
+            found[view] += [divergence(one_KV, two_KV) for one_KV, (two_KV, _) in zip(normal, other, strict=True)]
     return found
 
 
 def divergence(true_KV: Tensor, other_KV: Tensor) -> Tensor:
-    """KL(true ‖ other) of each token (K), in nats, of log-chances."""
+    """KL(true ‖ other) of each token (K), in nats, from log-probabilities in nats."""
+    # Rounding can bring the sum of two nearly equal distributions below zero, which no divergence is.
     return (true_KV.exp() * (true_KV - other_KV)).sum(-1).clamp_min(0.0)
 
 
-def _line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: float | None = None) -> Line:
-    sums, lengths = [float(one_K.sum()) for one_K in moved], [float(len(one_K)) for one_K in moved]
+def _mean_line(label: str, items: Sequence[Item], moved: Sequence[Tensor], zero: float | None = None) -> Line:
+    """The mean over all tokens, in which a long answer weighs as much as its tokens do."""
+    sums = [float(one_K.sum()) for one_K in moved]
+    lengths = [float(len(one_K)) for one_K in moved]
     return line(label, sums, [item.group for item in items], wholes=lengths, percent=False, zero=zero)
 
 
-def _example(desk: Examiner, item: Item, para: Sequence[float], ling: Sequence[float]) -> str:
-    """One reply with a mark at every token that hangs on a channel."""
-    tokenizer = desk.model.llm.tokenizer
-    (_, tokens_K), *_ = desk.distributions([item.conversation], NORMAL)
-    marked = []
-    for token, from_p, from_l in zip(tokens_K.tolist(), para, ling, strict=True):
-        mark = "" if max(from_p, from_l) < FIRM else "(P)" if from_p > from_l else "(L)"
-        marked.append(tokenizer.decode([token], skip_special_tokens=True) + mark)
-    return "For example: " + "".join(marked).strip()
+def _example(examiner: Examiner, item: Item, lost_p: Sequence[float], lost_l: Sequence[float]) -> str:
+    """One reply with (P) or (L) behind every token that depends on a channel."""
+    (_, tokens_K), *_ = examiner.distributions([item.conversation], NORMAL)
+    pieces = []
+    for token, from_p, from_l in zip(tokens_K.tolist(), lost_p, lost_l, strict=True):
+        channel = "" if max(from_p, from_l) < MIN_NATS else "(P)" if from_p > from_l else "(L)"
+        pieces.append(examiner.model.llm.tokenizer.decode([token], skip_special_tokens=True) + channel)
+    return "For example: " + "".join(pieces).strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.diagnostics.base import Examiner, Result, remembered
+from dualslm.evaluation.diagnostics.base import Examiner, Result, cached_encoder
 from dualslm.evaluation.diagnostics.context import alarm, history
 from dualslm.evaluation.diagnostics.items import LIMIT, Material, read
 from dualslm.evaluation.diagnostics.leaks import tone_from_words, words_from_tone
@@ -30,7 +30,7 @@ DIAGNOSTICS: Mapping[str, Callable[[Examiner, Material], Result]] = {
     "history": history,
     "alarm": alarm,
 }
-NEEDS = {  # the kinds of items without which an instrument has nothing to measure
+NEEDS = {  # the kinds of items without which a diagnostic has nothing to measure
     "leak-tone": ("voices",),
     "leak-words": ("words",),
     "probes": ("words",),
@@ -53,46 +53,47 @@ def run(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-    """Some instruments on some manifests, as the report shows them.
+    """Runs diagnostics on manifests.
 
     Args:
-        model: with trained adapters.
-        manifests: of recordings that the model has not learnt from.
-        hear: gives frames, for example from a cache; the model's own ears when None.
-        names: of the instruments.
-        limit: items of each kind.
-        seed: of all draws.
-        say: gets a line before each.
+        model: model with trained adapters.
+        manifests: manifests of recordings that the model was not trained on.
+        hear: gives the frames of recordings, for example from a cache; the model's own encoder, cached, when None.
+        names: names of the diagnostics.
+        limit: greatest number of items of each kind.
+        seed: seed of every draw.
+        say: called with a line before each diagnostic.
 
     Returns:
-        By name: title, rows (label, value, low, high, n and, where it is not 0, zero) and reading.
+        By name, what the report shows: title, rows (label, value, low, high, n and, where it is not 0, zero) and
+        reading, the explanation.
 
     Raises:
-        DualSLMError: an unknown instrument, a manifest that cannot be read, or scikit-learn missing for the probes.
+        DualSLMError: an unknown diagnostic, a manifest that cannot be read, or scikit-learn missing for the probes.
     """
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
-        raise DualSLMError("unknown instrument", got=unknown[0], do=f"choose some of {', '.join(DIAGNOSTICS)}")
-    return measure(
-        Examiner(model.eval(), hear or remembered(model), seed=seed),
-        read(manifests, limit=limit, seed=seed),
-        names,
-        say,
-    )
+        raise DualSLMError("unknown diagnostic", got=unknown[0], do=f"choose some of {', '.join(DIAGNOSTICS)}")
+    examiner = Examiner(model.eval(), hear or cached_encoder(model), seed=seed)
+    return measure(examiner, read(manifests, limit=limit, seed=seed), names, say)
 
 
 def measure(
-    desk: Examiner,
+    examiner: Examiner,
     material: Material,
     names: Sequence[str] = tuple(DIAGNOSTICS),
     say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-    """Some instruments at a desk; one that the material has nothing for says so."""
+    """Runs diagnostics on items; one that has too few items says so."""
     found = {}
     for name in names:
-        say(f"instruments: {name}")
+        say(f"diagnostics: {name}")
+        # One item has no interval, nor another recording to be swapped with; the report must say so and not fail.
         lacking = [kind for kind in NEEDS[name] if len(getattr(material, kind)) < 2]
         if "voices" in NEEDS[name] and not material.attribute:
             lacking.append("values of a voice that are asked about")
-        nothing = Result(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
-        found[name] = (nothing if lacking else DIAGNOSTICS[name](desk, material)).as_json()
+        if lacking:
+            result = Result(name, [], f"Not measured: fewer than two {' and '.join(lacking)} in the manifests.")
+        else:
+            result = DIAGNOSTICS[name](examiner, material)
+        found[name] = result.as_json()
     return found

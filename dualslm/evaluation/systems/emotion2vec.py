@@ -18,7 +18,7 @@ class Emotion2Vec:
 
     Args:
         source: FunASR's name of the model, or a folder.
-        name: as reports call it.
+        name: name in reports.
 
     Raises:
         DualSLMError: FunASR is not installed.
@@ -29,7 +29,9 @@ class Emotion2Vec:
             from funasr import AutoModel
         except ImportError as error:
             raise DualSLMError("emotion2vec runs through FunASR", got=str(error), do="pip install funasr") from error
-        self.source, self.name = source, name
+        self.source = source
+        self.name = name
+        # FunASR looks for a newer version of itself on the network at every start, unless that is disabled.
         self.model: Any = AutoModel(model=source, disable_update=True)
 
     @property
@@ -38,7 +40,7 @@ class Emotion2Vec:
         return {"kind": "emotion2vec", "model": self.source}
 
     def views(self, item: Item) -> Sequence[None]:
-        """It has one way of hearing."""
+        """It knows no views."""
         return (None,)
 
     def unfit(self, item: Item) -> str | None:
@@ -47,9 +49,10 @@ class Emotion2Vec:
 
     def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """The likeliest emotion of each recording."""
-        return [Reply(self._one(load(item.speech.audio))) for item in items]  # type: ignore[arg-type]
-
-    def _one(self, samples: Any) -> str:
-        (found,) = self.model.generate(samples, granularity="utterance", extract_embedding=False)
-        best = max(zip(found["scores"], found["labels"], strict=True))[1]
-        return str(best).rpartition("/")[2].strip("<>")  # labels are "Chinese/English"
+        replies = []
+        for item in items:
+            samples = load(item.speech.audio)  # type: ignore[arg-type]
+            (found,) = self.model.generate(samples, granularity="utterance", extract_embedding=False)
+            best = max(zip(found["scores"], found["labels"], strict=True))[1]
+            replies.append(Reply(str(best).rpartition("/")[2].strip("<>")))  # labels are "Chinese/English", or "<unk>"
+        return replies

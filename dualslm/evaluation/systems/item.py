@@ -1,4 +1,4 @@
-"""What a system is asked and what it gives back: `Item`, `Answer`, `System`. No torch."""
+"""What a system is asked and what it gives back: `Item` and the protocol `System`. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.recipe import TaskKind
 
-PLACES = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
+FOLDER_KEYS = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Item:
     Attributes:
         id: corpus, split, line and task.
         task: "asr", an attribute, or "respond".
-        kind: of the task.
-        corpus: where it is from.
-        split: the manifest's name.
-        cluster: the dialogue, group, speaker or transcript that it shares with others: what is resampled.
+        kind: kind of the task.
+        corpus: name of the corpus.
+        split: name of the manifest.
+        cluster: the dialogue, group, speaker or transcript that it shares with others; clusters are resampled whole.
         conversation: ends with the user's spoken turn.
         speech: the recording that the question is about.
-        direction: of a conversation, "forward", or "reversed" where user and assistant changed roles.
-        choices: that the question lists.
+        direction: "forward", or "reversed" where user and assistant changed roles; None but for replies.
+        choices: the choices that the question lists.
         truth: the label, the transcript, or the reference reply where there is one.
-        target: the sentence that names the true choice, for the likelihood of the others.
-        seconds: length of the recording, where it is known.
+        target: the reference answer; where there are choices, the sentence that names the true one.
+        seconds: length of the recording in s, where it is known.
     """
 
     id: str
@@ -51,23 +51,24 @@ class Item:
         """Each choice with the sentence that names it; empty where there are no choices."""
         if not self.choices or self.truth is None or self.target is None:
             return {}
+        # The last occurrence: the sentence may use the word before it names the choice.
         before, _, after = self.target.rpartition(self.truth)
         return {choice: before + choice + after for choice in self.choices}
 
 
 class System(Protocol):
-    """Answers items; an object of any class with these serves."""
+    """Answers items. Any object with these members will do: no base class is asked for."""
 
     @property
     def name(self) -> str:
-        """As reports call it."""
+        """Name in reports."""
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What it is: models, revisions, decoding. What is equal here answers equally."""
+        """Models, revisions and decoding: systems that are equal here answer alike."""
 
     def views(self, item: Item) -> Sequence[View | None]:
-        """The views it can be asked through where none is named; (None,) for a system that knows no views."""
+        """The views to ask it through unless the user names some; (None,) for a system that knows no views."""
 
     def unfit(self, item: Item) -> str | None:
         """Why it cannot be asked an item; None where it can."""
@@ -78,23 +79,24 @@ class System(Protocol):
 
 def card(system: System) -> dict[str, Any]:
     """A system's name and what it is, without the folders of this machine."""
-    told = {key: called(value) if key in PLACES and value else value for key, value in system.about.items()}
-    return {"name": system.name, **told}
+    # Predictions are shared: a path would show whose machine it was, and differ on the next one.
+    about = {key: report_name(value) if key in FOLDER_KEYS and value else value for key, value in system.about.items()}
+    return {"name": system.name, **about}
 
 
-def called(folder: str) -> str:
+def report_name(source: str) -> str:
     """A model's name in reports: the last two parts of a folder, such as run and stage, and a hub id as it is."""
-    path = Path(folder)
-    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else folder
+    path = Path(source)
+    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else source
 
 
-def given(part: Part, heard: Speech) -> str | Speech:
-    """A part as a system gets it that hears one recording at a time: other recordings as their transcripts.
+def transcript_unless_asked(part: Part, asked: Speech) -> str | Speech:
+    """A part of a turn for a system that takes one recording a request: other recordings become their transcripts.
 
     Args:
-        part: of a turn.
-        heard: the recording in question, which stays one; so does one without a transcript.
+        part: text or recording.
+        asked: the recording in question, which stays as it is; so does one without a transcript.
     """
-    if isinstance(part, Speech) and part is not heard and part.transcript:
+    if isinstance(part, Speech) and part is not asked and part.transcript:
         return part.transcript
     return part

@@ -15,25 +15,26 @@ class Majority:
     """Answers every question of a set with its commonest label.
 
     Args:
-        items: of all sets.
-        name: as reports call it.
+        items: items of all sets.
+        name: name in reports.
     """
 
     def __init__(self, items: Sequence[Item], name: str = "majority") -> None:
         self.name = name
-        labels: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        # All items are counted before the first is asked, so that the answer depends on no order and no batch.
+        gold: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for item in items:
             if item.choices and item.truth:
-                labels[_set(item)].append(item.truth)
-        self.said = {which: commonest(gold) for which, gold in labels.items()}
+                gold[_set(item)].append(item.truth)
+        self.answers = {which: commonest(labels) for which, labels in gold.items()}
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What it says of each set."""
-        return {"kind": "majority", "says": {"/".join(which): label for which, label in sorted(self.said.items())}}
+        """What it answers for each set."""
+        return {"kind": "majority", "says": {"/".join(which): label for which, label in sorted(self.answers.items())}}
 
     def views(self, item: Item) -> Sequence[None]:
-        """It hears nothing."""
+        """It knows no views."""
         return (None,)
 
     def unfit(self, item: Item) -> str | None:
@@ -42,7 +43,7 @@ class Majority:
 
     def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """The commonest label, as a bare word."""
-        return [Reply(self.said[_set(item)]) for item in items]
+        return [Reply(self.answers[_set(item)]) for item in items]
 
 
 def _set(item: Item) -> tuple[str, str, str]:

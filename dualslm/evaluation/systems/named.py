@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.systems.item import Item, System, called
-from dualslm.recipe import RUN_RECIPE
+from dualslm.evaluation.systems.item import Item, System, report_name
+from dualslm.recipe import RUN_RECIPE, load
+from dualslm.toml import key_value
 
 if TYPE_CHECKING:
     from dualslm.model.generation import GenerationSettings
@@ -21,23 +22,25 @@ class Means:
     """What opening a system may need.
 
     Attributes:
-        items: that will be asked.
+        items: items that will be asked.
         device: "cpu" or "cuda"; the GPU where there is one when None.
-        longest: tokens of an answer.
-        weigh: also give the likelihood of each choice, where the system can.
+        max_new_tokens: greatest length of an answer in tokens.
+        with_likelihoods: whether to give the likelihood of each choice too, where the system can.
     """
 
     items: Sequence[Item]
     device: str | None = None
-    longest: int = 128
-    weigh: bool = False
+    max_new_tokens: int = 128
+    with_likelihoods: bool = False
 
+    # Here and below, what needs torch or transformers is imported where it is used: a server, the majority line and a
+    # mistake in a name then take no seconds to load what they never call.
     @property
     def generation(self) -> GenerationSettings:
-        """Greedy."""
+        """Greedy decoding: every system is asked for its likeliest answer, so that a run can be repeated."""
         from dualslm.model.generation import GenerationSettings
 
-        return GenerationSettings(max_new_tokens=self.longest)
+        return GenerationSettings(max_new_tokens=self.max_new_tokens)
 
 
 Opener = Callable[[Mapping[str, str], Means], System]
@@ -47,27 +50,27 @@ def opened(spec: str, means: Means) -> System:
     """The system that a specification names.
 
     Args:
-        spec: for example `server,url=http://localhost:8000/v1,model=Qwen/Qwen2-Audio-7B-Instruct`, `majority`, or a
-            folder or hub id of a checkpoint.
-        means: what opening it may need.
+        spec: specification: for example `server,url=http://localhost:8000/v1,model=Qwen/Qwen2-Audio-7B-Instruct`,
+            `majority`, or a folder or hub id of a checkpoint.
+        means: what opening the system may need.
 
     Raises:
         DualSLMError: an unknown key, a missing one, or nothing there.
     """
     kind, *pairs = spec.split(",")
     if kind not in SYSTEMS:
+        # No kind at all: a checkpoint, as long as it looks like a folder or a hub id (owner/name).
         if pairs or not (Path(spec).exists() or "/" in spec):
             do = f"choose one of {', '.join(SYSTEMS)}, or give a checkpoint's folder or hub id"
             raise DualSLMError("unknown kind of system", got=repr(kind), do=do)
         return _checkpoint({"model": spec}, means)
     must, may, make = SYSTEMS[kind]
-    given = dict(pair.partition("=")[::2] for pair in pairs)
+    form = ",".join([kind, *(f"{key}=..." for key in must), *(f"[{key}=...]" for key in (*may, "name"))])
+    wrong = f"{spec!r} does not say what {kind} is"
+    given = dict(key_value(pair, wrong=wrong, do=f"write {form}") for pair in pairs)
     lacking = [key for key in must if not given.get(key)]
     if lacking or not given.keys() <= {*must, *may, "name"}:
-        form = ",".join([kind, *(f"{key}=..." for key in must), *(f"[{key}=...]" for key in (*may, "name"))])
-        raise DualSLMError(
-            f"{spec!r} does not say what {kind} is", got=f"keys {', '.join(given) or 'none'}", do=f"write {form}"
-        )
+        raise DualSLMError(wrong, got=f"keys {', '.join(given) or 'none'}", do=f"write {form}")
     return make(given, means)
 
 
@@ -78,10 +81,9 @@ def checkpoint_of(run: str) -> str:
         DualSLMError: a run without any checkpoint.
     """
     folder = Path(run)
+    # A checkpoint's own folder may hold its recipe too: it is no run.
     if not (folder / RUN_RECIPE).is_file() or (folder / "adapters.safetensors").is_file():
         return run
-    from dualslm.recipe import load
-
     done = [
         stage.name
         for stage in load(folder / RUN_RECIPE).stages
@@ -100,7 +102,7 @@ def _checkpoint(given: Mapping[str, str], means: Means) -> System:
 
     folder = checkpoint_of(given["model"])
     model = DualSLM.from_pretrained(folder, device=means.device)
-    return Ours(model, means.generation, given.get("name") or called(folder), means.weigh)
+    return Ours(model, means.generation, given.get("name") or report_name(folder), means.with_likelihoods)
 
 
 def _lm(name: str, means: Means) -> FrozenLM:
@@ -120,7 +122,7 @@ def _majority(given: Mapping[str, str], means: Means) -> System:
 def _server(given: Mapping[str, str], means: Means) -> System:
     from dualslm.evaluation.systems.server import AudioServer
 
-    return AudioServer(given["url"], given["model"], name=given.get("name", ""), longest=means.longest)
+    return AudioServer(given["url"], given["model"], name=given.get("name", ""), max_new_tokens=means.max_new_tokens)
 
 
 def _text(given: Mapping[str, str], means: Means) -> System:
@@ -145,7 +147,7 @@ def _qwen2_audio(given: Mapping[str, str], means: Means) -> System:
 
     where, dtype = resolve_device(means.device)
     name = given.get("name", "qwen2-audio")
-    return Qwen2Audio(given["model"], device=where, dtype=dtype, name=name, longest=means.longest)
+    return Qwen2Audio(given["model"], device=where, dtype=dtype, name=name, max_new_tokens=means.max_new_tokens)
 
 
 def _emotion2vec(given: Mapping[str, str], means: Means) -> System:

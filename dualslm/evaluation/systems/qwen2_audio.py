@@ -10,9 +10,9 @@ import torch
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.evaluation.systems.item import Item, given
+from dualslm.evaluation.systems.item import Item, transcript_unless_asked
 
-MAX_SECONDS = 30  # its encoder hears no more, and its processor cuts off the rest without a word
+MAX_SECONDS = 30  # its encoder takes no more, and its processor cuts off the rest without a warning
 
 
 class Qwen2Audio:
@@ -21,21 +21,22 @@ class Qwen2Audio:
     Args:
         source: hub id or folder.
         device: "cpu" or "cuda".
-        dtype: of the weights.
-        name: as reports call it.
-        longest: tokens of an answer.
+        dtype: dtype of the weights.
+        name: name in reports.
+        max_new_tokens: greatest length of an answer in tokens.
 
     Raises:
         DualSLMError: no Qwen2-Audio there.
     """
 
     def __init__(
-        self, source: str, *, device: str, dtype: torch.dtype, name: str = "qwen2-audio", longest: int = 128
+        self, source: str, *, device: str, dtype: torch.dtype, name: str = "qwen2-audio", max_new_tokens: int = 128
     ) -> None:
         from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
         try:
             self.processor: Any = AutoProcessor.from_pretrained(source)
+            # Safetensors alone: a hub id may be anybody's, and unpickling runs what is in it.
             model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, RuntimeError) as error:
             got = str(error).strip().splitlines()[0]
@@ -43,24 +44,24 @@ class Qwen2Audio:
                 f"cannot load Qwen2-Audio from {source!r}", got=got, do="give its hub id or folder"
             ) from error
         self.model = model.to(device).eval()
+        # Generation goes on from the last position, which padding on the right would fill in all rows but the longest.
         self.processor.tokenizer.padding_side = "left"
-        self.source, self.name, self.longest = source, name, longest
+        self.source = source
+        self.name = name
+        self.max_new_tokens = max_new_tokens
 
     @property
     def about(self) -> Mapping[str, Any]:
         """The model and its decoding."""
-        return {
-            "kind": "qwen2-audio",
-            "model": self.source,
-            "decoding": {"max_new_tokens": self.longest, "greedy": True},
-        }
+        decoding = {"max_new_tokens": self.max_new_tokens, "greedy": True}
+        return {"kind": "qwen2-audio", "model": self.source, "decoding": decoding}
 
     def views(self, item: Item) -> Sequence[None]:
-        """It has one way of hearing."""
+        """It knows no views."""
         return (None,)
 
     def unfit(self, item: Item) -> str | None:
-        """It must have the recording, and hear all of it."""
+        """It must have the recording, and take all of it in."""
         if not item.speech.audio:
             return "no recording"
         return "longer than 30 s" if (item.seconds or 0) > MAX_SECONDS else None
@@ -74,41 +75,43 @@ class Qwen2Audio:
             )
             for item in items
         ]
-        waves = [load(clip.audio) for item in items for clip in _heard(item.conversation, item.speech)]  # type: ignore[arg-type]
-        read = self.processor(text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
-        read = read.to(self.model.device)
-        read["input_features"] = read["input_features"].to(self.model.dtype)
-        ids_BT = self.model.generate(**read, max_new_tokens=self.longest, do_sample=False)[
-            :, read["input_ids"].shape[1] :
-        ]
-        stops = self._stops()
-        said = self.processor.batch_decode(ids_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ended = [any(int(token) in stops for token in ids) for ids in ids_BT]
-        return [Reply(str(text).strip(), end) for text, end in zip(said, ended, strict=True)]
-
-    def _stops(self) -> frozenset[int]:
+        clips = [clip for item in items for clip in _audio_parts(item.conversation, item.speech)]
+        waves = [load(clip.audio) for clip in clips]  # type: ignore[arg-type]
+        inputs = self.processor(text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
+        inputs = inputs.to(self.model.device)
+        # The processor gives float32 features, which an encoder in bfloat16 refuses.
+        inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
+        ids_BT = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        new_BT = ids_BT[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # A reply without an end token was cut off. A configuration names one such token, several or none.
         eos = self.model.generation_config.eos_token_id
-        return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        end_tokens = set(eos) if isinstance(eos, list) else {eos}
+        ended = [not end_tokens.isdisjoint(ids) for ids in new_BT.tolist()]
+        return [Reply(str(text).strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 
-def messages(conversation: Conversation, heard: Speech) -> list[dict[str, Any]]:
-    """A talk in the form that its chat template reads; earlier spoken turns as transcripts where there are any."""
-    said: list[dict[str, Any]] = [{"role": "system", "content": conversation.system}] if conversation.system else []
+def messages(conversation: Conversation, asked: Speech) -> list[dict[str, Any]]:
+    """A conversation as its chat template reads it; earlier recordings as transcripts where they have one."""
+    out: list[dict[str, Any]] = [{"role": "system", "content": conversation.system}] if conversation.system else []
     for turn in conversation.turns:
-        parts = [_part(part, heard) for part in turn.parts]
+        parts = [_part(part, asked) for part in turn.parts]
+        # Users' recordings alone are given as audio (`_audio_parts`): of an assistant's turn the text remains.
         if turn.role == "assistant":
-            said.append({"role": "assistant", "content": "\n".join(part.get("text", "") for part in parts)})
+            out.append({"role": "assistant", "content": "\n".join(part.get("text", "") for part in parts)})
         else:
-            said.append({"role": "user", "content": parts})
-    return said
+            out.append({"role": "user", "content": parts})
+    return out
 
 
-def _part(part: Part, heard: Speech) -> dict[str, Any]:
-    got = given(part, heard)
-    return {"type": "text", "text": got} if isinstance(got, str) else {"type": "audio", "audio_url": str(got.audio)}
+def _part(part: Part, asked: Speech) -> dict[str, Any]:
+    shown = transcript_unless_asked(part, asked)
+    if isinstance(shown, str):
+        return {"type": "text", "text": shown}
+    return {"type": "audio", "audio_url": str(shown.audio)}
 
 
-def _heard(conversation: Conversation, heard: Speech) -> list[Speech]:
-    """The recordings that `messages` gives as audio, in order."""
+def _audio_parts(conversation: Conversation, asked: Speech) -> list[Speech]:
+    """The recordings that `messages` gives as audio, in order: the processor matches them by order alone."""
     clips = [clip for turn in conversation.turns if turn.role == "user" for clip in turn.speeches]
-    return [clip for clip in clips if given(clip, heard) is clip]
+    return [clip for clip in clips if transcript_unless_asked(clip, asked) is clip]

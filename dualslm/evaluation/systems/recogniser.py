@@ -31,9 +31,9 @@ def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], lis
             f"cannot load the recogniser {source!r}", got=got, do="give an ASR model's hub id or folder"
         ) from error
 
-    def write(clips: Sequence[Any]) -> list[str]:
-        """One after the other, so that the company changes nothing."""
-        heard = ({"raw": load(clip), "sampling_rate": SAMPLE_RATE} for clip in clips)
-        return [str(pipe(one)["text"]).strip() for one in heard]
+    def transcribe(clips: Sequence[Any]) -> list[str]:
+        # One by one: in a padded batch the words of a recording could depend on what it is batched with.
+        inputs = ({"raw": load(clip), "sampling_rate": SAMPLE_RATE} for clip in clips)
+        return [str(pipe(one)["text"]).strip() for one in inputs]
 
-    return write
+    return transcribe
