@@ -33,15 +33,15 @@ class RefusedError(DualSLMError):
 
     Attributes:
         status: HTTP status code; 200 where the response is not a completion.
-        told: text of the response, on one line.
+        message: text of the response, on one line.
     """
 
     def __init__(self, url: str, status: int, text: str) -> None:
         self.status = status
-        self.told = " ".join(text.split())
+        self.message = " ".join(text.split())
         super().__init__(
             f"{url} does not answer as an OpenAI-compatible server",
-            got=f"status {status}: {self.told}" if status != 200 else self.told,
+            got=f"status {status}: {self.message}" if status != 200 else self.message,
             do="check the address, the model's name and the key",
         )
 

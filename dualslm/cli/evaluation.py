@@ -248,7 +248,7 @@ def _sanity(args: argparse.Namespace, out: Path) -> int:
     wanted = order(args)
     assert wanted is not None, "--sanity without --judge is refused by order()"
     found = panel.run(wanted, out, seed=args.seed)
-    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.told))
+    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.lines))
     return int(not all(row["usable"] for row in found.report["trust"]))
 
 
@@ -282,7 +282,7 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
             for card in json.loads(meta.read_text())["settings"]["systems"]
         ]
         found = panel.run(wanted, out, rows, cards, seed=args.seed)
-    print("\n".join(found.told), file=sys.stderr)
+    print("\n".join(found.lines), file=sys.stderr)
     return found.report, found.enough
 
 

@@ -10,6 +10,7 @@ Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions w
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.cuda_graphs import GraphDecoder, Step
 from dualslm.model.execution import keep_unpacked, quantization_of
 from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_of
+from dualslm.model.gguf import source_of
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantize
 
@@ -269,18 +271,26 @@ class FrozenLM(nn.Module):
         device: str = "cpu",
         quantize: Quantize | None = None,
     ) -> FrozenLM:
-        """Loads any causal LM with its tokenizer, from the hub or a folder, its layers in fewer bits if asked.
+        """Loads any causal LM with its tokenizer, from the hub, a folder or a GGUF file, in fewer bits if asked.
 
         Raises:
             DualSLMError: nothing there, not a causal LM, or weights that do not match it key for key.
         """
         bits = quantization_of(quantize, device, dtype) if quantize else {}
+        source = source_of(name)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, output_loading_info=True, use_safetensors=True, **bits
+                source.name,
+                revision=revision,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=source.gguf_file is None,  # pickles are never opened
+                **source.options,
+                **bits,
             )
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        except (OSError, ValueError, RuntimeError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(source.name, revision=revision, **source.options)
+        # Broken GGUF files end in errors of struct, numpy or the reader's own look-ups.
+        except (OSError, ValueError, RuntimeError, struct.error, KeyError, IndexError, TypeError) as error:
             raise DualSLMError(
                 f"cannot load the LLM {name!r}",
                 got=str(error).strip().splitlines()[0],

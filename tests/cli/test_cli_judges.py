@@ -44,10 +44,10 @@ def test_judges_are_tried_before_they_judge(tmp_path: Path) -> None:
     assert len(server.bodies) == 100 + 20 + 8
     assert only.report.keys() == {"trust"}
     assert found.enough
-    assert any("can be trusted" in line for line in found.told)
+    assert any("can be trusted" in line for line in found.lines)
     assert found.report["trust"][0]["usable"]
     assert (len(found.report["scores"]), found.report["pairs"][0]["ties"]) == (10, 4)
-    assert "scores: 20 of 20 verdicts, 0 from before, 20 requests sent" in found.told
+    assert "scores: 20 of 20 verdicts, 0 from before, 20 requests sent" in found.lines
 
 
 def test_the_verb_tries_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from support.factory import FAMILIES, save_encoder, save_llm
 
 from dualslm.conversation import Channel, Conversation, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.model.dualslm import DualSLM
+from dualslm.model.dualslm import DualSLM, Said
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import weights_hash
 from dualslm.prompt import Text, render
@@ -192,14 +193,15 @@ def test_a_reply_takes_settings_messages_and_several_at_once(model: DualSLM) -> 
     drawn = model.reply(speech, max_new_tokens=8, temperature=1.5, seed=3)
     assert drawn == model.reply(speech, generation=GenerationSettings(8, temperature=1.5, seed=3))
     assert drawn != alone
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": [{"type": "audio", "audio": speech.audio}, {"type": "text", "text": "Hm?"}]},
     ]
     asked = Conversation("Be kind.").user(speech, "Hm?")
     assert model.reply(messages, max_new_tokens=8) == model.reply(asked, max_new_tokens=8)
     assert "".join(model.stream(messages, max_new_tokens=8)) == model.reply(asked, max_new_tokens=8)
-    assert model.reply([messages, asked], max_new_tokens=8)[0] == model.reply(asked, max_new_tokens=8)
+    several: list[Said] = [messages, asked]
+    assert model.reply(several, max_new_tokens=8)[0] == model.reply(asked, max_new_tokens=8)
 
 
 def test_the_signature_of_reply_explains_itself() -> None:

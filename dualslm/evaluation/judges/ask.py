@@ -92,7 +92,7 @@ class JudgeClient:
                 if error.status in FATAL_STATUS:
                     raise
                 kind = "no completion" if error.status == 200 else f"status {error.status}"
-                verdict.reason = f"{kind}: {error.told}"
+                verdict.reason = f"{kind}: {error.message}"
                 return verdict
             except TooSlowError as error:
                 verdict.reason = f"too slow: {error.got}"

@@ -55,17 +55,17 @@ class Judged:
     Attributes:
         report: part of report.json: the tables of `summary`, and `trust`.
         enough: whether so many questions have a verdict that the figures may stand; else exit with status 1.
-        told: lines of text for the user.
+        lines: lines of text for the user.
     """
 
     report: dict[str, Any] = field(default_factory=dict)
     enough: bool = True
-    told: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     def take(self, step: str, outcome: Outcome) -> list[dict[str, Any]]:
         """Adds the outcome of a step, under its name, and returns the step's verdicts."""
         self.enough &= outcome.enough
-        self.told += [f"{step}: {line}" for line in outcome.lines()]
+        self.lines += [f"{step}: {line}" for line in outcome.lines()]
         return verdicts(outcome.path)
 
 
@@ -96,7 +96,7 @@ def run(
     with _bar("trying the judges") as show:
         tried = judge(calibration(), what.judges, what.protocols, out / TRIAL, cache, tested=tested, show=show)
     found.report["trust"] = trust(found.take("trial", tried), seed=seed)
-    found.told += [line for row in found.report["trust"] for line in row["told"]]
+    found.lines += [line for row in found.report["trust"] for line in row["told"]]
     if predictions is None:
         return found
     rows = [*predictions, *(controls(predictions) if what.controls else [])]
