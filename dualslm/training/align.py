@@ -1,17 +1,17 @@
 """Aligns L and P with the LLM's own token embeddings, without running the LLM (ours; off unless a recipe asks).
 
-The linguistic embeddings stand in for words, so a good place to begin is where the words are: connectionist
-temporal classification (CTC) whose classes are the directions of the LLM's token embeddings, and whose blank is
-an embedding of nothing. A step costs the adapter alone. How the LLM reads words drawn out over time, and tone
-beside them, the stages that follow must still teach.
+The linguistic embeddings stand in for words, so they had better begin near the words' own embeddings. The loss is
+connectionist temporal classification (CTC), whose classes are the directions of the LLM's token embeddings and whose
+blank is an embedding near to no token. A step runs the adapter alone. That the LLM understands words drawn out over
+time, with a tone beside them, is left to the stages that follow.
 
 What did not work (measured on the tiny world, 250 to 500 steps): distances instead of directions (embeddings 3 to
 5 times too long); punctuation among the targets, or no blank (one token fills every silence); the padding token's
-embedding as the blank (exact tokens with it between them cost the LLM 34 % word errors, with nothing 5 %); a
-weaker pull (the words are right by nearest token, and yet the LLM misreads 46 %).
+embedding as the blank (exact tokens with it between them cost the LLM 34 % word errors, with embeddings of length 0
+between them 5 %); a weaker pull (the words are right by nearest token, and yet the LLM misreads 46 %).
 
-P begins where the words of its labels are ("angry", "male"): the mean of its embeddings is told from those of the
-attribute's other values by direction. Through the LLM a soft prompt is the slowest part to learn: 200 steps taught P
+P begins near the words of its labels ("angry", "male"): the direction of its mean embedding is classified among the
+words of all values of an attribute. Through the LLM a soft prompt is the slowest part to learn: after 200 steps P knew
 33 % of eight emotions in real voices, where a linear layer on the same frames reads 74.
 
 Dimensions: B clips, T frames, L groups of frames, M embeddings of P, V distinct tokens and the blank (of P: values of
@@ -31,17 +31,17 @@ from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
-from dualslm.model.inputs import Hear
+from dualslm.model.inputs import IGNORE_INDEX, Hear
 from dualslm.model.loss import Loss
 from dualslm.prompt import Prompt
 
-SHARPNESS = 24.0  # nats by which a token in its own direction beats one at a right angle
-BLANK = 0.45  # the likeness at which a token is as good as none
-SOFT = 0.25  # what an embedding without any length is divided by, in squared lengths of a token
-SMOOTHED = 0.1  # of a label's probability is spread over all values
-TONE_SHARPNESS = 16.0  # as SHARPNESS, between an attribute's words seen from their mean (some lie close together)
-TONE_STRAY = 1.0  # weight of P's squared distance from the blend of words that it is taken for
-STRAY = 1.0  # weight of the squared distance from the nearest class, as far as that is certain
+LOGIT_SCALE = 24.0  # nats between a token in an embedding's own direction and one at a right angle
+BLANK_COSINE = 0.45  # cosine that the blank has with every embedding: a token must come nearer
+LENGTH_FLOOR = 0.25  # squared lengths of a token, added before dividing by a length: short embeddings have no direction
+LABEL_SMOOTHING = 0.1  # share of a label's probability that is spread over all values
+PULL_WEIGHT = 1.0  # weight of the squared distance from the nearest class, as far as that is certain
+TONE_LOGIT_SCALE = 16.0  # as LOGIT_SCALE, between an attribute's words seen from their mean (some lie close together)
+TONE_PULL_WEIGHT = 1.0  # weight of P's squared distance from the mix of words that it is classified as
 
 
 def spoken_tokens(model: DualSLM, transcripts: Iterable[str]) -> Tensor:
@@ -55,71 +55,75 @@ def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], classes_V: Tensor,
     """The CTC loss of the prompts' recordings against their transcripts.
 
     Args:
-        model: whose linguistic adapter learns.
-        prompts: each with a recording or more.
-        classes_V: the tokens to tell apart, from `spoken_tokens`; others in a transcript are passed over.
-        hear: gives frames; `model.hear` when None.
+        model: model whose linguistic adapter learns.
+        prompts: prompts with at least one recording each.
+        classes_V: tokens that are the classes, from `spoken_tokens`; other tokens of a transcript are passed over.
+        hear: gives frames of recordings; `model.hear` when None.
 
     Returns:
-        The summed loss of each prompt's recordings in nats, and the tokens of their transcripts.
+        The summed loss of each prompt's recordings in nats, and the number of tokens in their transcripts.
 
     Raises:
         DualSLMError: a recording without a transcript.
     """
     clips = [clip for prompt in prompts for clip in prompt.clips]
     frames = (hear or model.hear)(clips)
-    said = [_places(model, clip, classes_V) for clip in clips]
-    logits_BLV, strays_B = _closeness(model, frames, classes_V)
+    targets = [_class_indices(model, clip, classes_V) for clip in clips]
+    logits_BLV, pull_B = _class_logits(model, frames, classes_V)
     lengths_B = torch.tensor([model.ling.lengths(length) for length in frames.lengths_B.tolist()])
-    tokens_B = torch.tensor([len(one) for one in said])
+    tokens_B = torch.tensor([len(target_S) for target_S in targets])
     nll_B = F.ctc_loss(
         logits_BLV.log_softmax(-1).transpose(0, 1),
-        pad_sequence(said, batch_first=True).to(logits_BLV.device),
+        pad_sequence(targets, batch_first=True).to(logits_BLV.device),
         lengths_B,
         tokens_B,
         reduction="none",
-        zero_infinity=True,  # more tokens than groups: too fast to be aligned
+        zero_infinity=True,  # more tokens than groups of frames: spoken too fast to be aligned
     )
-    return _by_prompt(prompts, nll_B + strays_B, tokens_B.to(nll_B.device))
+    return _by_prompt(prompts, nll_B + pull_B, tokens_B.to(nll_B.device))
 
 
 def _by_prompt(prompts: Sequence[Prompt], nll_B: Tensor, counts_B: Tensor) -> Loss:
     """The loss of each prompt, from that of each recording."""
-    places = [place for place, prompt in enumerate(prompts) for _ in prompt.clips]
-    places_B, zeros = torch.tensor(places, device=nll_B.device), nll_B.new_zeros(len(prompts))
-    return Loss(zeros.index_add(0, places_B, nll_B), zeros.to(counts_B.dtype).index_add(0, places_B, counts_B))
+    owners = [index for index, prompt in enumerate(prompts) for _ in prompt.clips]
+    owner_B = torch.tensor(owners, device=nll_B.device)
+    zeros = nll_B.new_zeros(len(prompts))
+    return Loss(zeros.index_add(0, owner_B, nll_B), zeros.to(counts_B.dtype).index_add(0, owner_B, counts_B))
 
 
-def _places(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
-    """The transcript of a recording as places among the classes, counted from 1 (S)."""
+def _class_indices(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
+    """The transcript of a recording as indices of the classes (S), counted from 1: 0 is the blank."""
     if clip.transcript is None:
         raise DualSLMError(f"{clip.audio!s} has no transcript to be aligned with", got="none", do="add one")
     ids_S = torch.tensor(model.llm.tokenizer.encode(clip.transcript, add_special_tokens=False), dtype=torch.long)
     return 1 + torch.searchsorted(classes_V, ids_S[torch.isin(ids_S, classes_V)])
 
 
-def _closeness(model: DualSLM, frames: Frames, classes_V: Tensor) -> tuple[Tensor, Tensor]:
-    """How near each embedding is in direction to each class, as logits (B, L, V), and how far it strays (B).
+def _class_logits(model: DualSLM, frames: Frames, classes_V: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of the classes for each embedding (B, L, V), and the loss that pulls embeddings to tokens (B).
 
-    Class 0 is the blank: an embedding of nothing, near to no token. Each embedding is drawn to its nearest class
-    as far as that class is certain, so that its length becomes a token's too.
+    Class 0 is the blank, an embedding near to no token. The pull is the squared distance from the likeliest class,
+    weighted by its probability: direction alone would leave the lengths of the embeddings free, and the LLM misreads
+    embeddings that are much longer than its own.
     """
-    device, unit = model.llm.device, model.ling.project.scale
+    device = model.llm.device
+    unit = model.ling.project.scale  # spread of the LLM's token embeddings: lengths below count in it
     tokens_VD = model.llm.embed(classes_V.to(device)).detach().float() / unit
-    heard_BLD = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device)) / unit
-    length_BL1 = (heard_BLD.square().mean(-1, keepdim=True) + SOFT).sqrt() * tokens_VD.shape[1] ** 0.5
-    likeness_BLV = heard_BLD / length_BL1 @ F.normalize(tokens_VD, dim=-1).T
-    logits_BLV = SHARPNESS * F.pad(likeness_BLV, (1, 0), value=BLANK)
+    embeds_BLD = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device)) / unit
+    length_BL1 = (embeds_BLD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * tokens_VD.shape[1] ** 0.5
+    cosine_BLV = embeds_BLD / length_BL1 @ F.normalize(tokens_VD, dim=-1).T
+    logits_BLV = LOGIT_SCALE * F.pad(cosine_BLV, (1, 0), value=BLANK_COSINE)
+    # Detached: the pull moves embeddings to the class that they have, and must not make another class likelier.
     best = logits_BLV.detach().softmax(-1).max(-1)
-    nearest_BLD = F.pad(tokens_VD, (0, 0, 1, 0))[best.indices]
-    stray_BL = (heard_BLD - nearest_BLD).square().mean(-1) * best.values
+    nearest_BLD = F.pad(tokens_VD, (0, 0, 1, 0))[best.indices]  # the blank's own embedding is zero
+    pull_BL = (embeds_BLD - nearest_BLD).square().mean(-1) * best.values
     groups_B = -(-frames.lengths_B // model.ling.stack)
-    inside_BL = torch.arange(stray_BL.shape[1], device=groups_B.device) < groups_B[:, None]
-    return logits_BLV, STRAY * (stray_BL * inside_BL.to(device)).sum(1)
+    inside_BL = torch.arange(pull_BL.shape[1], device=groups_B.device) < groups_B[:, None]
+    return logits_BLV, PULL_WEIGHT * (pull_BL * inside_BL.to(device)).sum(1)
 
 
 def label_values(speeches: Iterable[Speech]) -> dict[str, list[str]]:
-    """The values that each attribute has among some recordings, sorted."""
+    """The values that each attribute has among some recordings, sorted; attributes of one value are left out."""
     found: dict[str, set[str]] = {}
     for speech in speeches:
         for name, value in speech.labels.items():
@@ -133,42 +137,51 @@ def tone_loss(
     """The cross-entropy of the prompts' recordings against the words of their labels.
 
     Args:
-        model: whose paralinguistic adapter learns.
-        prompts: each with a recording or more.
-        values: of every attribute, from `label_values`; a label of another value counts for nothing.
-        hear: gives frames; `model.hear` when None.
+        model: model whose paralinguistic adapter learns.
+        prompts: prompts with at least one recording each.
+        values: values of every attribute, from `label_values`; a label of another value counts for nothing.
+        hear: gives frames of recordings; `model.hear` when None.
 
     Returns:
-        The summed loss of each prompt's recordings in nats, and how many labels they have.
+        The summed loss of each prompt's recordings in nats, and the number of their labels.
 
     Raises:
         DualSLMError: a recording without any label.
     """
     clips = [clip for prompt in prompts for clip in prompt.clips]
-    if nameless := next((clip for clip in clips if not clip.labels.keys() & values.keys()), None):
-        raise DualSLMError(f"{nameless.audio!s} has no label to be aligned with", got="none", do="add one")
+    if unlabelled := next((clip for clip in clips if not clip.labels.keys() & values.keys()), None):
+        raise DualSLMError(f"{unlabelled.audio!s} has no label to be aligned with", got="none", do="add one")
     frames = (hear or model.hear)(clips)
-    device, unit = model.llm.device, model.para.project.scale
-    heard_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
-    words = {name: torch.stack([_meant(model, word) for word in known]) / unit for name, known in values.items()}
-    aside_BD = heard_BMD.mean(1) - sum(words_VD.mean(0) for words_VD in words.values())
-    length_B1 = (aside_BD.square().mean(-1, keepdim=True) + SOFT).sqrt() * aside_BD.shape[1] ** 0.5
-    nll_B, blend_BD = aside_BD.new_zeros(len(clips)), torch.zeros_like(aside_BD)
+    device = model.llm.device
+    unit = model.para.project.scale  # spread of the LLM's token embeddings: lengths below count in it
+    embeds_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
+    words = {
+        name: torch.stack([_word_embedding(model, word) for word in known]) / unit for name, known in values.items()
+    }
+    # One vector holds all attributes at once: the sum of their means is taken off, so that each attribute's words are
+    # compared with what P adds to them.
+    centred_BD = embeds_BMD.mean(1) - sum(words_VD.mean(0) for words_VD in words.values())
+    length_B1 = (centred_BD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * centred_BD.shape[1] ** 0.5
+    nll_B = centred_BD.new_zeros(len(clips))
+    mix_BD = torch.zeros_like(centred_BD)
     counts_B = torch.zeros(len(clips), dtype=torch.long, device=device)
     for name, words_VD in words.items():
-        place_of = {value: place for place, value in enumerate(values[name])}
-        places_B = torch.tensor([place_of.get(str(clip.labels.get(name)), -1) for clip in clips], device=device)
-        logits_BV = TONE_SHARPNESS * aside_BD / length_B1 @ F.normalize(words_VD - words_VD.mean(0), dim=-1).T
+        index_of = {value: index for index, value in enumerate(values[name])}
+        targets = [index_of.get(str(clip.labels.get(name)), IGNORE_INDEX) for clip in clips]
+        targets_B = torch.tensor(targets, device=device)
+        logits_BV = TONE_LOGIT_SCALE * centred_BD / length_B1 @ F.normalize(words_VD - words_VD.mean(0), dim=-1).T
         nll_B = nll_B + F.cross_entropy(
-            logits_BV, places_B, ignore_index=-1, reduction="none", label_smoothing=SMOOTHED
+            logits_BV, targets_B, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=LABEL_SMOOTHING
         )
-        blend_BD = blend_BD + logits_BV.detach().softmax(-1) @ words_VD
-        counts_B = counts_B + (places_B >= 0)
-    stray_B = (heard_BMD - blend_BD[:, None]).square().mean((1, 2)) * (counts_B > 0)
-    return _by_prompt(prompts, nll_B + TONE_STRAY * stray_B, counts_B)
+        mix_BD = mix_BD + logits_BV.detach().softmax(-1) @ words_VD
+        counts_B = counts_B + (targets_B != IGNORE_INDEX)
+    # A recording none of whose labels was known in training has no loss at all, the pull included.
+    pull_B = (embeds_BMD - mix_BD[:, None]).square().mean((1, 2)) * (counts_B > 0)
+    return _by_prompt(prompts, nll_B + TONE_PULL_WEIGHT * pull_B, counts_B)
 
 
-def _meant(model: DualSLM, word: str) -> Tensor:
-    """The embedding of a word: the mean of those of its tokens (D)."""
+def _word_embedding(model: DualSLM, word: str) -> Tensor:
+    """The embedding of a word (D): the mean of those of its tokens."""
+    # With a space before it, as the word stands within a sentence.
     ids = model.llm.tokenizer.encode(f" {word}", add_special_tokens=False)
     return model.llm.embed(torch.tensor(ids, device=model.llm.device)).detach().float().mean(0)

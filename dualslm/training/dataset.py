@@ -1,14 +1,14 @@
-"""Talks → batches of lessons (paper §III-B, §III-C): seeded, stateless, counted.
+"""Examples of manifests → batches of training samples (paper §III-B, §III-C): seeded, stateless, counted.
 
-The talks are those of `examples.py`. What stands at place p of a stage follows from the seed, the stage and p alone:
-the kind, the talk, the sources. So a run may stop anywhere, and have any number of worker processes, and sees
-the same.
+The examples are those of `dualslm.data.manifest`. The sample at an index of a stage (its kind, example and sources)
+follows from the seed, the stage and the index alone. So a run may stop anywhere, and have any number of worker
+processes, and sees the same.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,8 +25,8 @@ from dualslm.prompt import Prompt, SlotLengths, Text, render
 from dualslm.recipe import Kind, Stage, TaskKind, ViewDraw
 from dualslm.training.feature_cache import FrameCache
 
-BLOCK = 1000  # lessons after which the kinds stand exactly in their shares
-TRIES = 100  # talks tried at one place before the data are called unusable
+BLOCK = 1000  # samples, within which every kind has exactly its share
+MAX_TRIES = 100  # examples with unreadable recordings in a row, after which the data are called unusable
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class TrainingSample:
     """One training example.
 
     Attributes:
-        kind: of its task.
-        view: the sources that were drawn for it.
-        prompt: rendered, with its targets.
-        conversation: the id of its talk.
-        skipped: talks that stood here but have a recording that cannot be read: id and reason.
+        kind: kind of its task.
+        view: sources that were drawn for it.
+        prompt: rendered prompt with its labels.
+        conversation: id of its example.
+        skipped: examples that were due but have a recording that cannot be read: id and reason.
     """
 
     kind: TaskKind
@@ -48,8 +48,8 @@ class TrainingSample:
     skipped: tuple[tuple[str, str], ...] = ()
 
     @property
-    def targets(self) -> int:
-        """How many tokens are learnt."""
+    def label_count(self) -> int:
+        """The number of tokens that are learnt."""
         return sum(len(segment.ids) for segment in self.prompt.segments if isinstance(segment, Text) and segment.loss)
 
 
@@ -58,9 +58,9 @@ class Batch:
     """One process's part of one optimizer step.
 
     Attributes:
-        lessons: in order of length.
-        lengths: about how many positions the prompt of each takes.
-        frames: of their recordings, each (N, T, D), by path.
+        samples: its samples, shortest prompt first.
+        lengths: positions that the prompt of each takes.
+        frames: encoder frames (N, T, D) of their recordings, by path.
     """
 
     samples: list[TrainingSample]
@@ -71,19 +71,34 @@ class Batch:
         """The frames of some of its recordings, in place of `DualSLM.hear`."""
         return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
 
+    def split(self, max_tokens: int) -> Iterator[list[TrainingSample]]:
+        """Micro-batches of samples of like lengths, each of at most `max_tokens` padded positions, or of one sample."""
+        micro_batch: list[TrainingSample] = []
+        for sample, length in zip(self.samples, self.lengths, strict=True):
+            # Lengths ascend, so all would be padded to this one.
+            if micro_batch and (len(micro_batch) + 1) * length > max_tokens:
+                yield micro_batch
+                micro_batch = []
+            micro_batch.append(sample)
+        if micro_batch:
+            yield micro_batch
+
 
 class StageDataset(Dataset[Batch]):
     """The batches of a stage; item s is this process's part of step s.
 
     Args:
-        stage: of the recipe.
-        examples: to learn from.
-        cache: frames of their recordings.
-        tokenizer: of the frozen LLM.
-        seed: of every draw.
-        lengths: number of embeddings of a recording in each channel, which bounds the memory of a part of a batch.
-        rank: of this process.
-        world: number of processes.
+        stage: stage of the recipe.
+        examples: examples to learn from.
+        cache: encoder frames of their recordings.
+        tokenizer: tokenizer of the frozen LLM.
+        seed: seed of every draw.
+        lengths: number of embeddings of a recording in each channel, which bounds the memory of a micro-batch.
+        rank: index of this process.
+        world_size: number of processes.
+
+    Raises:
+        DualSLMError: no example of a kind that the stage trains on.
     """
 
     def __init__(
@@ -96,17 +111,23 @@ class StageDataset(Dataset[Batch]):
         *,
         lengths: SlotLengths,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.stage, self.examples, self.cache, self.tokenizer, self.seed = stage, examples, cache, tokenizer, seed
-        self.lengths, self.rank, self.world = lengths, rank, world
-        self.pattern = _pattern(stage)
+        self.stage = stage
+        self.examples = examples
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.lengths = lengths
+        self.rank = rank
+        self.world_size = world_size
+        self.block_kinds = _block_kinds(stage)
         for kind in stage.kinds:
             if not examples.count(kind):
-                where = ", ".join(map(str, examples.paths))
-                out = "".join(f"; {count} {why}" for why, count in examples.left_out.items())
+                manifests = ", ".join(map(str, examples.paths))
+                left_out = "".join(f"; {count} {why}" for why, count in examples.left_out.items())
                 raise DualSLMError(
-                    f"stage {stage.name} has no {kind} talks", got=f"none in {where}{out}", do="add some"
+                    f"stage {stage.name} has no {kind} examples", got=f"none in {manifests}{left_out}", do="add some"
                 )
 
     @property
@@ -118,84 +139,89 @@ class StageDataset(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        samples = [self.sample(step * self.stage.batch + place) for place in range(self.stage.batch)]
-        own = sorted(samples, key=self.length)[self.rank :: self.world]
+        samples = [self.sample(step * self.stage.batch + number) for number in range(self.stage.batch)]
+        # Every process draws the whole batch and takes every n-th sample in order of length: all have like work.
+        own = sorted(samples, key=self.length)[self.rank :: self.world_size]
         paths = {str(clip.audio) for sample in own for clip in sample.prompt.clips}
-        return Batch(
-            own, [self.length(sample) for sample in own], {path: self.cache.get(path) for path in sorted(paths)}
-        )
+        frames = {path: self.cache.get(path) for path in sorted(paths)}
+        return Batch(own, [self.length(sample) for sample in own], frames)
 
-    def sample(self, place: int) -> TrainingSample:
-        """The lesson at a place of the stage."""
-        rng = random.Random(f"{self.seed}/{self.stage.name}/{place}")
-        block, within = divmod(place, BLOCK)
-        order = _shuffled(self.pattern, f"{self.seed}/{self.stage.name}/{block}")
-        name = order[within]
-        turn = block * self.pattern.count(name) + order[:within].count(name)
+    def sample(self, index: int) -> TrainingSample:
+        """The sample at an index of the stage."""
+        rng = random.Random(f"{self.seed}/{self.stage.name}/{index}")
+        block, within = divmod(index, BLOCK)
+        kinds = _shuffled(self.block_kinds, f"{self.seed}/{self.stage.name}/{block}")
+        name = kinds[within]
+        # How many samples of its kind come before it: those of whole blocks, and those of its own.
+        turn = block * self.block_kinds.count(name) + kinds[:within].count(name)
         kind = self.stage.kinds[name]
-        told, skipped = self._usable(name, turn)
-        view = _sources(kind, told.conversation).draw(rng)
+        example, skipped = self._readable_example(name, turn)
+        view = _available_sources(kind, example.conversation).draw(rng)
         prompt = render(
-            told.conversation,
+            example.conversation,
             self.tokenizer,
             view,
             learns=frozenset(kind.learns),
             supervise="all" if name == "paralinguistic" else "last",
-            cut_off=told.cut_off,
+            cut_off=example.cut_off,
         )
-        return TrainingSample(name, view, prompt, told.id, skipped)
+        return TrainingSample(name, view, prompt, example.id, skipped)
 
     def length(self, sample: TrainingSample) -> int:
-        """The positions that its prompt takes."""
+        """The positions that the prompt of a sample takes."""
         return self.lengths.prompt(sample.prompt, lambda speech: self.cache.frames(str(speech.audio)))
 
-    def _usable(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
-        """The talk whose turn it is, or the next one whose recordings can be read."""
+    def _readable_example(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
+        """The example that is due, or the next one whose recordings can be read, and those that were skipped."""
         skipped: list[tuple[str, str]] = []
         count = self.examples.count(kind)
-        for ahead in range(min(count, TRIES)):
-            epoch, place = divmod(turn + ahead, count)
-            together = self.stage.kinds[kind].together
-            index = int(permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")[place])
-            told = self.examples.get(kind, index, epoch)
-            fault = self._fault(told.conversation)
+        together = self.stage.kinds[kind].together
+        for ahead in range(min(count, MAX_TRIES)):
+            epoch, position = divmod(turn + ahead, count)
+            order = permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")
+            example = self.examples.get(kind, int(order[position]), epoch)
+            fault = self._fault(example.conversation)
             if fault is None:
-                return told, tuple(skipped)
-            skipped.append((told.id, fault))
-        raise DualSLMError(f"{len(skipped)} {kind} talks in a row cannot be used", got=skipped[0], do="check the audio")
+                return example, tuple(skipped)
+            skipped.append((example.id, fault))
+        raise DualSLMError(
+            f"{len(skipped)} {kind} examples in a row cannot be used", got=skipped[0], do="check the audio"
+        )
 
     def _fault(self, conversation: Conversation) -> str | None:
-        paths = [
-            str(speech.audio) for turn in conversation.turns for speech in turn.speeches if speech.audio is not None
-        ]
-        return next((self.cache.faults[path] for path in paths if path in self.cache.faults), None)
+        """Why the first unreadable recording of a conversation cannot be read; None where all can."""
+        clips = [clip for turn in conversation.turns for clip in turn.speeches if clip.audio is not None]
+        return next(
+            (self.cache.faults[str(clip.audio)] for clip in clips if str(clip.audio) in self.cache.faults), None
+        )
 
 
 # ---------------------------------------------------------------------- draws
 
 
-def _pattern(stage: Stage) -> tuple[TaskKind, ...]:
-    """The kinds of a block of lessons, exactly in their shares; each has one at least, which the largest gives up."""
+def _block_kinds(stage: Stage) -> tuple[TaskKind, ...]:
+    """The kinds of the samples of a block, in order of the recipe, each exactly as often as its share says."""
     shares = {name: kind.share for name, kind in stage.kinds.items()}
+    # Differences of rounded sums add up to a block, which rounded shares need not.
     edges = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * BLOCK).astype(int)
-    counts = np.maximum(np.diff(edges, prepend=0), 1)
+    counts = np.maximum(np.diff(edges, prepend=0), 1)  # a tiny share is not rounded away
     counts[counts.argmax()] -= counts.sum() - BLOCK
     return tuple(name for name, count in zip(shares, counts, strict=True) for _ in range(int(count)))
 
 
-@lru_cache(64)
-def _shuffled(pattern: tuple[TaskKind, ...], seed: str) -> tuple[TaskKind, ...]:
-    order = list(pattern)
+@lru_cache(64)  # all samples of a block ask for the same order
+def _shuffled(kinds: tuple[TaskKind, ...], seed: str) -> tuple[TaskKind, ...]:
+    order = list(kinds)
     random.Random(seed).shuffle(order)
     return tuple(order)
 
 
-def _sources(kind: Kind, conversation: Conversation) -> ViewDraw:
-    """The sources that a talk has: without a caption or transcript, "text" is not among those that are drawn."""
+def _available_sources(kind: Kind, conversation: Conversation) -> ViewDraw:
+    """The kind's sources that a conversation has: without a caption (or transcript), P (or L) is not drawn as text."""
     clips = [clip for turn in conversation.turns if turn.role == "user" for clip in turn.speeches]
-    known = {"para": all(clip.caption for clip in clips), "ling": all(clip.transcript for clip in clips)}
+    has_text = {"para": all(clip.caption for clip in clips), "ling": all(clip.transcript for clip in clips)}
 
-    def left(channel: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        return tuple(one for one in sources if one != "text" or known[channel]) or sources
+    def available(channel: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(source for source in sources if source != "text" or has_text[channel]) or sources
 
-    return ViewDraw(para=left("para", kind.view.para), ling=left("ling", kind.view.ling))
+    return ViewDraw(para=available("para", kind.view.para), ling=available("ling", kind.view.ling))

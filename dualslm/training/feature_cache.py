@@ -1,10 +1,10 @@
 """Frames of the frozen encoder, kept on disk: it never changes, so each recording is encoded once (ours).
 
 A cache is a folder. `cache.json` names the encoder, the rule and the dtype; another encoder's cache is refused.
-Recordings are written in parts: `part-1-00003.safetensors` holds the frames of some hundred of them,
-and `part-1-00003.json`, written after it, lists them with their hash, and those that could not be read with
-the reason. A part is written under another name and renamed, so a build that was killed goes on where it was,
-and several machines may each build a shard of the same folder.
+Recordings are written in parts: `part-1-00003.safetensors` holds the frames of at most 256 recordings (of shard 1, part
+3), and `part-1-00003.json`, written after it, lists them with their hash, and those that could not be read with the
+reason. A part is written under another name and renamed, so a build that was killed is resumed where it stopped, and
+several machines may each build a shard of the same folder.
 
 Dimensions: N encoder layers kept, T frames, D encoder width.
 """
@@ -41,11 +41,11 @@ from dualslm.model.encoder import Frames, SpeechEncoder
 
 META = "cache.json"
 PART = 256  # recordings in a part
-AT_ONCE = 16  # recordings in one call of the encoder
-OPEN_PARTS = 1024  # a mapped file and 50 kB each; opening one takes longer than reading ten recordings
-SPARE = 1.02  # a safetensors header and the lists take about this much beside the frames
-Listened: TypeAlias = tuple[dict[str, Any], NDArray[np.float32] | None]
-"""The row of a recording, and its samples where it can be read."""
+ENCODER_BATCH = 16  # recordings
+MAX_OPEN_PARTS = 1024  # a mapped file and 50 kB each; opening one takes longer than reading ten recordings
+DISK_OVERHEAD = 1.02  # safetensors headers and lists take 2 % beside the frames
+Recording: TypeAlias = tuple[dict[str, Any], NDArray[np.float32] | None]
+"""The row of a recording in a part's list, and its samples at 16 kHz; None where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Rule:
     """What decides the numbers in a cache; two caches of one rule hold the same frames.
 
     Attributes:
-        encoder: fingerprint of its weights.
-        layers: how many are kept, the last one last.
-        width: D.
-        dtype: of the frames on disk.
-        rule: version of the way from a file to frames.
+        encoder: fingerprint of the encoder's weights.
+        layers: number of layers kept, of which the encoder's last is the last.
+        width: D, width of the encoder.
+        dtype: dtype of the frames on disk.
+        rule: version of the way from a file to frames, raised when other frames come of the same file.
     """
 
     encoder: str
@@ -72,8 +72,8 @@ class Rule:
         return cls(fingerprint(encoder), encoder.depth if every_layer else 1, encoder.width)
 
     def bytes(self, seconds: float) -> int:
-        """What so much audio takes on disk."""
-        return round(seconds * FRAMES_PER_SECOND * self.layers * self.width * 2 * SPARE)
+        """Bytes that so many seconds of audio take on disk, in 16-bit numbers."""
+        return round(seconds * FRAMES_PER_SECOND * self.layers * self.width * 2 * DISK_OVERHEAD)
 
 
 def duration(path: str | Path) -> float:
@@ -99,39 +99,51 @@ def build(
     check: bool = False,
     say: Callable[[str], None] = _say,
 ) -> Counter[str]:
-    """Encodes recordings into a cache; those that are in it already are kept.
+    """Encodes recordings into a cache; those that are in it already are not encoded again.
 
     Args:
         encoder: the frozen encoder.
-        paths: of the recordings, each once.
-        folder: of the cache; made where it is missing.
+        paths: paths of the recordings; one that is named twice counts once.
+        folder: folder of the cache; made where it is missing.
         every_layer: keep all layers, for a learned mix.
-        shard: (i, n): this call does part i of n, counted from 1.
+        shard: (i, n): this call encodes part i of n, counted from 1.
         check: compare recordings with what was encoded, by their SHA-256, and encode again those that were replaced.
-        say: gets a line now and then.
+        say: takes lines of progress.
 
     Returns:
-        How many recordings were kept ("usable") and how many could not be, by reason.
+        How many recordings are in the cache ("usable"), and how many could not be read, by reason.
 
     Raises:
-        DualSLMError: a cache of another encoder, or no room on the disk; nothing half-written is left.
+        DualSLMError: a cache of another encoder, or too little space on the disk; nothing half-written is left.
     """
     rule = Rule.of(encoder, every_layer=every_layer)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, rule)
+    if (folder / META).exists():
+        _check_rule(folder, rule)
+    else:
+        with replacing(folder / META) as partial:
+            partial.write_text(json.dumps(asdict(rule), indent=1) + "\n")
     own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
     if check:
         _forget_replaced(folder, own, say)
     known = _listed(folder)
-    todo = [path for path in own if "frames" not in known.get(path, {})]  # what could not be read is tried again
+    todo = [path for path in own if "frames" not in known.get(path, {})]  # one that could not be read is tried again
     parts = [todo[start : start + PART] for start in range(0, len(todo), PART)]
-    _check_room(folder, rule, todo, say)
-    first = _free_number(folder, shard[0])
-    for number, listened in enumerate(_ahead(parts)):
-        news = [(row, samples) for row, samples in listened if samples is not None or not _known_fault(row, known)]
-        if news:
-            _write_part(encoder, news, _part(folder, shard[0], first + number), rule, every_layer)
-        say(f"features: part {number + 1} of {len(parts)}, {len(listened)} recordings")
+    _check_space(folder, rule, todo, say)
+    # No part is ever written over: it may be of a build that was killed, or of other recordings.
+    numbers = [int(file.stem.rsplit("-", 1)[1]) for file in folder.glob(f"part-{shard[0]}-*.json")]
+    first = 1 + max(numbers, default=-1)
+    for number, loaded in enumerate(_prefetched(parts)):
+        new = [
+            (row, samples)
+            for row, samples in loaded
+            # A fault that is listed already is not listed again.
+            if samples is not None or row["fault"] != known.get(row["audio"], {}).get("fault")
+        ]
+        if new:
+            part = folder / f"part-{shard[0]}-{first + number:05d}"
+            _write_part(encoder, new, part, rule, every_layer)
+        say(f"features: part {number + 1} of {len(parts)}, {len(loaded)} recordings")
     known = _listed(folder)
     return Counter(known[path].get("fault", "usable") for path in own)
 
@@ -140,8 +152,12 @@ class FrameCache:
     """Gives the frames of recordings from a cache, in place of `DualSLM.hear`.
 
     Args:
-        folder: that `build` filled.
-        rule: that the cache must follow.
+        folder: folder that `build` filled.
+        rule: rule that the cache must follow.
+
+    Attributes:
+        rows: part and number of frames of each recording, by path.
+        faults: why a recording could not be read, by path.
 
     Raises:
         DualSLMError: no cache there, or one of another encoder or rule.
@@ -149,7 +165,7 @@ class FrameCache:
 
     def __init__(self, folder: Path, rule: Rule) -> None:
         self.folder = folder
-        _check(folder, rule)
+        _check_rule(folder, rule)
         self.rows: dict[str, tuple[str, int]] = {}
         self.faults: dict[str, str] = {}
         for file in sorted(folder.glob("part-*.json")):
@@ -160,10 +176,10 @@ class FrameCache:
                     self.faults[row["audio"]] = row["fault"]
         for path in self.faults.keys() & self.rows.keys():  # it could be read when it was tried again
             del self.faults[path]
-        self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
+        self._open = lru_cache(MAX_OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
 
     def frames(self, path: str) -> int:
-        """How many frames a recording has."""
+        """The number of frames of a recording."""
         return self.rows[path][1]
 
     def get(self, path: str) -> Tensor:
@@ -187,25 +203,16 @@ class FrameCache:
         return {"folder": self.folder, "rows": self.rows, "faults": self.faults}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Opened files do not travel to another process."""
+        """Opens the parts anew: a mapped file cannot be sent to a worker process."""
         self.__dict__.update(state)
-        self._open = lru_cache(OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
+        self._open = lru_cache(MAX_OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
 
 
 # ---------------------------------------------------------------------- parts
 
 
-def _part(folder: Path, shard: int, number: int) -> Path:
-    return folder / f"part-{shard}-{number:05d}"
-
-
-def _free_number(folder: Path, shard: int) -> int:
-    """The number of a shard's next part: no part is ever written over."""
-    return 1 + max((int(file.stem.rsplit("-", 1)[1]) for file in folder.glob(f"part-{shard}-*.json")), default=-1)
-
-
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of all parts by recording, each with the name of its part; a later one that can be read wins."""
+    """The row of each recording with the name of its part; one that could be read stands before one that could not."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.glob("part-*.json")):
         for row in _read_list(file.with_suffix("")):
@@ -219,12 +226,8 @@ def _read_list(part: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _known_fault(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> bool:
-    return bool(row["fault"] == known.get(row["audio"], {}).get("fault"))
-
-
 def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], None]) -> None:
-    """Takes recordings that are no longer what was encoded from the lists of their parts."""
+    """Deletes recordings from the lists of their parts whose files are no longer those that were encoded."""
     known = _listed(folder)
     encoded = [path for path in paths if "frames" in known.get(path, {}) and Path(path).is_file()]
     replaced = {path for path in encoded if sha256(Path(path)) != known[path]["sha256"]}
@@ -235,61 +238,61 @@ def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], No
             partial.write_text(json.dumps(rows))
 
 
-def _write_part(
-    encoder: SpeechEncoder, listened: Iterable[Listened], part: Path, rule: Rule, every_layer: bool
-) -> None:
-    rows, frames = [], {}
-    heard: list[tuple[dict[str, Any], NDArray[np.float32]]] = []
-    for row, samples in listened:
+def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path, rule: Rule, every_layer: bool) -> None:
+    rows = []
+    frames = {}
+    readable: list[tuple[dict[str, Any], NDArray[np.float32]]] = []
+    for row, samples in loaded:
         rows.append(row)
         if samples is not None:
-            heard.append((row, samples))
-    for start in range(0, len(heard), AT_ONCE):
-        some = heard[start : start + AT_ONCE]
-        out = encoder.encode([samples for _, samples in some], every_layer=every_layer)
-        for index, (row, _) in enumerate(some):
-            row["frames"] = int(out.lengths_B[index])
-            frames_NTD = out.layers_NBTD[:, index, : row["frames"]]
+            readable.append((row, samples))
+    for start in range(0, len(readable), ENCODER_BATCH):
+        batch = readable[start : start + ENCODER_BATCH]
+        encoded = encoder.encode([samples for _, samples in batch], every_layer=every_layer)
+        for index, (row, _) in enumerate(batch):
+            row["frames"] = int(encoded.lengths_B[index])
+            frames_NTD = encoded.layers_NBTD[:, index, : row["frames"]]
+            # Contiguous, or the file would hold the padding of the whole batch.
             frames[row["audio"]] = frames_NTD.to("cpu", getattr(torch, rule.dtype)).contiguous()
     try:
         with replacing(part.with_suffix(".safetensors")) as partial:
             save_file(frames, partial)
+        # The list comes last: a part without one does not exist for any reader.
         with replacing(part.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(rows))
     except Exception as error:
-        raise _disk(error, part.parent) from error
+        # safetensors has an exception of its own, which tells a full disk in its text alone.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise DualSLMError(
+                f"the disk of {part.parent} is full", got="no space left", do="free some space and run again"
+            ) from error
+        raise
 
 
-def _ahead(parts: Sequence[Sequence[str]]) -> Iterator[list[Listened]]:
-    """The recordings of each part; those of the next one are read while the encoder is at work."""
+def _prefetched(parts: Sequence[Sequence[str]]) -> Iterator[list[Recording]]:
+    """The recordings of each part; those of the next part are read while the encoder works on this one."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        ahead = [pool.submit(_listen, path) for part in parts[:1] for path in part]
+        pending = [pool.submit(_load_recording, path) for part in parts[:1] for path in part]
         for following in [*parts[1:], []][: len(parts)]:
-            now, ahead = ahead, [pool.submit(_listen, path) for path in following]
-            yield [one.result() for one in now]
+            current = pending
+            pending = [pool.submit(_load_recording, path) for path in following]
+            yield [one.result() for one in current]
 
 
-def _listen(path: str) -> Listened:
-    """The row of a recording, and its samples where it can be read."""
+def _load_recording(path: str) -> Recording:
     try:
         samples = load(path)
         return {"audio": path, "sha256": sha256(Path(path))}, samples
     except DualSLMError as error:
+        # Without the path, so that faults of one kind can be counted.
         return {"audio": path, "fault": str(error).replace(f" {path}", "").replace(path, "").strip()}, None
 
 
 # ---------------------------------------------------------------------- the folder
 
 
-def _claim(folder: Path, rule: Rule) -> None:
-    if (folder / META).exists():
-        _check(folder, rule)
-        return
-    with replacing(folder / META) as partial:
-        partial.write_text(json.dumps(asdict(rule), indent=1) + "\n")
-
-
-def _check(folder: Path, rule: Rule) -> None:
+def _check_rule(folder: Path, rule: Rule) -> None:
+    """Refuses a folder that is no cache, or one of another encoder or rule."""
     try:
         found = json.loads((folder / META).read_text())
     except (OSError, ValueError) as error:
@@ -305,22 +308,16 @@ def _check(folder: Path, rule: Rule) -> None:
         )
 
 
-def _check_room(folder: Path, rule: Rule, paths: Sequence[str], say: Callable[[str], None]) -> None:
+def _check_space(folder: Path, rule: Rule, paths: Sequence[str], say: Callable[[str], None]) -> None:
+    """Says how much will be written, and refuses a disk that cannot hold it before hours of encoding."""
     seconds = sum(map(duration, paths))
-    wanted, free = rule.bytes(seconds), shutil.disk_usage(folder).free
-    sizes = f"{wanted / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free"
+    needed = rule.bytes(seconds)
+    free = shutil.disk_usage(folder).free
+    sizes = f"{needed / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free"
     say(f"features: {len(paths)} recordings, {seconds / 3600:.2f} h, {sizes}")
-    if wanted > free:
+    if needed > free:
         raise DualSLMError(
-            f"no room for the cache {folder}",
+            f"too little disk space for the cache {folder}",
             got=f"{free / 1e9:.2f} GB free",
-            do=f"make {wanted / 1e9:.2f} GB free, or give another folder",
+            do=f"free {needed / 1e9:.2f} GB, or give another folder",
         )
-
-
-def _disk(error: Exception, folder: Path) -> Exception:
-    """A full disk as one line; safetensors tells it in words alone."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    if not full:
-        return error
-    return DualSLMError(f"the disk of {folder} is full", got="no space left", do="make room and run again")

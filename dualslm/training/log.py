@@ -1,4 +1,4 @@
-"""What a training run tells: the table before the first step, metrics.jsonl, trackers, a bar, curves (ours)."""
+"""What a training run reports: tables before the first step, metrics.jsonl, trackers, progress, curves (ours)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,176 +32,224 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass
-class StageStats:
-    """Counts of one stage, of this process since the last line, and of all processes since the start.
+class LossSums:
+    """Sums over some samples, from which means are made.
 
     Attributes:
-        stage: its name.
-        before: steps of the stages before it.
-        lessons: learnt from so far.
-        skipped: lessons whose recording could not be read.
-        realised: lessons by kind and view.
+        nll: negative log-likelihood of all labels, in nats.
+        labels: number of labels.
+        samples: number of samples.
+    """
+
+    nll: float = 0.0
+    labels: float = 0.0
+    samples: int = 0
+
+    def add(self, other: LossSums) -> None:
+        """Adds the sums of other samples."""
+        self.nll += other.nll
+        self.labels += other.labels
+        self.samples += other.samples
+
+
+@dataclass
+class StageStats:
+    """Counts of one stage: those of all processes since its start, and those of this process since the last log line.
+
+    Attributes:
+        stage: name of the stage.
+        steps_before: number of optimizer steps of the stages before it.
+        samples: number of samples learnt from so far.
+        skipped: number of examples whose recording could not be read.
+        realised: number of samples by kind and view.
+        sums: losses since the last log line, by kind and view.
+        faults: skipped examples since the last log line, with the reason.
+        since: time of the last log line, in seconds of a monotonic clock.
     """
 
     stage: str
-    before: int = 0
+    steps_before: int = 0
     samples: int = 0
     skipped: int = 0
     realised: Counter[str] = field(default_factory=Counter)
-    window: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
+    sums: dict[str, LossSums] = field(default_factory=lambda: defaultdict(LossSums))
     faults: list[dict[str, Any]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, samples: Sequence[TrainingSample], loss: Loss) -> None:
-        """Counts some lessons and their losses."""
+    def update(self, samples: Sequence[TrainingSample], loss: Loss) -> None:
+        """Counts some samples and their losses."""
+        # One copy from the GPU for each tensor: reading number by number would wait for it every time.
         values = zip(samples, loss.nll_B.tolist(), loss.tokens_B.tolist(), strict=True)
-        for sample, nll, tokens in values:
-            cell = self.window[f"{sample.kind} {sample.view}"]
-            for place, value in enumerate((nll, tokens, 1)):
-                cell[place] += value
+        for sample, nll, labels in values:
+            self.sums[f"{sample.kind} {sample.view}"].add(LossSums(nll, labels, 1))
             self.faults += [{"talk": conversation, "reason": reason} for conversation, reason in sample.skipped]
 
 
 class RunLog:
-    """Writes what happens into the run folder and on the terminal.
+    """Writes metrics into the run folder and to the trackers, and shows progress on the terminal.
 
     Args:
-        out: the run folder.
+        out: run folder.
         active: whether this process writes; the others only hand over their counts.
     """
 
     def __init__(self, out: Path, *, active: bool) -> None:
-        self.metrics, self.skipped, self.curves = out / "metrics.jsonl", out / "skipped.jsonl", out / "curves.png"
+        self.metrics_file = out / "metrics.jsonl"
+        self.skipped_file = out / "skipped.jsonl"
+        self.curves_file = out / "curves.png"
         self.active = active
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(
-            *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not active
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not active,
         )
 
-    def start(self, stage: Stage, steps: int, done: int) -> StageStats:
-        """Begins a stage, or goes on in it: lines beyond the step it goes on from are taken back."""
+    def start_stage(self, stage: Stage, steps: int, done: int) -> StageStats:
+        """Begins a stage, or resumes it after `done` steps.
+
+        Lines of later steps are deleted: they were written after the last state was saved, and will be written again.
+        """
         if self.active:
-            for path in (self.metrics, self.skipped):
-                _keep(path, lambda row: row["stage"] != stage.name or row["step"] <= done)
-            self.bar.start()
-            self.task = self.bar.add_task(stage.name, total=steps, completed=done)
-        wait_for_everyone()  # all read what is left
-        last = {row["stage"]: row["step"] for row in _rows(self.metrics) if row["stage"] != stage.name}
-        stats = StageStats(stage.name, before=sum(last.values()))
-        for row in _rows(self.metrics):
+            for file in (self.metrics_file, self.skipped_file):
+                _keep_lines(file, lambda row: row["stage"] != stage.name or row["step"] <= done)
+            self.progress.start()
+            self.task = self.progress.add_task(stage.name, total=steps, completed=done)
+        wait_for_everyone()  # every process reads the file below, and must not see a line that is to be deleted
+        rows = list(_rows(self.metrics_file))
+        last_steps = {row["stage"]: row["step"] for row in rows if row["stage"] != stage.name}
+        stats = StageStats(stage.name, steps_before=sum(last_steps.values()))
+        for row in rows:
             if row["stage"] == stage.name and "realised" in row:
                 stats.realised.update(row["realised"])
                 stats.samples += sum(row["realised"].values())
                 stats.skipped += row["skipped"]
         return stats
 
-    def step(self, stats: StageStats, step: int, lr: float, accelerator: Accelerator, *, due: bool) -> None:
-        """After each step; every tenth one is written down, and one that is `due`: saved, or the last."""
+    def log_step(self, stats: StageStats, step: int, lr: float, accelerator: Accelerator, *, force: bool) -> None:
+        """Shows a step; writes a line of metrics at every tenth step, and where `force` says so."""
         if self.active:
-            self.bar.update(self.task, completed=step)
-        if step % LOG_EVERY and not due:
+            self.progress.update(self.task, completed=step)
+        if step % LOG_EVERY and not force:
             return
-        row = self._gathered(stats, step, lr)
+        row = self._gather(stats, step, lr)
         if self.active:
-            _append(self.metrics, [row])
-            accelerator.log(_flat(row), step=stats.before + step)
-            loss = "  ".join(f"{kind} {value:.3f}" for kind, value in row["loss"].items())
-            self.bar.update(self.task, description=f"{stats.stage}  {loss}")
+            _append(self.metrics_file, [row])
+            named = {f"{stats.stage}/{key}": value for key, value in row.items()}
+            scalars = {key: float(value) for key, value in named.items() if isinstance(value, (int, float))}
+            scalars |= {f"{stats.stage}/loss/{key}": value for key, value in row["loss_by_view"].items()}
+            accelerator.log(scalars, step=stats.steps_before + step)
+            losses = "  ".join(f"{kind} {value:.3f}" for kind, value in row["loss"].items())
+            self.progress.update(self.task, description=f"{stats.stage}  {losses}")
 
-    def _gathered(self, stats: StageStats, step: int, lr: float) -> dict[str, Any]:
-        """One line of metrics from the counts of all processes."""
-        windows = gather_object([{key: list(cell) for key, cell in stats.window.items()}])
+    def _gather(self, stats: StageStats, step: int, lr: float) -> dict[str, Any]:
+        """One line of metrics from the counts of all processes since the last line."""
         faults = gather_object(list(stats.faults))
-        cells: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for window in windows:
-            for key, cell in window.items():
-                cells[key] = [a + b for a, b in zip(cells[key], cell, strict=True)]
+        sums: dict[str, LossSums] = defaultdict(LossSums)
+        for of_process in gather_object([dict(stats.sums)]):
+            for key, own in of_process.items():
+                sums[key].add(own)
         seconds = time.monotonic() - stats.since
-        realised = {key: int(cell[2]) for key, cell in sorted(cells.items())}
+        realised = {key: one.samples for key, one in sorted(sums.items())}
         stats.realised.update(realised)
         stats.samples += sum(realised.values())
         stats.skipped += len(faults)
         if self.active:
-            _append(self.skipped, [{"stage": stats.stage, "step": step, **fault} for fault in faults])
-        stats.window.clear()
+            _append(self.skipped_file, [{"stage": stats.stage, "step": step, **fault} for fault in faults])
+        stats.sums.clear()
         stats.faults.clear()
         stats.since = time.monotonic()
         return {
             "stage": stats.stage,
             "step": step,
             "lr": lr,
-            "loss": _by(cells, lambda key: key.split()[0]),
-            "loss_by_view": _by(cells, lambda key: key),
+            "loss": _mean_losses(sums, lambda key: key.split()[0]),
+            "loss_by_view": _mean_losses(sums, lambda key: key),
             "realised": realised,
             "skipped": len(faults),
-            "target_tokens_per_s": round(sum(cell[1] for cell in cells.values()) / seconds, 1),
-            "lessons_per_s": round(sum(realised.values()) / seconds, 2),
-            "memory_gb": memory_gb(),
+            "target_tokens_per_s": round(sum(one.labels for one in sums.values()) / seconds, 1),
+            "samples_per_s": round(sum(realised.values()) / seconds, 2),
+            "memory_gb": peak_memory_gb(),
         }
 
-    def validated(self, stats: StageStats, step: int, loss: float) -> None:
-        """Writes down a validation loss."""
+    def log_validation(self, stats: StageStats, step: int, loss: float) -> None:
+        """Writes a validation loss."""
         if self.active:
-            _append(self.metrics, [{"stage": stats.stage, "step": step, "validation_loss": loss}])
+            _append(self.metrics_file, [{"stage": stats.stage, "step": step, "validation_loss": loss}])
 
-    def finish(self, stats: StageStats) -> None:
-        """Closes a stage: the bar, the mixture as it came out, the curves."""
+    def finish_stage(self, stats: StageStats) -> None:
+        """Ends a stage: closes its progress bar, prints its mixture, draws the curves."""
         if not self.active:
             return
-        self.bar.stop()
-        self.bar.remove_task(self.task)
+        self.progress.stop()
+        self.progress.remove_task(self.task)
         Console(stderr=True).print(mixture(stats))
-        draw_curves(list(_rows(self.metrics)), self.curves)
+        draw_curves(list(_rows(self.metrics_file)), self.curves_file)
 
 
 def trackers() -> list[str]:
-    """TensorBoard, and W&B where it is installed."""
+    """The trackers that are installed, of TensorBoard and W&B."""
     return [name for name in TRACKERS if find_spec(name) is not None]
 
 
-def memory_gb() -> float:
-    """The most memory used so far: on the GPU, or by this process."""
+def peak_memory_gb() -> float:
+    """Most memory in use so far, in GB: on the GPU, or by this process where there is none."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    import resource
+    import resource  # not on Windows, and not needed beside a GPU
 
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 # ---------------------------------------------------------------------- tables and curves
 
 
-def overview(recipe: Recipe, model: DualSLM, stages: Sequence[StageDataset]) -> list[Table]:
-    """What is trained, what is frozen, and what each stage draws."""
-    return [_parts_table(model), _stages_table(recipe, stages)]
+def overview(recipe: Recipe, model: DualSLM, datasets: Sequence[StageDataset]) -> list[Table]:
+    """The weights that learn and those that are frozen, and what each stage draws."""
+    return [_weights_table(model), _stages_table(recipe, datasets)]
 
 
-def _parts_table(model: DualSLM) -> Table:
+def _weights_table(model: DualSLM) -> Table:
+    parts = {
+        f"encoder {model.encoder.name}": (model.encoder, "frozen"),
+        f"LLM {model.llm.name}": (model.llm, "frozen"),
+        "paralinguistic adapter": (model.para, "learns"),
+        "linguistic adapter": (model.ling, "learns"),
+    }
     table = Table("part", "weights", "", title="what learns", title_justify="left")
-    for name, part in (("encoder", model.encoder), ("LLM", model.llm)):
-        table.add_row(f"{name} {part.name}", _count(part), "frozen")
-    table.add_row("paralinguistic adapter", _count(model.para), "learns")
-    table.add_row("linguistic adapter", _count(model.ling), "learns")
+    for name, (part, status) in parts.items():
+        weights = sum(weight.numel() for weight in part.parameters())
+        table.add_row(name, f"{weights / 1e6:,.2f} M", status)
     return table
 
 
-def _stages_table(recipe: Recipe, stages: Sequence[StageDataset]) -> Table:
-    columns = ("stage\nsteps x batch", "kind", "lessons", "talks", "epochs", "learns", "P, L from")
+def _stages_table(recipe: Recipe, datasets: Sequence[StageDataset]) -> Table:
+    left_out = {why: count for dataset in datasets for why, count in dataset.examples.left_out.items()}
     caption = "any: text, speech or nothing, equally often (equivalence replacement)"
-    left_out = {why: count for samples in stages for why, count in samples.examples.left_out.items()}
-    caption += "".join(f"\nleft out: {count} talks, {why}" for why, count in left_out.items())
+    caption += "".join(f"\nleft out: {count} examples, {why}" for why, count in left_out.items())
+    columns = ("stage\nsteps x batch", "kind", "samples", "examples", "epochs", "learns", "P, L from")
     table = Table(*columns, title="what it learns from", title_justify="left", caption=caption, box=box.SIMPLE)
-    for stage, samples in zip(recipe.stages, stages, strict=True):
-        head = f"[bold]{stage.name}[/]\n{samples.steps} x {stage.batch}\nlr {stage.lr:g}"
+    for stage, dataset in zip(recipe.stages, datasets, strict=True):
+        head = f"[bold]{stage.name}[/]\n{dataset.steps} x {stage.batch}\nlr {stage.lr:g}"
+        shares = sum(kind.share for kind in stage.kinds.values())
         for name, kind in stage.kinds.items():
-            drawn = round(samples.steps * stage.batch * kind.share / sum(k.share for k in stage.kinds.values()))
-            examples = samples.examples.count(name)
-            sources = f"{_sources(kind.view.para)}, {_sources(kind.view.ling)}"
+            samples = round(dataset.steps * stage.batch * kind.share / shares)
+            examples = dataset.examples.count(name)
             table.add_row(
-                head, name, f"{drawn}", f"{examples}", f"{drawn / examples:.2g}", " ".join(kind.learns), sources
+                head,
+                name,
+                str(samples),
+                str(examples),
+                f"{samples / examples:.2g}",
+                " ".join(kind.learns),
+                f"{_sources(kind.view.para)}, {_sources(kind.view.ling)}",
             )
-            head = ""
+            head = ""  # a stage is named in the first of its rows alone
     return table
 
 
@@ -210,22 +258,22 @@ def _sources(drawn: Sequence[str]) -> str:
 
 
 def mixture(stats: StageStats) -> Table:
-    """The kinds and views as they came out."""
-    table = Table("kind", "P from, L from", "lessons", "%", title=f"stage {stats.stage}, as it came out")
+    """The share of each kind and view among the samples of a stage, as it was drawn."""
+    table = Table("kind", "P from, L from", "samples", "%", title=f"stage {stats.stage}, as it was drawn")
     total = sum(stats.realised.values()) or 1
     for key, count in sorted(stats.realised.items()):
         table.add_row(*key.split(), str(count), f"{100 * count / total:.1f}")
     return table
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The losses of all stages side by side, as a picture, where Matplotlib is there."""
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the losses of all stages side by side into a picture, if Matplotlib is installed."""
     if find_spec("matplotlib") is None:
         print(f"{path}: not drawn without Matplotlib; pip install 'dualslm[train]'", file=sys.stderr)
         return
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # a training machine has no display
     from matplotlib import pyplot
 
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -242,29 +290,19 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[0][0].set_ylabel("loss per target token, nats")
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+    pyplot.close(figure)  # pyplot keeps every figure until it is closed
 
 
-def _count(part: torch.nn.Module) -> str:
-    return f"{sum(weight.numel() for weight in part.parameters()) / 1e6:,.2f} M"
+def _mean_losses(sums: Mapping[str, LossSums], group_of: Callable[[str], str]) -> dict[str, float]:
+    """Loss per label, in nats, by the group of each key."""
+    groups: dict[str, LossSums] = defaultdict(LossSums)
+    for key, own in sorted(sums.items()):
+        groups[group_of(key)].add(own)
+    # Beyond eight digits a sum of float32 losses says nothing.
+    return {group: round(total.nll / total.labels, 8) for group, total in groups.items()}
 
 
-def _by(cells: dict[str, list[float]], name: Any) -> dict[str, float]:
-    """Loss per target token, by whatever `name` makes of a cell's key."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for key, (nll, tokens, _) in sorted(cells.items()):
-        sums[name(key)][0] += nll
-        sums[name(key)][1] += tokens
-    return {key: round(nll / tokens, 8) for key, (nll, tokens) in sums.items()}
-
-
-def _flat(row: dict[str, Any]) -> dict[str, float]:
-    stage = row["stage"]
-    numbers = {f"{stage}/{key}": float(value) for key, value in row.items() if isinstance(value, (int, float))}
-    return numbers | {f"{stage}/loss/{key}": value for key, value in row["loss_by_view"].items()}
-
-
-# ---------------------------------------------------------------------- lines
+# ---------------------------------------------------------------------- JSON lines
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -272,23 +310,23 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
         yield from map(json.loads, path.read_text().splitlines())
 
 
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    if rows:
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:  # no empty file where nothing was skipped
         with path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _keep(path: Path, wanted: Any) -> None:
-    """Rewrites a file of lines without those that are not wanted, and without a last line that was cut off."""
+def _keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Rewrites a file with the wanted lines alone."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except ValueError:  # a run that was killed may leave half a last line
             continue
         if wanted(row):
-            kept.append(line + "\n")
+            lines.append(line + "\n")
     with replacing(path) as partial:
-        partial.write_text("".join(kept))
+        partial.write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""Sizes of encoders and LLMs, and the FLOPs that they follow from; nothing is loaded or downloaded (ours).
+"""Sizes of encoders and LLMs, and the FLOPs that follow from them; nothing is loaded or downloaded (ours).
 
 A FLOP count is of matrix products alone, a multiplication and an addition each, as PyTorch's `FlopCounterMode`
 counts them (agreement to 2 %: tested). Attention is counted in full: kernels that skip the masked half do less.
@@ -21,8 +21,11 @@ class EncoderShape:
     """A Whisper encoder.
 
     Attributes:
-        width, layers, ffn, mels: as its configuration has them.
-        window: frames of its window, at 50 a second.
+        width: width of its layers.
+        layers: number of its layers.
+        ffn: inner width of its feed-forward layers.
+        mels: number of mel bands that it reads.
+        window: number of frames in its window, at 50 a second.
     """
 
     width: int
@@ -33,14 +36,15 @@ class EncoderShape:
 
     @property
     def weights(self) -> int:
-        """Weights of its matrices."""
+        """Number of weights in its matrices."""
         layer = 4 * self.width**2 + 2 * self.width * self.ffn
         return self.layers * layer + 3 * self.width * (self.mels + self.width) + self.window * self.width
 
     def flops(self) -> float:
-        """Of one window."""
+        """FLOPs of encoding one window."""
         layer = 2 * self.window * (4 * self.width**2 + 2 * self.width * self.ffn)
         attention = 4 * self.window**2 * self.width
+        # Two convolutions of width 3; the second halves the rate, so the first one runs at two positions per frame.
         convolutions = 2 * 3 * self.width * (2 * self.window * self.mels + self.window * self.width)
         return self.layers * (layer + attention) + convolutions
 
@@ -50,8 +54,14 @@ class LLMShape:
     """A decoder-only LLM with gated feed-forward layers.
 
     Attributes:
-        width, layers, heads, kv_heads, head_width, ffn, vocabulary: as its configuration has them.
-        tied: its output head is its embedding table.
+        width: width of its layers.
+        layers: number of its layers.
+        heads: number of query heads.
+        kv_heads: number of key and value heads, of which several query heads share one.
+        head_width: width of a head.
+        ffn: inner width of its feed-forward layers.
+        vocabulary: number of tokens.
+        tied: whether the output head is the table of input embeddings.
     """
 
     width: int
@@ -65,26 +75,27 @@ class LLMShape:
 
     @property
     def body(self) -> int:
-        """Weights of the layers' matrices."""
+        """Number of weights in the layers' matrices."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.width * self.ffn)
 
     @property
     def head(self) -> int:
-        """Weights of the output head."""
+        """Number of weights in the output head."""
         return self.width * self.vocabulary
 
     @property
     def weights(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.body + self.head * (1 if self.tied else 2)
 
     def forward(self, tokens: float, keys: float) -> float:
-        """FLOPs of reading so many tokens that attend to so many keys each."""
+        """FLOPs of reading a number of tokens that attend to a number of keys each, without the output head."""
         return 2 * self.body * tokens + 4 * self.layers * self.heads * self.head_width * tokens * keys
 
     def backward(self, tokens: float, keys: float) -> float:
-        """FLOPs of the gradient towards the embeddings: no weight of it learns."""
+        """FLOPs of the gradient towards the input embeddings, without the output head."""
+        # No weight learns, so each needs one product and not two; the products of attention have two inputs each.
         return 2 * self.body * tokens + 8 * self.layers * self.heads * self.head_width * tokens * keys
 
 
@@ -112,7 +123,14 @@ KNOWN_LLMS: Mapping[str, LLMShape] = MappingProxyType(
 
 
 def encoder_shape(name: str) -> EncoderShape:
-    """The sizes of an encoder by hub id or folder; see `_config` for what is tried."""
+    """The sizes of an encoder.
+
+    Args:
+        name: hub id or folder; what is not known here is read from its configuration (`_config`).
+
+    Raises:
+        DualSLMError: no configuration is there.
+    """
     if (known := KNOWN_ENCODERS.get(name.removesuffix(".en"))) is not None:
         return known
     config = _config(name, "encoder")
@@ -126,7 +144,14 @@ def encoder_shape(name: str) -> EncoderShape:
 
 
 def llm_shape(name: str) -> LLMShape:
-    """The sizes of an LLM by hub id or folder; see `_config` for what is tried."""
+    """The sizes of an LLM.
+
+    Args:
+        name: hub id or folder; what is not known here is read from its configuration (`_config`).
+
+    Raises:
+        DualSLMError: no configuration is there.
+    """
     if (known := KNOWN_LLMS.get(name)) is not None:
         return known
     config = _config(name, "LLM")
@@ -144,7 +169,7 @@ def llm_shape(name: str) -> LLMShape:
 
 
 def _config(name: str, part: str) -> dict[str, Any]:
-    """config.json of a folder, or of a model that was downloaded before.
+    """The configuration of a model in a folder, or of one that was downloaded before.
 
     Raises:
         DualSLMError: neither is there.

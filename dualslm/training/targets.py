@@ -1,9 +1,9 @@
-"""`dualslm targets`: the frozen LLM writes the answers of the `respond` task (paper §III-B; docs/tasks.md).
+"""`dualslm targets`: the frozen LLM writes the replies of the `respond` task (paper §III-B; docs/tasks.md).
 
-Every line that asks for `respond` becomes a finished talk of kind `dual`, with the LLM's own reply to the styled
-transcript, its provenance, and `early_stop`: whether the reply ended by itself, so that its end is learnt. Work
-goes into a file of its own, a whole batch at a time; a run that was killed goes on after the last whole batch and
-ends with the same bytes.
+Every line that asks for `respond` becomes a finished example of kind `dual`, with the LLM's own reply to the styled
+transcript, its provenance, and `early_stop`: whether the reply ended by itself, so that its end is learnt. Replies go
+into a work file first, a whole batch at a time; a run that was killed is resumed after the last whole batch and ends
+with the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from dualslm.files import replacing, sha256
 from dualslm.recipe import Recipe
 from dualslm.training.teacher import Teacher, messages
 
-SAMPLES = 24  # replies on the sheet
+SHOWN_TARGETS = 24  # on the sheet of samples
+SHOWN_DROPPED = 8  # replies that are no target, on the same sheet
 UNABLE = r"(can't|cannot|can not|won't|am unable to|am not able to)"
 REFUSAL = re.compile(
     rf"((i'm|i am) (very |really |so )?sorry,? but |sorry,? but )?(i {UNABLE} "
@@ -46,37 +47,47 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """Manifests, and the file that gets their targets."""
+    """Manifests, and the file that their targets are written to.
+
+    Attributes:
+        sources: paths of the manifests.
+        out: path of the targets, a manifest too.
+    """
 
     sources: tuple[Path, ...]
     out: Path
 
     @property
     def work(self) -> Path:
-        """What is done so far: a line of settings, then one for each talk."""
+        """The file of what is done so far: a line of settings, then one for each example."""
         return self.out.with_name(f".{self.out.name}.work")
 
     @property
     def report(self) -> Path:
-        """Counts and provenance."""
+        """The file of counts and settings."""
         return self.out.with_suffix(".report.json")
 
     @property
     def samples(self) -> Path:
-        """Replies to look at."""
+        """The file of some replies, to look at."""
         return self.out.with_suffix(".samples.md")
 
 
 def jobs_of(recipe: Recipe, out: str | None = None) -> list[Job]:
-    """The files to write: NAME.targets.jsonl beside every manifest with unwritten answers, or `out` for training.
+    """The files to write: NAME.targets.jsonl beside every manifest that asks for replies.
+
+    Args:
+        recipe: recipe with the manifests.
+        out: one file for all training manifests instead; nothing is then written for validation.
 
     Raises:
-        DualSLMError: no manifest has a line that asks for an answer.
+        DualSLMError: no manifest has a line that asks for a reply.
     """
     also = [path for stage in recipe.stages for path in stage.also]
     train = [Path(path) for path in dict.fromkeys([*recipe.data.train, *also]) if not path.endswith(TARGETS)]
     validation = [Path(path) for path in recipe.data.validation if not path.endswith(TARGETS)]
-    asking = [path for path in dict.fromkeys([*train, *(validation if out is None else [])]) if _wants(path)]
+    manifests = dict.fromkeys([*train, *(validation if out is None else [])])
+    asking = [path for path in manifests if any(waiting(row) is not None for _, row in rows(path))]
     if not asking:
         names = ", ".join(map(str, [*train, *validation])) or "no manifest"
         raise DualSLMError("no line asks for an answer", got=names, do='give lines with "tasks": ["respond"]')
@@ -86,37 +97,45 @@ def jobs_of(recipe: Recipe, out: str | None = None) -> list[Job]:
 
 
 def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int | None = None) -> dict[str, Any]:
-    """Writes the targets of one job; goes on where it was stopped.
+    """Writes the targets of one job, or resumes it where it was stopped.
 
     Args:
-        job: what to read and write.
-        writer: the LLM.
-        seed: of prompts, captions and, where tokens are drawn, of replies.
-        batch: talks that are answered at once.
-        limit: only so many talks.
+        job: manifests to read, and file to write.
+        writer: LLM that replies.
+        seed: seed of prompts, captions and, where tokens are drawn, of replies.
+        batch: number of examples that are answered at once.
+        limit: largest number of examples; all when None.
 
     Returns:
         The report.
 
     Raises:
-        DualSLMError: targets of another LLM or of other settings stand there, or a manifest or server is amiss.
+        DualSLMError: targets of another LLM or of other settings are there already, a manifest that cannot be read, or
+            a server that does not answer.
     """
-    about = writer.about
-    settings = {**about, "seed": seed, "batch": batch, "limit": limit, "sources": _sources(job.sources)}
+    provenance = writer.about
+    settings = {**provenance, "seed": seed, "batch": batch, "limit": limit, "sources": _hashes(job.sources)}
     if job.out.exists():
         return _finished(job, settings)
     job.out.parent.mkdir(parents=True, exist_ok=True)
     done = _resume(job, settings, batch)
-    total = sum(1 for _ in islice(_conversations(job, seed), limit))
-    left = _batches(islice(_conversations(job, seed), done, limit), batch)
-    with job.work.open("ab") as file, Progress(console=Console(stderr=True)) as bar:
-        steps = bar.track(left, -(-(total - done) // batch), description="targets")
-        for number, some in enumerate(steps, done // batch):
-            replies = writer.write([conversation for _, conversation in some], zlib.crc32(f"{seed}/{number}".encode()))
-            lines = [_line_of(*one, reply, about) for one, reply in zip(some, replies, strict=True)]
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    total = sum(1 for _ in islice(_examples(job, seed), limit))
+    left = islice(_examples(job, seed), done, limit)
+    batches = iter(lambda: list(islice(left, batch)), [])
+    with job.work.open("ab") as file, Progress(console=Console(stderr=True)) as progress:
+        steps = progress.track(batches, -(-(total - done) // batch), description="targets")
+        for number, examples in enumerate(steps, done // batch):
+            # A batch's seed follows from its number, so a resumed run draws the same replies.
+            batch_seed = zlib.crc32(f"{seed}/{number}".encode())
+            replies = writer.write([conversation for _, conversation in examples], batch_seed)
+            for (row, conversation), reply in zip(examples, replies, strict=True):
+                if why := fault(reply.text):
+                    line: Row = {"id": row["id"], "dropped": why, "reply": reply.text}
+                else:
+                    line = _target(row, conversation, reply, provenance)
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a crash of the machine loses one batch at most
     return _finish(job, settings)
 
 
@@ -131,11 +150,11 @@ def fault(text: str) -> str | None:
     return "refusal" if REFUSAL.match(text.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) else None
 
 
-# ---------------------------------------------------------------------- talks in, lines out
+# ---------------------------------------------------------------------- examples in, lines out
 
 
-def _conversations(job: Job, seed: int) -> Iterator[tuple[Row, Conversation]]:
-    """Every talk that waits for its answer: as a line for the new file, and as the LLM reads it."""
+def _examples(job: Job, seed: int) -> Iterator[tuple[Row, Conversation]]:
+    """Every example that waits for its reply: as a line of the new file, and as the LLM reads it."""
     for path in job.sources:
         for _, row in rows(path):
             asked = waiting(row, seed)
@@ -145,45 +164,34 @@ def _conversations(job: Job, seed: int) -> Iterator[tuple[Row, Conversation]]:
 
 
 def _captioned(row: Row, seed: int) -> Row:
-    """With the captions that the LLM reads, so that another seed does not change them afterwards."""
+    """A line with the captions that the LLM reads, so that a training with another seed does not draw other ones."""
 
-    def part(one: Any) -> Any:
-        known = isinstance(one, Mapping) and caption_of(one, seed)
-        return {**one, "caption": known} if known else one
+    def with_caption(part: Any) -> Any:
+        caption = caption_of(part, seed) if isinstance(part, Mapping) else None
+        return {**part, "caption": caption} if caption else part
 
-    return {**row, "turns": [{**turn, "parts": [part(one) for one in turn["parts"]]} for turn in row["turns"]]}
-
-
-def _batches(examples: Iterator[tuple[Row, Conversation]], size: int) -> Iterator[list[tuple[Row, Conversation]]]:
-    while some := list(islice(examples, size)):
-        yield some
+    return {
+        **row,
+        "turns": [{**turn, "parts": [with_caption(part) for part in turn["parts"]]} for turn in row["turns"]],
+    }
 
 
-def _line_of(row: Row, conversation: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the work file: a target, or why there is none."""
-    if why := fault(reply.text):
-        return {"id": row["id"], "dropped": why, "reply": reply.text}
-    return _target(row, conversation, reply, about)
-
-
-def _target(row: Row, conversation: Conversation, reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
+def _target(row: Row, conversation: Conversation, reply: Reply, provenance: Mapping[str, Any]) -> Row:
+    """A finished line, with what its reply was made from."""
     prompt = hashlib.sha256(json.dumps(messages(conversation), ensure_ascii=False).encode()).hexdigest()
     return {
         **row,
         "turns": [*row["turns"], {"role": "assistant", "parts": [reply.text]}],
         "early_stop": reply.finished,
-        "provenance": {**about, "view": "text,text", "prompt": prompt},
+        "provenance": {**provenance, "view": "text,text", "prompt": prompt},
     }
 
 
-def _wants(path: Path) -> bool:
-    return any(waiting(row) is not None for _, row in rows(path))
+# ---------------------------------------------------------------------- stopping and resuming
 
 
-# ---------------------------------------------------------------------- stopping and going on
-
-
-def _sources(paths: Sequence[Path]) -> dict[str, str]:
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each manifest by file name: targets of a manifest that was changed do not belong to it."""
     found = {}
     for path in paths:
         try:
@@ -194,72 +202,81 @@ def _sources(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _resume(job: Job, settings: Mapping[str, Any], batch: int) -> int:
-    """How many talks are done; what comes after the last whole batch is cut off."""
+    """The number of examples that are done; what comes after the last whole batch is cut off.
+
+    Half a batch may hold half a line, and its replies would have to be drawn again with the batch's seed anyway.
+    """
     if job.work.exists():
         with job.work.open("r+b") as file:
             head = file.readline()
             if head.endswith(b"\n"):
-                _check(job, json.loads(head), settings)
-                whole, ends = 0, file.tell()
+                _check_settings(job, json.loads(head), settings)
+                done = 0
+                end = file.tell()
                 for count, line in enumerate(iter(file.readline, b""), 1):
                     if line.endswith(b"\n") and count % batch == 0:
-                        whole, ends = count, file.tell()
-                file.truncate(ends)
-                return whole
+                        done = count
+                        end = file.tell()
+                file.truncate(end)
+                return done
     with replacing(job.work) as partial:
         partial.write_text(json.dumps(settings) + "\n")
     return 0
 
 
-def _check(job: Job, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_settings(job: Job, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuses to go on with another LLM or with other settings."""
     other = [key for key in wanted if found.get(key) != wanted[key]]
     if not other:
         return
-    told = "; ".join(f"{key} {wanted[key]}, not {found.get(key)}" for key in other[:3])
     if {"llm", "revision", "fingerprint", "print"} & set(other):
         wrong = f"{job.out} has targets of another LLM, and one file holds those of one"
     else:
         wrong = f"{job.out} was begun with other settings"
-    where = job.out if job.out.exists() else job.work
-    raise DualSLMError(wrong, got=told, do=f"give another --out, or delete {where}")
+    differences = "; ".join(f"{key} {wanted[key]}, not {found.get(key)}" for key in other[:3])
+    file = job.out if job.out.exists() else job.work
+    raise DualSLMError(wrong, got=differences, do=f"give another --out, or delete {file}")
 
 
 def _finished(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a file that is there already."""
+    """The report of targets that are there already."""
     try:
         found: dict[str, Any] = json.loads(job.report.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DualSLMError(
-            f"{job.out} is there, and nothing tells how it was made",
+            f"{job.out} is there, without a report of how it was made",
             got=f"no readable {job.report.name}",
             do="give another --out, or delete it",
         ) from error
-    _check(job, found["settings"], json.loads(json.dumps(settings)))
-    job.work.unlink(missing_ok=True)
+    _check_settings(job, found["settings"], json.loads(json.dumps(settings)))  # compared as JSON gives it back
+    job.work.unlink(missing_ok=True)  # a run may be killed between the targets and this
     return found
 
 
 def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Report, sheet of samples and, last, the targets, all from the work file."""
-    counts, dropped = Counter[str](), Counter[str]()
-    for line in _worked(job):
+    """Writes report, sheet of samples and targets from the work file, and deletes it.
+
+    The targets come last: where they are, everything is.
+    """
+    written = cut_off = 0
+    dropped = Counter[str]()
+    for line in _work_lines(job):
         if "dropped" in line:
             dropped[line["dropped"]] += 1
         else:
-            counts["written"] += 1
-            counts["cut off"] += not line["early_stop"]
-    skipped = Counter(
+            written += 1
+            cut_off += not line["early_stop"]
+    not_asked = Counter(
         why
         for path in job.sources
         for _, row in rows(path)
         if (why := left_out(row).get("respond", NO_ANSWER)) != NO_ANSWER
     )
     report = {
-        "written": counts["written"],
-        "cut_off": counts["cut off"],
+        "written": written,
+        "cut_off": cut_off,
         "dropped": dict(sorted(dropped.items())),
-        "not_asked": dict(sorted(skipped.items())),
+        "not_asked": dict(sorted(not_asked.items())),
         "settings": settings,
     }
     with replacing(job.samples) as partial:
@@ -267,12 +284,15 @@ def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     with replacing(job.report) as partial:
         partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(job.out) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _worked(job) if "dropped" not in line)
+        file.writelines(
+            json.dumps(line, ensure_ascii=False) + "\n" for line in _work_lines(job) if "dropped" not in line
+        )
     job.work.unlink()
     return report
 
 
-def _worked(job: Job) -> Iterator[dict[str, Any]]:
+def _work_lines(job: Job) -> Iterator[dict[str, Any]]:
+    """The lines of the work file after its settings."""
     with job.work.open(encoding="utf-8") as file:
         yield from map(json.loads, islice(file, 1, None))
 
@@ -281,27 +301,27 @@ def _worked(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _sheet(job: Job, report: Mapping[str, Any]) -> str:
-    """Some replies, and some that were dropped, drawn by their ids."""
+    """Some targets, and some replies that were dropped, in Markdown."""
 
-    def drawn(which: bool, count: int) -> list[dict[str, Any]]:
-        lines = (line for line in _worked(job) if ("dropped" in line) == which)
+    def chosen(dropped: bool, count: int) -> list[dict[str, Any]]:
+        # By the hash of their ids: a resumed run chooses the same, and no more than `count` lines are in memory.
+        lines = (line for line in _work_lines(job) if ("dropped" in line) == dropped)
         return heapq.nsmallest(count, lines, key=lambda line: zlib.crc32(str(line["id"]).encode()))
 
     dropped = ", ".join(f"{count} {why}" for why, count in report["dropped"].items()) or "none"
-    said = [
+    sections = [
         f"# Targets by {report['settings']['llm']}\n",
         f"{report['written']} written, {report['cut_off']} of them cut off; dropped: {dropped}.\n",
     ]
-    said += [_sample(line, job.out.parent) for line in drawn(False, SAMPLES)]
-    said += [f"## {line['id']} (dropped: {line['dropped']})\n\n> {_line(line['reply'])}\n" for line in drawn(True, 8)]
-    return "\n".join(said)
+    for line in chosen(False, SHOWN_TARGETS):
+        conversation = read_conversation(line, job.out.parent)
+        turns = [f"- **{message['role']}**: {_one_line(message['content'])}" for message in messages(conversation)]
+        title = f"## {line['id']}{'' if line['early_stop'] else ' (cut off)'}"
+        sections.append("\n".join([f"{title}\n", *turns]) + "\n")
+    for line in chosen(True, SHOWN_DROPPED):
+        sections.append(f"## {line['id']} (dropped: {line['dropped']})\n\n> {_one_line(line['reply'])}\n")
+    return "\n".join(sections)
 
 
-def _sample(line: dict[str, Any], folder: Path) -> str:
-    conversation = read_conversation(line, folder)
-    turns = [f"- **{message['role']}**: {_line(message['content'])}" for message in messages(conversation)]
-    return f"## {line['id']}{'' if line['early_stop'] else ' (cut off)'}\n\n" + "\n".join(turns) + "\n"
-
-
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split()) or "(nothing)"

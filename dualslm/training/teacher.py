@@ -1,7 +1,7 @@
-"""Who writes conversation targets: the recipe's frozen LLM, in process or behind a server (paper §III-B).
+"""The LLM that writes targets: the recipe's frozen LLM, in process or behind a server (paper §III-B).
 
-Either reads the styled transcript, the words of `View("text", "text")`, as the text of ordinary chat messages: a
-server gets no token ids, so both spell a turn out before it is tokenised, and give the same greedy replies.
+Both read the styled transcript, the words of `View("text", "text")`, as the text of ordinary chat messages: a server
+takes no token ids, so in either a turn is spelt out before it is tokenized, and greedy replies are the same.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from dualslm.prompt import JOIN, render, styled
 
 
 class Teacher(Protocol):
-    """Writes replies."""
+    """An LLM that writes replies."""
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Provenance: the LLM, its revision, how it was run, its decoding."""
+        """Provenance: the LLM, its revision, where it runs, its generation settings."""
 
     def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
-        """The reply to each talk; `seed` matters only where tokens are drawn."""
+        """The reply to each conversation; `seed` matters only where tokens are drawn."""
 
 
 def messages(conversation: Conversation) -> list[dict[str, str]]:
-    """A talk as chat messages, spoken parts as styled transcripts; one without a caption as its words alone."""
-    said = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    """A conversation as chat messages, speech as its styled transcript, or as its transcript if it has no caption."""
+    chat = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    # Turns of one role in a row are one message, as `render` joins them: some chat templates refuse two.
     for role, turns in groupby(conversation.turns, key=lambda turn: turn.role):
-        said.append({"role": role, "content": JOIN.join(_text(part) for turn in turns for part in turn.parts)})
-    return said
+        chat.append({"role": role, "content": JOIN.join(_text(part) for turn in turns for part in turn.parts)})
+    return chat
 
 
 def _text(part: Part) -> str:
@@ -51,7 +52,12 @@ def _text(part: Part) -> str:
 
 @dataclass
 class LocalTeacher:
-    """The LLM in this process, a batch at a time."""
+    """The LLM in this process, a batch at a time.
+
+    Attributes:
+        llm: the frozen LLM.
+        generation: settings of the replies.
+    """
 
     llm: FrozenLM
     generation: GenerationSettings
@@ -59,22 +65,28 @@ class LocalTeacher:
     @property
     def about(self) -> dict[str, Any]:
         """Provenance."""
-        own = {"llm": self.llm.name, "revision": self.llm.revision, "fingerprint": fingerprint(self.llm)}
-        return {**own, "by": "in process", "decoding": self.generation.stated}
+        return {
+            "llm": self.llm.name,
+            "revision": self.llm.revision,
+            "fingerprint": fingerprint(self.llm),
+            "by": "in process",
+            "decoding": self.generation.stated,
+        }
 
     @torch.no_grad()
     def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         """One prefill and one decoding loop for all of them."""
-        prompts = [self._embedded(conversation) for conversation in examples]
+        prompts = []
+        for conversation in examples:
+            spelt_out = Conversation(conversation.system)
+            for message in messages(conversation):
+                if message["role"] == "user":
+                    spelt_out.user(message["content"])
+                elif message["role"] == "assistant":
+                    spelt_out.assistant(message["content"])
+            prompts.append(self.llm.embed_text(render(spelt_out, self.llm.tokenizer)))
         replies = self.llm.generate(prompts, replace(self.generation, seed=seed))
         return [replace(reply, text=reply.text.strip()) for reply in replies]
-
-    def _embedded(self, conversation: Conversation) -> torch.Tensor:
-        spelt = Conversation(conversation.system)
-        for message in messages(conversation):
-            if message["role"] != "system":
-                (spelt.user if message["role"] == "user" else spelt.assistant)(message["content"])
-        return self.llm.embed_text(render(spelt, self.llm.tokenizer))
 
 
 @dataclass
@@ -82,10 +94,10 @@ class ServerTeacher:
     """An OpenAI-compatible server, many requests at once.
 
     Attributes:
-        url: up to and with /v1, for example http://localhost:8000/v1.
-        model: as the server calls it.
-        how: decoding settings.
-        key: sent as a bearer token; the environment's OPENAI_API_KEY when None.
+        url: address of the server up to and with /v1, for example http://localhost:8000/v1.
+        model: name of the LLM on the server.
+        generation: settings of the replies.
+        key: bearer token; the environment's OPENAI_API_KEY when None.
     """
 
     url: str
@@ -104,22 +116,27 @@ class ServerTeacher:
 
     def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
         """All requests at once, in order."""
-        bodies = [self._body(conversation, seed + place) for place, conversation in enumerate(examples)]
+        bodies = [self._request_body(conversation, seed + index) for index, conversation in enumerate(examples)]
         with ThreadPoolExecutor(len(bodies)) as pool:
             return [self._reply(answer) for answer in pool.map(self.client.chat, bodies)]
 
-    def _body(self, conversation: Conversation, seed: int) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": messages(conversation), "stream": False}
-        body |= {
+    def _request_body(self, conversation: Conversation, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages(conversation),
+            "stream": False,
             "max_tokens": self.generation.max_new_tokens,
             "temperature": self.generation.temperature,
             "top_p": self.generation.top_p,
         }
-        return body | ({"seed": seed % 2**31} if self.generation.temperature else {})
+        if self.generation.temperature:
+            body["seed"] = seed % 2**31  # servers read it as a signed 32-bit number
+        return body
 
     def _reply(self, answer: Mapping[str, Any]) -> Reply:
-        text, ended, served = self.client.said(answer)
+        text, finished, served = self.client.said(answer)
+        # A server may load another LLM while we write: one file holds the targets of one.
         if self.served not in (None, served):
             raise DualSLMError("the server changed its LLM", got=f"{served} after {self.served}", do="use one LLM")
         self.served = served
-        return Reply(text, ended)
+        return Reply(text, finished)

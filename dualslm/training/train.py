@@ -1,4 +1,4 @@
-"""A whole training run: reads, encodes, makes the run folder, goes through all stages or on where it stopped.
+"""A whole training run: reads the manifests, encodes recordings, makes the run folder, runs or resumes all stages.
 
 The loop itself is `trainer.py`; what a run learns is the recipe's alone.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,21 +23,23 @@ from dualslm.model import execution
 from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM, resolve_device
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.recipe import RUN_RECIPE, Recipe, parse, to_toml
+from dualslm.recipe import RUN_RECIPE, Loop, Recipe, parse, to_toml
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.log import overview, trackers
-from dualslm.training.trainer import STATE, Position, Trainer
+from dualslm.training.trainer import STATE_FILE, Trainer, TrainerState
+
+CALIBRATION_RECORDINGS = 500  # at most so many are read for the means and deviations of P's frames
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None = None) -> Path:
     """Trains all stages of a recipe.
 
     Args:
-        recipe: with manifests under [data].
-        out: the run folder; it must be new unless `resume`.
-        resume: go on where the run in the folder was stopped.
-        device: "cpu" or "cuda"; Accelerate's choice unless given.
+        recipe: recipe with manifests under [data].
+        out: run folder; it must be new unless `resume`.
+        resume: continue the run in the folder where it was stopped.
+        device: "cpu" or "cuda"; Accelerate's choice when None.
 
     Returns:
         The folder of the last stage's checkpoint.
@@ -45,30 +47,53 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
     Raises:
         DualSLMError: a folder in use, another recipe than the run's, or data that cannot be used.
     """
-    resolve_device(device)  # refuses one that is not there
-    cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know of each other
+    resolve_device(device)  # refuses a device that is not there
+    # Without a GPU Accelerate must be told so, or several processes on CPUs would each believe to be alone.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, log_with=trackers(), project_dir=str(out))
     if accelerator.is_main_process:
-        _refuse(recipe, out, resume)
+        _check_run_folder(recipe, out, resume)
     trainer = prepare(recipe, out, accelerator)
-    if accelerator.is_main_process:
-        _claim(recipe, out)
+    if accelerator.is_main_process:  # the folder is made once everything could be read: a mistake leaves none behind
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / RUN_RECIPE) as partial_file:
+            partial_file.write_text(to_toml(recipe))
     accelerator.wait_for_everyone()
     accelerator.init_trackers("logs")
-    trainer.at = _position(out / STATE)
+    if (out / STATE_FILE).exists():
+        saved = torch.load(out / STATE_FILE, map_location="cpu", weights_only=True)
+        trainer.state = TrainerState(saved["stage"], saved["step"], saved["best"])
     if accelerator.is_main_process:
-        stages = [trainer.samples(stage, trainer.examples[stage.name], recipe.seed) for stage in recipe.stages]
-        for table in overview(recipe, trainer.model, stages):
+        datasets = [trainer.samples(stage, trainer.examples[stage.name], recipe.seed) for stage in recipe.stages]
+        for table in overview(recipe, trainer.model, datasets):
             Console(stderr=True).print(table)
     trainer.run()
     accelerator.end_training()
     return out / recipe.stages[-1].name
 
 
+def _check_run_folder(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Refuses a folder that holds another run, or this one where it is not to be resumed."""
+    file = out / RUN_RECIPE
+    if file.exists() and not resume:
+        raise DualSLMError(f"{out} holds a run already", got=RUN_RECIPE, do="give --resume, or another folder")
+    if file.exists() and parse(file.read_text(), name=str(file)) != recipe:
+        raise DualSLMError(f"{out} holds a run of another recipe", got=str(file), do="resume with the recipe as it was")
+
+
 def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
-    """Loads the frozen parts, makes adapters or loads those to go on from, and encodes what is not in the cache yet."""
-    examples, validation = read(recipe)
-    torch.manual_seed(recipe.seed)
+    """Loads the frozen parts and the adapters, and encodes recordings that are not in the cache yet.
+
+    Args:
+        recipe: recipe with manifests under [data].
+        out: run folder; nothing is written into it yet.
+        accelerator: device and processes.
+
+    Raises:
+        DualSLMError: data, a frozen part or adapters that cannot be used.
+    """
+    examples, validation = read_examples(recipe)
+    torch.manual_seed(recipe.seed)  # fresh adapters are drawn by it
     model = DualSLM.from_parts(
         recipe.model.encoder,
         recipe.model.llm,
@@ -80,47 +105,41 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     if recipe.model.adapters is not None:
         model.load_adapters(recipe.model.adapters)
     _check_writer(model, [*examples.values(), validation])
-    _carry_out(model, recipe)
+    _prepare_llm(model, recipe.loop)
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
-        counts = feature_cache.build(model.encoder, _heard(examples, validation), folder, every_layer=model.every_layer)
-        _tell_unusable(counts)
+        paths = _recording_paths(examples, validation)
+        counts = feature_cache.build(model.encoder, paths, folder, every_layer=model.every_layer)
+        if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
+            print(f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run", file=sys.stderr)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
-    if model.para.standardize and recipe.model.adapters is None:  # trained ones keep their own scale
-        learnt = (path for path in _heard(examples, None) if path in cache.rows)
-        model.para.calibrate(map(cache.get, _some(learnt)))
-    if accelerator.device.type == "cuda":  # after the frames were made, which are the same wherever they are made
-        torch.set_float32_matmul_precision("high")  # products of the adapters' float32 weights, as TF32
+    if model.para.standardize and recipe.model.adapters is None:  # trained adapters keep their own scale
+        paths = [path for path in _recording_paths(examples, None) if path in cache.rows]
+        # Evenly spaced ones, since neighbours in a manifest are often of one speaker.
+        model.para.calibrate(map(cache.get, paths[:: -(-len(paths) // CALIBRATION_RECORDINGS)]))
+    if accelerator.device.type == "cuda":
+        # Products of the adapters' float32 weights as TF32. After the frames were made, which must not depend on it.
+        torch.set_float32_matmul_precision("high")
     return Trainer(recipe, model, out, examples, validation, cache, accelerator)
 
 
-def _tell_unusable(counts: Counter[str]) -> None:
-    """Says which recordings cannot be learnt from; the lessons that are passed over are listed in the run's folder."""
-    if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
-        print(f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run", file=sys.stderr)
-
-
-def _some(paths: Iterable[str], most: int = 500) -> list[str]:
-    """About so many of the recordings, from all over the list."""
-    every = list(paths)
-    return every[:: -(-len(every) // most)]
-
-
-def read(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:
-    """The talks of each stage, and those that validate.
+def read_examples(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:
+    """The examples of each stage, and those for validation.
 
     Raises:
         DualSLMError: no manifest is named, or one cannot be read.
     """
     if not recipe.data.train:
         raise DualSLMError("the recipe names no data", got="data.train is empty", do="add manifests under [data]")
-    once = lru_cache(None)(partial(Examples, seed=recipe.seed, weights=recipe.data.weights))
-    examples = {stage.name: once((*recipe.data.train, *stage.also)) for stage in recipe.stages}
-    return examples, Examples(recipe.data.validation, recipe.seed) if recipe.data.validation else None
+    # Stages of the same manifests share one object: a large manifest takes seconds to open.
+    opened = lru_cache(None)(partial(Examples, seed=recipe.seed, weights=recipe.data.weights))
+    examples = {stage.name: opened((*recipe.data.train, *stage.also)) for stage in recipe.stages}
+    validation = Examples(recipe.data.validation, recipe.seed) if recipe.data.validation else None
+    return examples, validation
 
 
-def _heard(examples: Mapping[str, Examples], validation: Examples | None) -> list[str]:
+def _recording_paths(examples: Mapping[str, Examples], validation: Examples | None) -> list[str]:
     every = [*examples.values(), validation]
     return [path for some in dict.fromkeys(every) if some is not None for path in recordings(some)]
 
@@ -128,62 +147,42 @@ def _heard(examples: Mapping[str, Examples], validation: Examples | None) -> lis
 def encode(
     recipe: Recipe, *, shard: tuple[int, int] = (1, 1), check: bool = False, device: str | None = None
 ) -> Counter[str]:
-    """Fills the recipe's cache of frames, or the part i of n of it, without loading the LLM.
+    """Fills the recipe's cache of frames, or part i of n of it, without loading the LLM.
 
     Args:
-        recipe: whose recordings are encoded.
+        recipe: recipe whose recordings are encoded.
         shard: (i, n): part i of n, counted from 1.
-        check: encode again those that were replaced since they were encoded.
-        device: of the encoder.
+        check: encode recordings again that were replaced since they were encoded.
+        device: device of the encoder; the best one there when None.
 
     Returns:
         How many recordings are usable, and how many could not be read, by reason.
     """
-    heard = _heard(*read(recipe))
-    where, trunk = resolve_device(device)
-    encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=trunk, device=where)
-    every_layer, folder = recipe.model.paralinguistic.every_layer, Path(recipe.data.features)
-    return feature_cache.build(encoder, heard, folder, every_layer=every_layer, shard=shard, check=check)
+    paths = _recording_paths(*read_examples(recipe))
+    torch_device, dtype = resolve_device(device)
+    encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=dtype, device=torch_device)
+    every_layer = recipe.model.paralinguistic.every_layer
+    return feature_cache.build(
+        encoder, paths, Path(recipe.data.features), every_layer=every_layer, shard=shard, check=check
+    )
 
 
-def _check_writer(model: DualSLM, examples: Sequence[Examples | None]) -> None:
-    """Refuses targets that another LLM wrote, where their provenance tells its weights."""
+def _check_writer(model: DualSLM, examples: Iterable[Examples | None]) -> None:
+    """Refuses targets that another LLM wrote, if their provenance has the fingerprint of its weights."""
     own = fingerprint(model.llm)
     for writer in (some.writer for some in examples if some is not None and some.writer):
+        # Manifests of an earlier version call it "print"; a server's LLM has none.
         if own and writer.get("fingerprint", writer.get("print")) not in (None, "", own):
             got = f"targets of {writer.get('llm')}, not of {model.llm.name}"
-            raise DualSLMError("another LLM wrote these targets", got=got, do="write them anew: dualslm targets")
+            raise DualSLMError("another LLM wrote these targets", got=got, do="write them again: dualslm targets")
 
 
-def _carry_out(model: DualSLM, recipe: Recipe) -> None:
-    """Shards, checkpoints and compiles the LLM's layers as the recipe says."""
-    if recipe.loop.fsdp:
-        model.llm.identity = fingerprint(model.llm)
+def _prepare_llm(model: DualSLM, loop: Loop) -> None:
+    """Shards the LLM's layers, checkpoints their activations and compiles them, as the recipe says."""
+    if loop.fsdp:
+        model.llm.identity = fingerprint(model.llm)  # while this process still has all weights
         execution.shard_fully(model.llm.model)
-    if recipe.loop.activation_checkpointing:
+    if loop.activation_checkpointing:
         execution.activation_checkpointing(model.llm.model)
-    if recipe.loop.compile:
+    if loop.compile:
         execution.compile_layers(model.llm.model)
-
-
-def _refuse(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Refuses a folder that holds another run, or this one where it is not to be resumed."""
-    file = out / RUN_RECIPE
-    if file.exists() and not resume:
-        raise DualSLMError(f"{out} holds a run already", got=RUN_RECIPE, do="give --resume, or another folder")
-    if file.exists() and parse(file.read_text(), name=str(file)) != recipe:
-        raise DualSLMError(f"{out} holds a run of another recipe", got=str(file), do="resume with the recipe as it was")
-
-
-def _claim(recipe: Recipe, out: Path) -> None:
-    """Makes the run folder once everything could be read, so that a mistake leaves none behind."""
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / RUN_RECIPE) as partial:
-        partial.write_text(to_toml(recipe))
-
-
-def _position(state: Path) -> Position:
-    if not state.exists():
-        return Position()
-    found = torch.load(state, map_location="cpu", weights_only=True)
-    return Position(found["stage"], found["step"], found["best"])

@@ -1,11 +1,11 @@
-"""A recipe and manifest lines whose targets are still to be written."""
+"""A recipe, and lines of manifests whose targets are still to be written."""
 
 from __future__ import annotations
 
 from typing import Any
 
 EMOTIONS = ["sad", "happy", "angry", "fearful", "neutral"]
-SAID = ["I lost my keys.", "I won a prize.", "My brother is ill.", "We missed the train."]
+TRANSCRIPTS = ["I lost my keys.", "I won a prize.", "My brother is ill.", "We missed the train."]
 
 RECIPE = """
 [model]
@@ -28,7 +28,7 @@ def lines(count: int) -> list[dict[str, Any]]:
     rows = []
     for number in range(count):
         labels = {"emotion": EMOTIONS[number % 5], "gender": "female", "tempo": "slow"}
-        clip = {"audio": f"clips/{number}.wav", "transcript": SAID[number % 4], "labels": labels}
+        clip = {"audio": f"clips/{number}.wav", "transcript": TRANSCRIPTS[number % 4], "labels": labels}
         turns: list[dict[str, Any]] = [{"role": "user", "parts": [clip]}]
         if number % 2:
             turns = [{"role": "user", "parts": ["Hello."]}, {"role": "assistant", "parts": ["Hello!"]}, *turns]

@@ -1,4 +1,4 @@
-"""A miniature of everything that training needs: recordings, talks, parts, a recipe of two stages."""
+"""A miniature of what training needs: recordings, manifests, a frozen encoder and LLM, a recipe of two stages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ WORDS = ["I", "lost", "my", "umbrella", "at", "the", "station", "and", "now", "i
 
 
 def make(folder: Path, clips: int = 12) -> Recipe:
-    """Writes everything into a folder and gives its recipe."""
+    """Writes everything into a folder.
+
+    Returns:
+        The recipe that trains on it.
+    """
     save_encoder(folder / "encoder")
     save_llm(folder / "llm")
     (folder / "clips").mkdir()
@@ -75,10 +79,10 @@ def make(folder: Path, clips: int = 12) -> Recipe:
 
 def conversations(name: str, path: str, number: int) -> list[dict[str, object]]:
     """A transcription and a question about one recording."""
-    said = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(3 + number % 4))
+    transcript = " ".join(WORDS[(number + index) % len(WORDS)] for index in range(3 + number % 4))
     mood = ("sad", "happy")[number % 2]
-    speech = {"audio": path, "transcript": said, "caption": mood, "labels": {"emotion": mood}}
-    answers = {"linguistic": [said], "paralinguistic": [f"It sounds {mood}."]}
+    speech = {"audio": path, "transcript": transcript, "caption": mood, "labels": {"emotion": mood}}
+    answers = {"linguistic": [transcript], "paralinguistic": [f"It sounds {mood}."]}
     return [
         {
             "id": f"{name}-{kind}",

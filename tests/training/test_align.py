@@ -1,4 +1,4 @@
-"""Alignment: CTC against the LLM's own token embeddings, batch-invariant, teaching L alone."""
+"""Alignment: CTC against the LLM's own token embeddings, the same in any batch, teaching L alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from support.trainkit import make
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import Kind, Recipe, ViewDraw, parse, to_toml
-from dualslm.training.align import BLANK, SHARPNESS, SOFT, STRAY, alignment_loss, spoken_tokens, tone_loss
+from dualslm.training.align import (
+    BLANK_COSINE,
+    LENGTH_FLOOR,
+    LOGIT_SCALE,
+    PULL_WEIGHT,
+    alignment_loss,
+    spoken_tokens,
+    tone_loss,
+)
 from dualslm.training.dataset import StageDataset
 from dualslm.training.train import prepare, train
 
@@ -32,35 +40,35 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def samples(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, StageDataset, torch.Tensor]:
+def parts(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, StageDataset, torch.Tensor]:
     from accelerate import Accelerator
 
     trainer = prepare(recipe, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
-    return trainer.model, trainer.samples(recipe.stages[0], trainer.examples["align"], 0), trainer.spoken
+    return trainer.model, trainer.samples(recipe.stages[0], trainer.examples["align"], 0), trainer.spoken_tokens
 
 
-def test_punctuation_is_no_class(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
-    tokenizer = samples[0].llm.tokenizer
-    found = spoken_tokens(samples[0], ["Well, well.", "Hello ..."])
+def test_punctuation_is_no_class(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    tokenizer = parts[0].llm.tokenizer
+    found = spoken_tokens(parts[0], ["Well, well.", "Hello ..."])
     assert found.tolist() == sorted(set(found.tolist()))
     assert all(any(map(str.isalnum, tokenizer.decode([token]))) for token in found.tolist())
 
 
-def test_the_company_in_a_batch_changes_nothing(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
-    model, stage, spoken = samples
-    batch = stage[0]
+def test_other_prompts_in_a_batch_change_nothing(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, dataset, spoken = parts
+    batch = dataset[0]
     prompts = [sample.prompt for sample in batch.samples]
     together = alignment_loss(model, prompts, spoken, batch.hear)
-    for place, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         alone = alignment_loss(model, [prompt], spoken, batch.hear)
-        torch.testing.assert_close(alone.nll_B[0], together.nll_B[place], atol=1e-4, rtol=1e-5)
-        assert alone.tokens_B[0] == together.tokens_B[place]
+        torch.testing.assert_close(alone.nll_B[0], together.nll_B[index], atol=1e-4, rtol=1e-5)
+        assert alone.tokens_B[0] == together.tokens_B[index]
 
 
-def test_the_loss_is_that_of_all_paths(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_the_loss_is_that_of_all_paths(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
     """Against a sum over every path, written out."""
-    model, stage, _ = samples
-    batch = stage[0]
+    model, dataset, _ = parts
+    batch = dataset[0]
     prompt = batch.samples[0].prompt
     clip = prompt.clips[0]
     ids = model.llm.tokenizer.encode(clip.transcript or "", add_special_tokens=False)[:2]
@@ -73,19 +81,19 @@ def test_the_loss_is_that_of_all_paths(samples: tuple[DualSLM, StageDataset, tor
     frames = replace(frames, layers_NBTD=frames.layers_NBTD[:, :, :20], lengths_B=frames.lengths_B.clamp(max=20))
     found = alignment_loss(model, [replace(prompt, clips=(short,))], classes, lambda _: frames)
     tokens = model.llm.embed(classes).float() / model.ling.project.scale
-    heard = model.ling(frames.last_BTD, frames.lengths_B)[0].detach() / model.ling.project.scale
-    softened = heard / (heard.square().sum(-1, keepdim=True) + SOFT * heard.shape[1]).sqrt()
-    likeness = softened @ torch.nn.functional.normalize(tokens, dim=-1).T
-    probs = (SHARPNESS * torch.cat([torch.full((len(heard), 1), BLANK), likeness], 1)).softmax(-1)
-    places = torch.cat([torch.zeros(1, tokens.shape[1]), tokens])
+    embeds = model.ling(frames.last_BTD, frames.lengths_B)[0].detach() / model.ling.project.scale
+    directions = embeds / (embeds.square().sum(-1, keepdim=True) + LENGTH_FLOOR * embeds.shape[1]).sqrt()
+    cosine = directions @ torch.nn.functional.normalize(tokens, dim=-1).T
+    probs = (LOGIT_SCALE * torch.cat([torch.full((len(embeds), 1), BLANK_COSINE), cosine], 1)).softmax(-1)
+    classes_embeds = torch.cat([torch.zeros(1, tokens.shape[1]), tokens])
     total = 0.0
-    for path in product(range(len(places)), repeat=len(heard)):
-        said = [one for one, before in zip(path, (None, *path[:-1]), strict=True) if one and one != before]
-        if said == wanted:
-            total += math.prod(float(probs[place, one]) for place, one in enumerate(path))
+    for path in product(range(len(classes_embeds)), repeat=len(embeds)):
+        collapsed = [one for one, before in zip(path, (None, *path[:-1]), strict=True) if one and one != before]
+        if collapsed == wanted:
+            total += math.prod(float(probs[position, one]) for position, one in enumerate(path))
     best = probs.max(-1)
-    stray = ((heard - places[best.indices]).square().mean(-1) * best.values).sum()
-    assert float(found.nll_B.detach()) == pytest.approx(-math.log(total) + STRAY * float(stray), rel=1e-4)
+    pull = ((embeds - classes_embeds[best.indices]).square().mean(-1) * best.values).sum()
+    assert float(found.nll_B.detach()) == pytest.approx(-math.log(total) + PULL_WEIGHT * float(pull), rel=1e-4)
 
 
 def test_it_teaches_words_to_l_alone(recipe: Recipe, tmp_path: Path) -> None:
@@ -113,7 +121,7 @@ def test_only_words_can_be_aligned(recipe: Recipe) -> None:
         parse(text)
 
 
-def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: Path) -> None:
+def test_p_moves_to_the_embeddings_of_its_labels_words(recipe: Recipe, tmp_path: Path) -> None:
     from accelerate import Accelerator
 
     tone = Kind(learns=("para",), view=ViewDraw(ling=("none",)))
@@ -123,29 +131,30 @@ def test_p_comes_to_where_the_words_of_its_labels_are(recipe: Recipe, tmp_path: 
     trainer.model.eval()  # without dropout
     batch = trainer.samples(stage, trainer.examples["tone"], 0)[0]
     prompts = [sample.prompt for sample in batch.samples]
-    before = tone_loss(trainer.model, prompts, trainer.values, batch.hear)
-    alone = tone_loss(trainer.model, prompts[:1], trainer.values, batch.hear)
+    before = tone_loss(trainer.model, prompts, trainer.attribute_values, batch.hear)
+    alone = tone_loss(trainer.model, prompts[:1], trainer.attribute_values, batch.hear)
     torch.testing.assert_close(alone.nll_B[0], before.nll_B[0], atol=1e-4, rtol=1e-5)
     words = {name: weight.clone() for name, weight in trainer.model.ling.state_dict().items()}
     trainer.run()
-    after = tone_loss(trainer.model.eval(), prompts, trainer.values, batch.hear)
+    after = tone_loss(trainer.model.eval(), prompts, trainer.attribute_values, batch.hear)
     assert after.nll_B.mean() < 0.8 * before.nll_B.mean()
     assert all(torch.equal(weight, words[name]) for name, weight in trainer.model.ling.state_dict().items())
 
 
-def test_a_recording_without_labels_cannot_be_aligned(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
-    model, stage, _ = samples
-    batch = stage[0]
+def test_a_recording_without_labels_cannot_be_aligned(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, dataset, _ = parts
+    batch = dataset[0]
     with pytest.raises(DualSLMError, match="has no label to be aligned with"):
         tone_loss(model, [batch.samples[0].prompt], {"colour": ["red", "blue"]}, batch.hear)
 
 
 def test_a_label_that_training_never_had_counts_for_nothing(
-    recipe: Recipe, samples: tuple[DualSLM, StageDataset, torch.Tensor]
+    recipe: Recipe, parts: tuple[DualSLM, StageDataset, torch.Tensor]
 ) -> None:
-    model, stage, _ = samples
-    batch = stage[0]
-    prompts, values = [sample.prompt for sample in batch.samples], {"emotion": ["happy", "sad"]}
+    model, dataset, _ = parts
+    batch = dataset[0]
+    prompts = [sample.prompt for sample in batch.samples]
+    values = {"emotion": ["happy", "sad"]}
     named = tone_loss(model.eval(), prompts, values, batch.hear)
     clip = replace(prompts[0].clips[0], labels={"emotion": "disgusted"})
     found = tone_loss(model, [replace(prompts[0], clips=(clip,)), *prompts[1:]], values, batch.hear)
@@ -154,9 +163,10 @@ def test_a_label_that_training_never_had_counts_for_nothing(
     assert (found.tokens_B[1:] == named.tokens_B[1:]).all()
 
 
-def test_recordings_of_one_prompt_count_together(samples: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
-    model, stage, spoken = samples
-    batch, values = stage[0], {"emotion": ["happy", "sad"]}
+def test_recordings_of_one_prompt_count_together(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+    model, dataset, spoken = parts
+    batch = dataset[0]
+    values = {"emotion": ["happy", "sad"]}
     one, two, three = (sample.prompt for sample in batch.samples[:3])
     both = replace(one, clips=(*one.clips, *two.clips))
     losses: list[tuple[Any, Any]] = [(alignment_loss, spoken), (tone_loss, values)]

@@ -1,4 +1,4 @@
-"""Manifests → lessons: seeded, in the stated shares, every talk once an epoch."""
+"""Manifests → training samples: seeded, in the stated shares, every example once an epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Slot, SlotLengths
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
-from dualslm.training.dataset import BLOCK, StageDataset, _pattern
+from dualslm.training.dataset import BLOCK, StageDataset, _block_kinds
 from dualslm.training.feature_cache import FrameCache, Rule, build
 
 ROW = {
@@ -37,10 +37,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def samples(recipe: Recipe) -> StageDataset:
-    return _lessons(recipe, recipe.stages[1])
+    return dataset_of(recipe, recipe.stages[1])
 
 
-def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> StageDataset:
+def dataset_of(recipe: Recipe, stage: Stage, *, rank: int = 0, world_size: int = 1) -> StageDataset:
     encoder = SpeechEncoder.from_pretrained(recipe.model.encoder)
     examples = Examples(recipe.data.train)
     folder = Path(recipe.data.features)
@@ -48,21 +48,21 @@ def _lessons(recipe: Recipe, stage: Stage, *, rank: int = 0, world: int = 1) -> 
     cache = FrameCache(folder, Rule.of(encoder))
     tokenizer = FrozenLM.from_pretrained(recipe.model.llm).tokenizer
     return StageDataset(
-        stage, examples, cache, tokenizer, recipe.seed, lengths=SlotLengths(16, 5), rank=rank, world=world
+        stage, examples, cache, tokenizer, recipe.seed, lengths=SlotLengths(16, 5), rank=rank, world_size=world_size
     )
 
 
-def test_a_lesson_follows_from_its_place_alone(recipe: Recipe, samples: StageDataset) -> None:
-    again = _lessons(recipe, recipe.stages[1])
-    for place in (40, 3, 3, 17):
-        assert again.sample(place).prompt.segments == samples.sample(place).prompt.segments
+def test_a_sample_follows_from_its_index_alone(recipe: Recipe, samples: StageDataset) -> None:
+    again = dataset_of(recipe, recipe.stages[1])
+    for index in (40, 3, 3, 17):
+        assert again.sample(index).prompt.segments == samples.sample(index).prompt.segments
 
 
 def test_kinds_stand_in_their_shares_and_views_are_drawn_evenly(recipe: Recipe) -> None:
     stage = recipe.stages[1]
     assert stage.linguistic is not None
-    uneven = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, share=3.0)))
-    drawn = [uneven.sample(place) for place in range(BLOCK)]
+    uneven = dataset_of(recipe, replace(stage, linguistic=replace(stage.linguistic, share=3.0)))
+    drawn = [uneven.sample(index) for index in range(BLOCK)]
     assert Counter(sample.kind for sample in drawn) == {"linguistic": 750, "paralinguistic": 250}
     views = Counter(sample.view.para for sample in drawn if sample.kind == "linguistic")
     assert all(200 < count < 300 for count in views.values())
@@ -73,12 +73,12 @@ def test_a_kind_of_a_tiny_share_is_not_forgotten(recipe: Recipe) -> None:
     stage = recipe.stages[1]
     assert stage.paralinguistic is not None
     rare = replace(stage.paralinguistic, share=1e-6)
-    pattern = Counter(_pattern(replace(stage, paralinguistic=rare, dual=rare)))
-    assert pattern == {"linguistic": BLOCK - 2, "paralinguistic": 1, "dual": 1}
+    kinds = Counter(_block_kinds(replace(stage, paralinguistic=rare, dual=rare)))
+    assert kinds == {"linguistic": BLOCK - 2, "paralinguistic": 1, "dual": 1}
 
 
-def test_an_epoch_has_every_talk_once(recipe: Recipe, samples: StageDataset) -> None:
-    drawn = [samples.sample(place) for place in range(BLOCK)]
+def test_an_epoch_has_every_example_once(recipe: Recipe, samples: StageDataset) -> None:
+    drawn = [samples.sample(index) for index in range(BLOCK)]
     for kind in TASK_KINDS[:2]:
         ids = [sample.conversation for sample in drawn if sample.kind == kind]
         count = samples.examples.count(kind)
@@ -113,11 +113,12 @@ def test_an_epoch_is_that_of_the_kind_with_the_largest_share(recipe: Recipe) -> 
     assert stage.steps_over({"linguistic": 80, "paralinguistic": 100}) == 2 * 200 // 10
 
 
-def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
+def test_examples_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
     stage = recipe.stages[0]
     assert stage.linguistic is not None
-    some = _lessons(recipe, replace(stage, linguistic=replace(stage.linguistic, together=5)))
-    ids = [told.conversation for place in range(BLOCK) if (told := some.sample(place)).kind == "linguistic"]
+    some = dataset_of(recipe, replace(stage, linguistic=replace(stage.linguistic, together=5)))
+    drawn = [some.sample(index) for index in range(BLOCK)]
+    ids = [sample.conversation for sample in drawn if sample.kind == "linguistic"]
     every = [some.examples.get("linguistic", index).id for index in range(12)]
     runs = [every[:5], every[5:10], every[10:]]
     assert sorted(ids[:12]) == sorted(every)
@@ -127,21 +128,21 @@ def test_talks_drawn_together_stand_side_by_side(recipe: Recipe) -> None:
 
 def test_epochs_become_steps(recipe: Recipe) -> None:
     stage = replace(recipe.stages[0], steps=None, epochs=3)
-    assert _lessons(recipe, stage).steps == 3 * 24 // 6
+    assert dataset_of(recipe, stage).steps == 3 * 24 // 6
 
 
 def test_processes_share_a_batch(recipe: Recipe, samples: StageDataset) -> None:
-    shares = [_lessons(recipe, recipe.stages[1], rank=rank, world=2)[5] for rank in (0, 1)]
+    shares = [dataset_of(recipe, recipe.stages[1], rank=rank, world_size=2)[5] for rank in (0, 1)]
     whole = samples[5]
-    assert Counter(x.conversation for share in shares for x in share.samples) == Counter(
-        x.conversation for x in whole.samples
+    assert Counter(sample.conversation for share in shares for sample in share.samples) == Counter(
+        sample.conversation for sample in whole.samples
     )
     assert whole.lengths == sorted(whole.lengths)
 
 
 def test_what_learns_is_what_the_stage_says(samples: StageDataset) -> None:
-    for place in range(50):
-        sample = samples.sample(place)
+    for index in range(50):
+        sample = samples.sample(index)
         frozen = {slot.channel: slot.detached for slot in sample.prompt.segments if isinstance(slot, Slot)}
         own: Channel = "ling" if sample.kind == "linguistic" else "para"
         assert not frozen[own]
@@ -165,7 +166,7 @@ def test_a_broken_line_is_named(tmp_path: Path, name: str) -> None:
     row = DAMAGE[name]
     bad = row if isinstance(row, str) else json.dumps(row)
     (tmp_path / "m.jsonl").write_text(json.dumps(ROW) + "\n\n" + bad + "\n")
-    with pytest.raises(DualSLMError, match=r"m\.jsonl line 3(: | is no talk)"):
+    with pytest.raises(DualSLMError, match=r"m\.jsonl line 3: "):
         Examples([tmp_path / "m.jsonl"])
 
 
@@ -173,8 +174,8 @@ def test_a_missing_manifest_and_a_missing_kind(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(DualSLMError, match="cannot read the manifest"):
         Examples([tmp_path / "none.jsonl"])
     stage = replace(recipe.stages[0], linguistic=None, paralinguistic=None, dual=recipe.stages[0].linguistic)
-    with pytest.raises(DualSLMError, match="has no dual talks"):
-        _lessons(recipe, stage)
+    with pytest.raises(DualSLMError, match="has no dual examples"):
+        dataset_of(recipe, stage)
 
 
 # ---------------------------------------------------------------------- lines with tasks
@@ -190,7 +191,7 @@ def _manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def test_a_line_is_one_talk_for_each_task_with_a_label(tmp_path: Path) -> None:
+def test_a_line_is_one_example_for_each_task_with_a_label(tmp_path: Path) -> None:
     every = ["asr", "pitch", "emotion", "respond"]
     lines = [_task_line(0, every, labels={"pitch": "low"}), _task_line(1, every, labels={"emotion": "sad"})]
     examples = Examples([_manifest(tmp_path / "m.jsonl", [*lines, ROW])])
@@ -211,19 +212,19 @@ def test_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
     labels = {"emotion": "sad", "tempo": "fast", "gender": "male", "energy": "low"}
     rows = [_task_line(number % 3, ["asr", "emotion"], labels=labels) | {"id": str(number)} for number in range(30)]
     path = _manifest(tmp_path / "m.jsonl", rows)
-    told = [(clip.audio, clip.caption) for clip in Examples([path], seed=3).speeches()]
-    assert len(set(told)) == 3
-    assert set(told) != {(clip.audio, clip.caption) for clip in Examples([path], seed=4).speeches()}
+    captions = [(clip.audio, clip.caption) for clip in Examples([path], seed=3).speeches()]
+    assert len(set(captions)) == 3
+    assert set(captions) != {(clip.audio, clip.caption) for clip in Examples([path], seed=4).speeches()}
 
 
-def test_lessons_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
+def test_samples_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:
     folder = Path(recipe.data.train[0]).parent
     rows = [_task_line(number, ["asr", "pitch"], labels={"pitch": "low"}) for number in range(6)]
     rows += [_task_line(number, ["asr"]) for number in range(6, 12)]  # nothing known of how these are said
     stage = recipe.stages[1]
     data = replace(recipe.data, train=(str(_manifest(folder / "tasks.jsonl", rows)),))
-    samples = _lessons(replace(recipe, data=data), stage)
-    drawn = [samples.sample(place) for place in range(400)]
+    samples = dataset_of(replace(recipe, data=data), stage)
+    drawn = [samples.sample(index) for index in range(400)]
     views = {(sample.conversation, sample.view.para) for sample in drawn if sample.kind == "linguistic"}
     assert {para for conversation, para in views if conversation == "t0/asr"} == {"text", "speech", "none"}
     assert {para for conversation, para in views if conversation == "t9/asr"} == {"speech", "none"}
@@ -236,7 +237,7 @@ def test_a_target_that_was_cut_off_does_not_teach_to_end(recipe: Recipe, tmp_pat
     found = []
     for row in (answer, ends, stops):
         data = replace(recipe.data, train=(str(_manifest(tmp_path / "m.jsonl", [row])),))
-        found.append(_lessons(replace(recipe, data=data), stage).sample(0).targets)
+        found.append(dataset_of(replace(recipe, data=data), stage).sample(0).label_count)
     assert found[0] == found[1] == found[2] + 1
 
 
@@ -250,12 +251,13 @@ def test_targets_of_two_llms_are_refused(tmp_path: Path) -> None:
 def test_lines_with_tasks_that_are_damaged(tmp_path: Path) -> None:
     for change in ({"tasks": ["dance"]}, {"kind": "dual"}, {"turns": [{"role": "user", "parts": ["x"]}]}):
         path = _manifest(tmp_path / "m.jsonl", [_task_line(0, ["asr"]), {**_task_line(1, ["asr"]), **change}])
-        with pytest.raises(DualSLMError, match=r"m\.jsonl line 2(: | is no talk)"):
+        with pytest.raises(DualSLMError, match=r"m\.jsonl line 2: "):
             Examples([path])
 
 
 def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, index = tmp_path / "train.jsonl", tmp_path / ".train.jsonl.index.npz"
+    path = tmp_path / "train.jsonl"
+    index = tmp_path / ".train.jsonl.index.npz"
     make(tmp_path / "kit")
     path.write_text((tmp_path / "kit" / "train.jsonl").read_text())
     plain = Examples([path])
@@ -269,9 +271,9 @@ def test_a_large_manifest_is_opened_from_its_index(tmp_path: Path, monkeypatch: 
     for some in (first, again):
         assert recordings(some) == recordings(plain)
         assert [some.get("linguistic", n).id for n in range(3)] == [plain.get("linguistic", n).id for n in range(3)]
-        for kind, (own,) in plain.places.items():
-            (other,) = some.places[kind]
-            assert (own.places == other.places).all()
+        for kind, (own,) in plain.positions.items():
+            (other,) = some.positions[kind]
+            assert (own.positions == other.positions).all()
 
     index.write_bytes(index.read_bytes()[:-100] + bytes(100))
     assert Examples([path]).count("linguistic") == plain.count("linguistic")
@@ -300,7 +302,7 @@ def test_a_large_manifest_in_parts_is_the_same(tmp_path: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(manifest_index, "rows", None)  # this process looks at no line
             parts = manifest_index._found(path)
-        assert (parts.heard, parts.left_out) == (whole.heard, whole.left_out)
+        assert (parts.recordings, parts.left_out) == (whole.recordings, whole.left_out)
         assert (parts.answers, parts.writers) == (whole.answers, whole.writers) == (3, [{"llm": "b"}])
         for kind, own in whole.kinds.items():
             assert (parts.kinds[kind] == own).all()

@@ -26,7 +26,7 @@ from dualslm.recipe import load
 from dualslm.training import estimate, shapes
 
 LLM = shapes.LLMShape(width=128, layers=3, heads=4, kv_heads=2, head_width=32, ffn=352, vocabulary=900)
-AUDIO_CACHE = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
+ENCODER = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
 LENGTHS = estimate.Lengths(context=60, seconds=2.0, after=5, reply=12)
 
 
@@ -55,18 +55,21 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
             linguistic=replace(recipe.model.linguistic, hidden=96),
         ),
     )
-    para, ling, mind = ParalinguisticAdapter(64, 128, dropout=0.0), LinguisticAdapter(64, 128, hidden=96), llm()
+    para = ParalinguisticAdapter(64, 128, dropout=0.0)
+    ling = LinguisticAdapter(64, 128, hidden=96)
+    model = llm()
     frames = torch.randn(1, 1, 100, 64)
     lengths = torch.tensor([100])
-    before, after = torch.randn(60, 128), torch.randn(5 + 12, 128)
-    targets = torch.full((60 + 16 + 20 + 17,), IGNORE_INDEX)
-    targets[-12:] = 7
+    before = torch.randn(60, 128)
+    after = torch.randn(5 + 12, 128)
+    labels = torch.full((60 + 16 + 20 + 17,), IGNORE_INDEX)
+    labels[-12:] = 7
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        spoken = [para(frames, lengths)[0], ling(frames[-1], lengths)[0]]
-        row = PromptEmbeds(torch.cat([before, *spoken, after]), range(len(targets)), targets, fixed=60)
-        next_token_loss(mind, [row], min_saved_share=0.0).nll_B.sum().backward()
+        slots = [para(frames, lengths)[0], ling(frames[-1], lengths)[0]]
+        prompt = PromptEmbeds(torch.cat([before, *slots, after]), range(len(labels)), labels, fixed=60)
+        next_token_loss(model, [prompt], min_saved_share=0.0).nll_B.sum().backward()
     counted = counter.get_total_flops()
-    assert estimate.lesson_cost(recipe, AUDIO_CACHE, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
+    assert estimate.lesson_cost(recipe, ENCODER, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
 
 
 def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
@@ -81,7 +84,7 @@ def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
     encoder = WhisperEncoder._from_config(config, attn_implementation="eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 80, 400))
-    assert AUDIO_CACHE.flops() == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert ENCODER.flops() == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_known_sizes_give_the_models_own_numbers_of_weights() -> None:

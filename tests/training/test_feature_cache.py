@@ -50,13 +50,13 @@ def test_cached_frames_are_the_live_ones(
     counts = build(encoder, paths, tmp_path / "cache", every_layer=every_layer, say=quiet)
     assert counts == {"usable": len(paths)}
     cache = FrameCache(tmp_path / "cache", Rule.of(encoder, every_layer=every_layer))
-    kept = cache.hear([Speech(path) for path in paths])
+    cached = cache.hear([Speech(path) for path in paths])
     for row, path in enumerate(paths):
         live = encoder.encode([load(path)], every_layer=every_layer)
         length = int(live.lengths_B[0])
-        assert int(kept.lengths_B[row]) == cache.frames(path) == length
+        assert int(cached.lengths_B[row]) == cache.frames(path) == length
         expected = live.layers_NBTD[:, 0].to(torch.bfloat16)
-        torch.testing.assert_close(kept.layers_NBTD[:, row, :length], expected, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(cached.layers_NBTD[:, row, :length], expected, atol=2e-2, rtol=2e-2)
 
 
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
@@ -120,7 +120,7 @@ def test_the_size_is_said_before_anything_is_written(
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100))
     said: list[str] = []
-    with pytest.raises(DualSLMError, match="no room for the cache"):
+    with pytest.raises(DualSLMError, match="too little disk space for the cache"):
         build(encoder, paths, tmp_path / "cache", say=said.append)
     assert "5 recordings" in said[0]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cache.json"]

@@ -25,9 +25,10 @@ LOCAL = (
 
 
 @pytest.fixture
-def desk(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def downloads(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with some rows of each corpus, stand-in recordings, the recipe, and local parts for the hub's."""
-    raw, real = tmp_path / "raw", shared / "data"
+    raw = tmp_path / "raw"
+    real = shared / "data"
     for name in CORPORA:
         (raw / name).mkdir(parents=True)
     standins.librispeech(raw / "librispeech", {"train-clean-100": ["19", "26"], "dev-clean": ["84"]})
@@ -37,8 +38,8 @@ def desk(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("train.csv", "eval.csv"):
         standins.write(raw / "few" / name, standins.read(real / "styletalk" / name)[:10])
     standins.styletalk(raw / "styletalk", raw / "few")
-    examples = json.loads((real / "dailytalk/metadata_first5_dialogues.json").read_text())
-    (raw / "few" / "metadata.json").write_text(json.dumps(examples))
+    dialogues = json.loads((real / "dailytalk/metadata_first5_dialogues.json").read_text())
+    (raw / "few" / "metadata.json").write_text(json.dumps(dialogues))
     standins.dailytalk(raw / "dailytalk", raw / "few" / "metadata.json")
     save_encoder(tmp_path / "encoder")
     save_llm(tmp_path / "llm")
@@ -47,7 +48,7 @@ def desk(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-def test_from_downloads_to_steps(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_downloads_to_steps(downloads: Path, capsys: pytest.CaptureFixture[str]) -> None:
     local = [word for change in LOCAL for word in ("--set", change)]
     for name in CORPORA:
         assert main(["prepare", name, f"raw/{name}"]) == 0, capsys.readouterr().err
@@ -55,7 +56,7 @@ def test_from_downloads_to_steps(desk: Path, capsys: pytest.CaptureFixture[str])
     assert "run dualslm targets first" in capsys.readouterr().err
     assert main(["targets", "small.toml", *local, "--max-new-tokens", "5"]) == 0, capsys.readouterr().err
     assert main(["train", "small.toml", *local, "--out", "run", "--device", "cpu"]) == 0, capsys.readouterr().err
-    rows = [json.loads(line) for line in (desk / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (downloads / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"joint", "disentangle", "respond"}
     assert any("dual" in row.get("loss", {}) for row in rows)
-    assert (desk / "run" / "respond" / "adapters.safetensors").exists()
+    assert (downloads / "run" / "respond" / "adapters.safetensors").exists()

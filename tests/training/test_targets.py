@@ -1,4 +1,4 @@
-"""`dualslm targets`: in process and by a server alike, resumable, one LLM, refusals dropped."""
+"""`dualslm targets`: the same in process and by a server, resumable, by one LLM, without refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from support.targetskit import RECIPE, SAID, lines
+from support.targetskit import RECIPE, TRANSCRIPTS, lines
 
 from dualslm import openai_client
 from dualslm.cli import main as cli
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @dataclass
 class Echo:
-    """A writer that needs no LLM, and stops at a call if told to."""
+    """A writer that needs no LLM, and is stopped at a call."""
 
     llm: str = "echo"
     replies: dict[str, str] = field(default_factory=dict)
@@ -55,16 +55,16 @@ class Echo:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
-        said = [messages(conversation)[-1]["content"] for conversation in examples]
-        plain = [words.partition("] ")[2] for words in said]
-        return [Reply(self.replies.get(one, f"You said: {one} ({seed})"), one != SAID[0]) for one in plain]
+        styled = [messages(conversation)[-1]["content"] for conversation in examples]
+        plain = [text.partition("] ")[2] for text in styled]
+        return [Reply(self.replies.get(one, f"You said: {one} ({seed})"), one != TRANSCRIPTS[0]) for one in plain]
 
 
 def job(folder: Path) -> Job:
     return Job((folder / "a.jsonl",), folder / "out" / "a.targets.jsonl")
 
 
-def test_every_line_becomes_a_finished_talk(folder: Path) -> None:
+def test_every_line_becomes_a_finished_example(folder: Path) -> None:
     report = write(job(folder), Echo(), seed=0, batch=4)
     rows = [json.loads(line) for line in job(folder).out.read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"t{number}/respond" for number in range(11)]
@@ -117,7 +117,7 @@ def test_stopped_between_the_last_reply_and_the_file(folder: Path, monkeypatch: 
     left = job(folder).work.read_bytes()
     write(job(folder), Echo(stop_at=1), seed=0, batch=4)  # the last batch was no whole one
     assert job(folder).out.read_bytes() == whole.out.read_bytes()
-    job(folder).work.write_bytes(left)  # as a kill just before the end leaves it
+    job(folder).work.write_bytes(left)  # as a run leaves it that is killed just before its end
     write(job(folder), Echo(stop_at=0), seed=0, batch=4)
     assert not job(folder).work.exists()
 
@@ -135,7 +135,11 @@ def test_two_llms_in_one_file_are_refused(folder: Path) -> None:
 
 
 def test_refusals_and_empty_replies_are_counted(folder: Path) -> None:
-    bad = {SAID[0]: " ", SAID[1]: "As an AI language model, I have no feelings.", SAID[2]: "[sad] Oh."}
+    bad = {
+        TRANSCRIPTS[0]: " ",
+        TRANSCRIPTS[1]: "As an AI language model, I have no feelings.",
+        TRANSCRIPTS[2]: "[sad] Oh.",
+    }
     report = write(job(folder), Echo(replies=bad), seed=0)
     assert report["dropped"] == {"empty": 3, "refusal": 3, "written as a styled transcript": 3}
     assert report["written"] == 2
@@ -212,13 +216,13 @@ def test_a_server_and_this_process_write_the_same(
     monkeypatch.setattr(openai_client, "WAIT", 0.01)
     recipe = str(folder / "recipe.toml")
     by_server = ["--server", server, "--model", "tiny", "--out", str(folder / "s.jsonl")]
-    for longest in ("4", "60"):
-        assert cli.main(["targets", recipe, "--batch", "4", "--max-new-tokens", longest, "--device", "cpu"]) == 0
-        assert cli.main(["targets", recipe, "--batch", "3", "--max-new-tokens", longest, *by_server]) == 0
+    for max_new_tokens in ("4", "60"):
+        assert cli.main(["targets", recipe, "--batch", "4", "--max-new-tokens", max_new_tokens, "--device", "cpu"]) == 0
+        assert cli.main(["targets", recipe, "--batch", "3", "--max-new-tokens", max_new_tokens, *by_server]) == 0
         own, other = replies(folder / "a.targets.jsonl"), replies(folder / "s.jsonl")
         assert own == other
         assert len(set(own)) > 5
-        assert {ended for _, ended in own} == {longest == "60"}
+        assert {ended for _, ended in own} == {max_new_tokens == "60"}
         assert len(replies(folder / "b.targets.jsonl")) == 3
         for name in ("a.targets.jsonl", "b.targets.jsonl", "s.jsonl"):
             (folder / name).unlink()
@@ -246,7 +250,8 @@ def test_drawn_replies_follow_from_the_seed(folder: Path, llm: FrozenLM) -> None
 
 def test_killed_at_any_instant(folder: Path) -> None:
     """SIGKILL while it works, and a second start."""
-    recipe, whole = folder / "recipe.toml", folder / "whole.jsonl"
+    recipe = folder / "recipe.toml"
+    whole = folder / "whole.jsonl"
     command = ["targets", str(recipe), "--batch", "1", "--device", "cpu", "--out"]
     assert cli.main([*command, str(whole)]) == 0
     out = folder / "killed.jsonl"

@@ -1,4 +1,4 @@
-"""Training: exact resume, any number of workers and processes, counted faults, golden losses."""
+"""Training: byte-exact resume, any number of workers and processes, counted faults, golden losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,15 +63,15 @@ class StoppedError(Exception):
 def test_a_stopped_run_ends_with_the_same_bytes(
     recipe: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ) -> None:
-    real = Trainer._step
+    real = Trainer.training_step
 
-    def killed(self: Trainer, own: object, at: int, *rest: object) -> None:
-        if (getattr(own, "name", ""), at) == (stage, step):
+    def stopped(self: Trainer, own: Stage, number: int, *rest: Any) -> None:
+        if (own.name, number) == (stage, step):
             raise StoppedError
-        real(self, own, at, *rest)  # type: ignore[arg-type]
+        real(self, own, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "training_step", stopped)
         with pytest.raises(StoppedError):
             train(recipe, tmp_path / "run", device="cpu")
     train(recipe, tmp_path / "run", resume=True, device="cpu")
@@ -103,7 +104,7 @@ def test_workers_change_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> 
     assert weights(tmp_path / "run") == weights(whole)
 
 
-def test_small_parts_of_a_batch_change_nothing_but_rounding(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+def test_micro_batches_change_nothing_but_rounding(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
     one = replace(recipe, loop=replace(recipe.loop, max_tokens=1))
     calm = replace(one.model, paralinguistic=replace(one.model.paralinguistic, dropout=0.0))
     states = []
@@ -190,7 +191,7 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
     adamw, _ = optimizer_of(model, stage, calm.optimizer, steps=1)
     before = {key: value.clone() for key, value in model.adapters.state_dict().items()}
     frozen = weights_hash(model.llm), weights_hash(model.encoder)
-    batch = lesson_batch(calm, model, stage)
+    batch = first_batch(calm, model, stage)
     model([sample.prompt for sample in batch.samples], batch.hear).nll_B.sum().backward()
     adamw.step()
     moved = [(value != before[key]).flatten() for key, value in model.adapters.state_dict().items()]
@@ -198,11 +199,11 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
     assert (weights_hash(model.llm), weights_hash(model.encoder)) == frozen
 
 
-def lesson_batch(recipe: Recipe, model: DualSLM, stage: Stage) -> Batch:
+def first_batch(recipe: Recipe, model: DualSLM, stage: Stage) -> Batch:
     cache = FrameCache(Path(recipe.data.features), Rule.of(SpeechEncoder.from_pretrained(recipe.model.encoder)))
-    return StageDataset(stage, Examples(recipe.data.train), cache, model.llm.tokenizer, 0, lengths=model.slot_lengths)[
-        0
-    ]
+    examples = Examples(recipe.data.train)
+    dataset = StageDataset(stage, examples, cache, model.llm.tokenizer, 0, lengths=model.slot_lengths)
+    return dataset[0]
 
 
 def test_unreadable_recordings_are_counted_and_listed(recipe: Recipe, tmp_path: Path) -> None:

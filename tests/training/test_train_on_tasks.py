@@ -60,8 +60,8 @@ def test_from_tasks_to_a_step(recipe_file: Path, tmp_path: Path, capsys: pytest.
     assert estimate.estimate(recipe).examples == {"linguistic": 12, "paralinguistic": 12, "dual": written}
     capsys.readouterr()
     train(recipe, tmp_path / "run", device="cpu")
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"left out: {12 - written} talks, respond: no answer" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"left out: {12 - written} examples, respond: no answer" in printed
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "dual" in metrics
     save_llm(tmp_path / "llm", seed=5)
@@ -74,5 +74,5 @@ def test_a_plan_counts_what_is_yet_to_be_written(recipe_file: Path, tmp_path: Pa
     found = estimate.estimate(load(recipe_file, names))
     assert found.examples == {"linguistic": 12, "paralinguistic": 12, "dual": 12}
     assert found.lengths["dual"].reply == estimate.PAPER_LENGTHS["dual"].reply
-    with pytest.raises(DualSLMError, match=r"no dual talks.*respond: no answer"):
+    with pytest.raises(DualSLMError, match=r"no dual examples.*respond: no answer"):
         train(load(recipe_file, names), tmp_path / "run", device="cpu")
