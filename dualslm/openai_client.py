@@ -11,9 +11,9 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import httpx2
@@ -44,6 +44,11 @@ class RefusedError(DualSLMError):
             got=f"status {status}: {self.message}" if status != 200 else self.message,
             do="check the address, the model's name and the key",
         )
+        self.url = url
+
+    def __reduce__(self) -> tuple[Callable[[], DualSLMError], tuple[()]]:
+        """Pickles the error, so that a worker process can raise it in its parent."""
+        return partial(type(self), self.url, self.status, self.message), ()
 
 
 class TooSlowError(DualSLMError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +23,7 @@ def spoken(line: str) -> Iterator[Part]:
         DualSLMError: something that is named like a recording and is none.
     """
     # a sentence with a full stop or a slash is text; a word is a recording by its ending, or because the file exists
-    if "/" in line and path_of(line).is_dir():
+    if "/" in line and _is(Path.is_dir, line):
         raise DualSLMError(f"{line} is a folder", got="no recording", do="name a file in it")
     if _names_a_file(line):  # a name with spaces that nobody quoted
         yield Speech(load(path_of(line)))
@@ -48,8 +48,13 @@ def path_of(word: str) -> Path:
 
 def _names_a_file(word: str) -> bool:
     """Whether a word, or a whole line of text, names a file."""
+    return ("/" in word or "." in word) and _is(Path.is_file, word)
+
+
+def _is(kind: Callable[[Path], bool], word: str) -> bool:
+    """Whether a word is the path of a file or folder, as `kind` asks."""
     try:
-        return ("/" in word or "." in word) and path_of(word).is_file()
+        return kind(path_of(word))
     except (OSError, ValueError):  # too long for a name, or with a null in it
         return False
 

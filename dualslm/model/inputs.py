@@ -57,8 +57,8 @@ class PromptEmbeds:
 
     def without(self, span: range) -> PromptEmbeds:
         """The same prompt without some of its positions."""
-        kept = [position for position in range(len(self.keys)) if position not in span]
-        return PromptEmbeds(self.embeds_TD[kept], [self.keys[position] for position in kept], self.labels_T[kept])
+        rest = [position for position in range(len(self.keys)) if position not in span]
+        return PromptEmbeds(self.embeds_TD[rest], [self.keys[position] for position in rest], self.labels_T[rest])
 
 
 def splice(

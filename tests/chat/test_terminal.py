@@ -229,6 +229,7 @@ def test_a_folder_is_no_recording(tmp_path: Path) -> None:
     with pytest.raises(DualSLMError, match="is a folder: got no recording"):
         list(spoken(str(tmp_path)))
     assert not list(spoken("and/or"))
+    assert not list(spoken("/" + "b" * 300))  # longer than a name may be
 
 
 @pytest.mark.parametrize("line", ["hello", "I can't go.", "It was 3.5 km / 2 miles", "I heard a.wav", "and/or", "..."])

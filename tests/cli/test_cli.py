@@ -22,6 +22,7 @@ from dualslm import __version__
 from dualslm.audio import TooLongError
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.openai_client import RefusedError
 from dualslm.tiny import ADAPTERS
 
 
@@ -240,6 +241,8 @@ def test_errors_travel_between_processes() -> None:
     error = pickle.loads(pickle.dumps(TooLongError("it is long", got=5, do="cut it")))
     assert isinstance(error, TooLongError)
     assert (str(error), error.got) == ("it is long: got 5; cut it", 5)
+    refused = pickle.loads(pickle.dumps(RefusedError("http://host/v1", 404, "no such model")))
+    assert (refused.status, refused.message) == (404, "no such model")
 
 
 def test_standard_input(parrot: Parrot, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
