@@ -68,11 +68,6 @@ class Paralinguistic:
     deviations: bool = False
     """Pool standard deviations beside means (beyond the paper)."""
 
-    @property
-    def every_layer(self) -> bool:
-        """Whether the adapter needs other encoder layers than the last."""
-        return self.mix or self.layer is not None
-
     def __post_init__(self) -> None:
         _at_least(0, layers=self.layers, layer=self.layer)
         _at_least(1, heads=self.heads, tokens=self.tokens, feedforward=self.feedforward)
@@ -88,9 +83,24 @@ class Linguistic:
     """k, the number of 50 Hz frames that are concatenated into one embedding."""
     hidden: int = 2048
     """Width between the two linear layers."""
+    layers: int = 0
+    """Number of transformer layers over the groups of frames, before the linear ones (beyond the paper)."""
+    heads: int = 8
+    """Their attention heads; they must divide the encoder's width."""
+    dropout: float = 0.0
+    """In these layers, and of whole channels of the frames (beyond the paper)."""
+    mask: float = 0.0
+    """Share of the frames that training hides, in stretches (beyond the paper)."""
+    standardize: bool = False
+    """Every channel of the frames has mean 0 and deviation 1 over the training recordings (beyond the paper)."""
+    skip: bool = False
+    """Silent groups are left out of the prompt, and neighbours that say the same are merged (beyond the paper)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, stack=self.stack, hidden=self.hidden)
+        _at_least(1, stack=self.stack, hidden=self.hidden, heads=self.heads)
+        _at_least(0, layers=self.layers)
+        for key in ("dropout", "mask"):
+            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "give 0 or more and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,11 @@ class ModelRecipe:
     encoder: str
     """Speech encoder: hub id or folder."""
     llm: str
-    """LLM: hub id or folder."""
+    """LLM: hub id, folder, or GGUF file (a path, or org/repo:file.gguf)."""
+    window: Literal["full", "clip"] = "full"
+    """What a clip is padded to: the encoder's window, or the smallest of a few that holds it (beyond the paper)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the frozen parts; bfloat16 on a GPU and float32 on a CPU unless given."""
     quantize: Quantize | None = field(default=None, metadata={"was": "quantise"})
     """Quantization of the LLM's layers: "int8", or "nf4" (4 bits) for a GPU with little memory."""
     adapters: str | None = None
@@ -273,6 +287,8 @@ class Loop:
     """Compile the LLM's layers; the first step is slow."""
     fsdp: bool = field(default=False, metadata={"was": "shard"})
     """Shard the LLM's layers over all processes (FSDP) instead of one whole LLM in each."""
+    bf16_alignment: bool = False
+    """Matrix products of aligning stages in bfloat16: half the time where the machine has them."""
     save_every: int = 200
     """Steps between two saved states, from which a stopped run resumes."""
     validate_every: int = 500

@@ -95,7 +95,7 @@ def test_defaults_are_the_papers() -> None:
         ("model.llm=Qwen/Qwen2.5-0.5B", lambda read: read.model.llm == "Qwen/Qwen2.5-0.5B"),
         ('model.llm="quoted"', lambda read: read.model.llm == "quoted"),
         ("model.paralinguistic.mix=true", lambda read: read.model.paralinguistic.mix),
-        ("model.paralinguistic.layer=3", lambda read: read.model.paralinguistic.every_layer),
+        ("model.paralinguistic.layer=3", lambda read: read.model.paralinguistic.layer == 3),
         ("stage.1.dual.learns=['para']", lambda read: read.stages[0].dual == Kind(learns=("para",))),
         ("seed=3", lambda read: read.seed == 3),
     ],

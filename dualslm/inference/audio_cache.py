@@ -95,8 +95,7 @@ class AudioCache:
         asked = {self.digest(speech): speech for speech in speeches}
         new = {digest: speech for digest, speech in asked.items() if digest not in self._kept}
         if new:
-            waves = [_samples(speech) for speech in new.values()]
-            frames = self.model.encoder.encode(waves, every_layer=self.model.every_layer)
+            frames = self.model.hear(list(new.values()))
             both = zip(self.model.adapt("para", frames), self.model.adapt("ling", frames), strict=True)
             for digest, (para_MD, ling_LD) in zip(new, both, strict=True):
                 # copies, because a view would keep the whole batch

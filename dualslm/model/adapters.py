@@ -21,6 +21,10 @@ from torch.nn import functional as F
 from dualslm.errors import DualSLMError
 from dualslm.prompt import SlotLengths
 
+MAX_MASK_FRAMES = 15  # 0.3 s
+SILENT = 0.5  # an embedding's distance from the middle of the tokens, in their deviations, up to which it says nothing
+SAME_TOKEN = 0.8  # the cosine from which neighbouring embeddings are one token
+
 
 class ScaledLinear(nn.Linear):
     """A linear layer whose output is multiplied by a constant: the spread of the LLM's token embeddings.
@@ -65,7 +69,7 @@ class ParalinguisticAdapter(nn.Module):
         feedforward: width of the feed-forward block; 4 d_s unless given (assumed).
         depth: number of the encoder's layers, the convolutions among them.
         layer: index of the encoder's layer that is read, counted from the convolutions as 0; the last one, as in
-            the paper, unless given.
+            the paper, unless given. The frames then hold that layer and the last one.
         mix: read a learned mix of all layers instead.
         standardize: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
         deviations: keep each pooled stretch's standard deviation beside its mean (beyond the paper).
@@ -111,7 +115,6 @@ class ParalinguisticAdapter(nn.Module):
         self.tokens = tokens
         self.layer = layer
         self.deviations = deviations
-        self.every_layer = mix or layer is not None  # whether it reads more than the encoder's output
         self.mix = nn.Parameter(torch.zeros(depth)) if mix else None
         self.standardize = standardize
         if standardize:
@@ -155,23 +158,15 @@ class ParalinguisticAdapter(nn.Module):
         Args:
             clips: the encoder's layers (N, T, S) of some recordings.
         """
-        first_NS = torch.zeros(self.centre_NS.shape, dtype=torch.float64)
-        second_NS = torch.zeros(self.centre_NS.shape, dtype=torch.float64)
-        count = 0
-        for clip_NTS in clips:
-            x_NTS = self._chosen(clip_NTS).double().cpu()
-            first_NS += x_NTS.sum(1)
-            second_NS += x_NTS.square().sum(1)
-            count += x_NTS.shape[1]
-        mean_NS = first_NS / count
+        mean_NS, deviation_NS = moments(self._chosen(clip_NTS) for clip_NTS in clips)
         self.centre_NS.copy_(mean_NS)
-        self.spread_NS.copy_((second_NS / count - mean_NS.square()).clamp_min(1e-12).sqrt())
+        self.spread_NS.copy_(deviation_NS)
 
     def _chosen(self, layers: Tensor) -> Tensor:
         """The layers (N, ..., S) that are read."""
         if self.mix is not None:
             return layers
-        return layers[-1 if self.layer is None else self.layer].unsqueeze(0)
+        return layers[-1 if self.layer is None else 0].unsqueeze(0)
 
     def _read(self, layers_NBTS: Tensor) -> Tensor:
         """One layer, or the learned mix: layers differ in scale, so each is normalised first."""
@@ -186,18 +181,62 @@ class ParalinguisticAdapter(nn.Module):
 class LinguisticAdapter(nn.Module):
     """Frames → embeddings at 50/k Hz that stand in for the words (paper eq. 5).
 
+    Everything after `hidden` is beyond the paper and off by default.
+
     Args:
         d_speech: encoder width d_s.
         d_llm: width of the LLM's input embeddings.
         stack: k, the frames in one embedding (paper §IV-C: 5, so 10 Hz).
         hidden: width between the two linear layers (SLAM-ASR, which the paper follows: 2048).
+        layers: number of transformer layers over the groups of frames; a token is longer than a group.
+        heads: attention heads of these layers.
+        dropout: in these layers, and of whole channels of the frames.
+        mask: share of the frames that training hides, in stretches of up to `MAX_MASK_FRAMES`.
+        standardize: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
+        skip: leave silent groups out of the prompt and merge neighbours that say the same; see `spoken`.
         scale: the spread of the LLM's token embeddings; see `ScaledLinear`.
     """
 
-    def __init__(self, d_speech: int, d_llm: int, *, stack: int = 5, hidden: int = 2048, scale: float = 1.0) -> None:
+    mean_S: Tensor
+    deviation_S: Tensor
+    middle_D: Tensor
+
+    def __init__(
+        self,
+        d_speech: int,
+        d_llm: int,
+        *,
+        stack: int = 5,
+        hidden: int = 2048,
+        layers: int = 0,
+        heads: int = 8,
+        dropout: float = 0.0,
+        mask: float = 0.0,
+        standardize: bool = False,
+        skip: bool = False,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.stack = stack
-        self.widen = nn.Linear(stack * d_speech, hidden)
+        self.dropout = dropout
+        self.mask = mask
+        self.standardize = standardize
+        self.skip = skip
+        if skip:
+            self.register_buffer("middle_D", torch.zeros(d_llm))
+        if standardize:
+            self.register_buffer("mean_S", torch.zeros(d_speech))
+            self.register_buffer("deviation_S", torch.ones(d_speech))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                d_speech, heads, 4 * d_speech, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        if layers:
+            self.narrow = nn.Linear(3 * stack * d_speech, d_speech)
+            self.norm = nn.LayerNorm(d_speech)
+        self.widen = nn.Linear(d_speech if layers else stack * d_speech, hidden)
         self.project = ScaledLinear(hidden, d_llm, scale)
 
     def lengths(self, frames: int) -> int:
@@ -207,13 +246,63 @@ class LinguisticAdapter(nn.Module):
     def forward(self, frames_BTS: Tensor, lengths_B: Tensor) -> Tensor:
         """Frames and how many are valid → embeddings (B, L, D), of which `lengths(n)` are valid."""
         frames_BTS = frames_BTS.float()
+        if self.standardize:
+            frames_BTS = (frames_BTS - self.mean_S) / self.deviation_S
         outside_BT = torch.arange(frames_BTS.shape[1], device=frames_BTS.device) >= lengths_B[:, None]
+        if self.training and self.mask:
+            outside_BT = outside_BT | random_stretches(outside_BT.shape, self.mask).to(outside_BT.device)
         frames_BTS = frames_BTS.masked_fill(outside_BT[..., None], 0.0)
+        if self.training and self.dropout:
+            frames_BTS = F.dropout1d(frames_BTS.transpose(1, 2), self.dropout).transpose(1, 2)
         # The last group of a clip is short by up to k - 1 frames; they are zeros, in a batch and alone.
         short = -frames_BTS.shape[1] % self.stack
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
+        if len(self.layers):
+            grouped_BLK = self._in_context(grouped_BLK, -(-lengths_B // self.stack))
         out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))
         return out
+
+    def _in_context(self, grouped_BLK: Tensor, groups_B: Tensor) -> Tensor:
+        """Every group with its two neighbours, then with all others of its clip (B, L, S)."""
+        around_BLK = F.pad(grouped_BLK, (0, 0, 1, 1))
+        x_BLS = self.narrow(torch.cat([around_BLK[:, :-2], grouped_BLK, around_BLK[:, 2:]], -1))
+        outside_BL = torch.arange(x_BLS.shape[1], device=x_BLS.device) >= groups_B[:, None]
+        padding_BL = outside_BL if bool(outside_BL.any()) else None
+        for layer in self.layers:
+            x_BLS = layer(x_BLS, src_key_padding_mask=padding_BL)
+        out: Tensor = self.norm(x_BLS)
+        return out
+
+    def spoken(self, embeds_LD: Tensor) -> Tensor:
+        """The embeddings of one clip that say something (R, D), at least one.
+
+        Alignment leaves silence in the middle of all token embeddings (`middle_D`), and neighbours of one direction are
+        one token drawn out: their mean stands for them. Between words an aligned adapter is silent most of the time,
+        which no text that an LLM has read is. A clip in which all is silent keeps its loudest group.
+        """
+        away_LD = (embeds_LD.detach() - self.middle_D) / self.project.scale
+        loudness_L = away_LD.square().mean(-1).sqrt()
+        loud_L = loudness_L > SILENT
+        loud_L[loudness_L.argmax()] = True
+        direction_LD = F.normalize(away_LD, dim=-1)
+        repeats_L = torch.zeros_like(loud_L)
+        alike_L = (direction_LD[1:] * direction_LD[:-1]).sum(-1) > SAME_TOKEN
+        repeats_L[1:] = loud_L[1:] & loud_L[:-1] & alike_L
+        run_L = (loud_L & ~repeats_L).cumsum(0) - 1
+        runs = int(run_L[-1]) + 1
+        member_RL = (loud_L & (run_L == torch.arange(runs, device=run_L.device)[:, None])).to(embeds_LD)
+        return member_RL / member_RL.sum(1, keepdim=True) @ embeds_LD
+
+    @torch.no_grad()
+    def calibrate(self, clips: Iterable[Tensor]) -> None:
+        """Measures each channel's mean and deviation in the encoder's output, once, before training.
+
+        Args:
+            clips: the encoder's layers (N, T, S) of some recordings, the last one last.
+        """
+        mean_1S, deviation_1S = moments(clip_NTS[-1:] for clip_NTS in clips)
+        self.mean_S.copy_(mean_1S[0])
+        self.deviation_S.copy_(deviation_1S[0])
 
 
 def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:
@@ -237,3 +326,26 @@ def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:
     t_T = torch.arange(frames, device=lengths_B.device)
     inside_BMT = (t_T >= start_BM[..., None]) & (t_T < end_BM[..., None])
     return inside_BMT.float() / (end_BM - start_BM)[..., None]
+
+
+def moments(clips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (N, S) of every channel over the frames of some clips (N, T, S), in float64."""
+    sum_NS = torch.zeros(1, dtype=torch.float64)
+    squares_NS = torch.zeros(1, dtype=torch.float64)
+    frames = 0
+    for clip_NTS in clips:
+        x_NTS = clip_NTS.double().cpu()
+        sum_NS = sum_NS + x_NTS.sum(1)
+        squares_NS = squares_NS + x_NTS.square().sum(1)
+        frames += x_NTS.shape[1]
+    mean_NS = sum_NS / frames
+    return mean_NS, (squares_NS / frames - mean_NS.square()).clamp_min(1e-12).sqrt()
+
+
+def random_stretches(shape: torch.Size, share: float) -> Tensor:
+    """Which frames (B, T) training hides: stretches of 1 to `MAX_MASK_FRAMES` frames, about the share of all."""
+    starts_BT = torch.rand(shape) < share / (MAX_MASK_FRAMES / 2 + 0.5)
+    lengths_BT = torch.randint(1, MAX_MASK_FRAMES + 1, shape)
+    frame_T = torch.arange(shape[1])
+    ends_BT = torch.where(starts_BT, frame_T + lengths_BT, 0).cummax(1).values
+    return ends_BT > frame_T

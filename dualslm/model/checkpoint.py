@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -46,6 +46,7 @@ class Card:
         llm_revision: the hub revision of the LLM.
         encoder_fingerprint: `fingerprint` of the encoder's weights.
         llm_fingerprint: `fingerprint` of the LLM's weights.
+        window: what the encoder pads clips to, "full" or "clip".
         paralinguistic: arguments of `ParalinguisticAdapter`.
         linguistic: arguments of `LinguisticAdapter`.
         recipe: the recipe it was trained by.
@@ -60,6 +61,7 @@ class Card:
     llm_revision: str | None = None
     encoder_fingerprint: str = ""
     llm_fingerprint: str = ""
+    window: Literal["full", "clip"] = "full"
     paralinguistic: Mapping[str, Any] = field(default_factory=dict)
     linguistic: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from dualslm.model import checkpoint
 from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
 from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
-from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
+from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.inputs import Hear, fill
 from dualslm.model.llm import FrozenLM
@@ -86,7 +86,13 @@ class DualSLM(nn.Module):
         scale = llm.embedding_std()  # a fresh embedding is as long as a token's: see ScaledLinear
         para = ParalinguisticAdapter(*widths, depth=encoder.depth, scale=scale, **self.settings["paralinguistic"])
         ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
-        self.every_layer = para.every_layer
+        if ling.skip:
+            with torch.no_grad():
+                # L begins in silence, which is the middle of all tokens; in many LLMs it lies far from zero.
+                ling.middle_D.copy_(llm.embedding_mean_D())
+                ling.project.bias.copy_(ling.middle_D / scale)
+        self.every_layer = para.mix is not None
+        self.layer = para.layer
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
@@ -114,7 +120,7 @@ class DualSLM(nn.Module):
             DualSLMError: a recording that cannot be used.
         """
         waves = [load(_audio(clip), clip.rate) for clip in clips]
-        return self.encoder.encode(waves, every_layer=self.every_layer)
+        return self.encoder.encode(waves, every_layer=self.every_layer, layer=self.layer)
 
     def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
         """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and on its device."""
@@ -123,7 +129,8 @@ class DualSLM(nn.Module):
             return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))
         out_BLD = self.ling(frames.last_BTD.to(self.llm.device), lengths_B).to(self.llm.dtype)
         valid = [self.ling.lengths(length) for length in frames.lengths_B.tolist()]
-        return [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
+        embeds = [row_LD[:length] for row_LD, length in zip(out_BLD, valid, strict=True)]
+        return [self.ling.spoken(embeds_LD) for embeds_LD in embeds] if self.ling.skip else embeds
 
     def embed(self, prompts: Sequence[Prompt], hear: Hear | None = None) -> list[Tensor]:
         """Prompts → their input embeddings, each (T, D) in the LLM's dtype, slots filled.
@@ -140,7 +147,7 @@ class DualSLM(nn.Module):
 
     @property
     def slot_lengths(self) -> SlotLengths:
-        """The number of embeddings that a recording becomes in each channel."""
+        """The number of embeddings that a recording becomes in each channel; of L at most, where silence is skipped."""
         return SlotLengths(self.para.tokens, self.ling.stack)
 
     # ------------------------------------------------------------------ learning
@@ -256,6 +263,7 @@ class DualSLM(nn.Module):
         *,
         paralinguistic: Mapping[str, Any] | None = None,
         linguistic: Mapping[str, Any] | None = None,
+        window: Window = "full",
         quantize: Quantize | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
@@ -267,13 +275,14 @@ class DualSLM(nn.Module):
             llm: hub id or folder of a causal LM.
             paralinguistic: arguments of `ParalinguisticAdapter`.
             linguistic: arguments of `LinguisticAdapter`.
+            window: what the encoder pads clips to; see `dualslm.model.encoder.Window`.
             quantize: load the LLM's layers in fewer bits, "int8" or "nf4".
             dtype: of the frozen trunk; bfloat16 on a GPU and float32 on a CPU unless given. Never float16.
             device: the GPU where there is one unless given.
         """
         where, trunk = resolve_device(device, dtype)
         return cls(
-            SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where),
+            SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where, window=window),
             FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantize=quantize),
             paralinguistic=paralinguistic,
             linguistic=linguistic,
@@ -317,6 +326,7 @@ class DualSLM(nn.Module):
             revision=None if encoder else card.encoder_revision,
             dtype=trunk,
             device=where,
+            window=card.window,
         )
         checkpoint.check_fingerprint(speech_encoder, card.encoder_fingerprint, part="encoder", name=speech_encoder.name)
         named = llm or card.llm
@@ -350,6 +360,9 @@ class DualSLM(nn.Module):
         card = checkpoint.read_card(folder)
         checkpoint.check_fingerprint(self.encoder, card.encoder_fingerprint, part="encoder", name=self.encoder.name)
         checkpoint.check_fingerprint(self.llm, card.llm_fingerprint, part="LLM", name=self.llm.name)
+        if card.window != self.encoder.window:
+            got = f"window {card.window}, not {self.encoder.window}"
+            raise DualSLMError(f"the adapters in {name} learnt from other frames", got=got, do="set model.window")
         theirs = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
         if other := [line for part, own in self.settings.items() for line in _differences(part, theirs[part], own)]:
             do = "write their values in the recipe, or begin from fresh ones"
@@ -375,6 +388,7 @@ class DualSLM(nn.Module):
             llm_revision=self.llm.revision,
             encoder_fingerprint=checkpoint.fingerprint(self.encoder),
             llm_fingerprint=checkpoint.fingerprint(self.llm),
+            window=self.encoder.window,
             recipe=self.recipe,
             metrics=self.metrics,
             paralinguistic=self.settings["paralinguistic"],
@@ -403,7 +417,7 @@ ADAPTERS = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAda
 def _differences(part: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """What decides the build of an adapter and differs; a setting that is not stated is the one by default."""
     unset = {name: one.default for name, one in signature(ADAPTERS[part]).parameters.items()}
-    for key in sorted({*theirs, *own} - {"dropout"}):
+    for key in sorted({*theirs, *own} - {"dropout", "mask"}):
         saved = {**unset, **theirs}.get(key)
         wanted = {**unset, **own}.get(key)
         if saved != wanted:

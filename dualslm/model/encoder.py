@@ -4,6 +4,10 @@ Whisper sees a fixed window (30 s for OpenAI's models). A clip is padded to the 
 frames are kept; a longer clip is cut in windows that are encoded apart and joined. So neither padding nor the other
 clips of a batch change anything.
 
+By the window rule "clip" a clip is padded to the smallest of `CLIP_WINDOW_S` that holds it, and the table of positions
+is cut to it (ours): a short clip costs a fifth of the work or less. The frames differ from those of the full window, so
+adapters must learn from frames of the rule that they are used with; card and cache state it.
+
 Dimensions: N encoder layers kept, B clips, W windows, T frames, D encoder width (d_s), M mel bins.
 """
 
@@ -14,12 +18,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -31,6 +37,10 @@ from dualslm.errors import DualSLMError
 log = logging.getLogger("dualslm")
 
 WINDOWS_AT_ONCE = 16  # bounds the memory of one forward pass, whatever the caller's batch
+CLIP_WINDOW_S = (2, 3, 5, 8, 12, 20, 30)  # windows of the rule "clip", as far as the encoder has positions for them
+
+Window: TypeAlias = Literal["full", "clip"]
+"""What a clip is padded to: the encoder's whole window, or the smallest of `CLIP_WINDOW_S` that holds it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ class SpeechEncoder(nn.Module):
         features: its feature extractor, which fixes the mel bins and the window.
         name: the hub id or folder it came from.
         revision: the hub revision it came from.
+        window: see `Window`.
+
+    Raises:
+        DualSLMError: parts that do not belong together, or an unknown window rule.
     """
 
     def __init__(
@@ -87,8 +101,12 @@ class SpeechEncoder(nn.Module):
         *,
         name: str = "",
         revision: str | None = None,
+        window: Window = "full",
     ) -> None:
         super().__init__()
+        if window not in get_args(Window):
+            raise DualSLMError("the encoder has no such window", got=repr(window), do='give "full" or "clip"')
+        self.window: Window = window
         self.whisper = whisper.eval().requires_grad_(False)
         self.features = features
         self.name, self.revision = name, revision
@@ -110,16 +128,20 @@ class SpeechEncoder(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def encode(self, waves: Sequence[NDArray[np.float32]], *, every_layer: bool = False) -> Frames:
+    def encode(
+        self, waves: Sequence[NDArray[np.float32]], *, every_layer: bool = False, layer: int | None = None
+    ) -> Frames:
         """Encodes clips of 16 kHz mono samples, each (samples,), of any lengths.
 
         Args:
             waves: at least one clip of at least one sample.
             every_layer: keep every layer, not the last alone.
+            layer: index of a layer that is kept beside the last one, counted from the convolutions as 0.
 
         Returns:
-            Frames in the encoder's dtype, `frame_count(samples)` of them for each clip; N is 1, or `depth`.
+            Frames in the encoder's dtype, `frame_count(samples)` of them for each clip; N is 1, 2 or `depth`.
         """
+        layers = layers_kept(self.depth, every_layer=every_layer, layer=layer)
         pieces = [windows(wave, self.window_samples) for wave in waves]
         for wave, cut in zip(waves, pieces, strict=True):
             if len(cut) > 1:
@@ -127,28 +149,46 @@ class SpeechEncoder(nn.Module):
                 window = self.window_samples / SAMPLE_RATE
                 log.warning("a clip of %.1f s is encoded in %d windows of %.0f s", seconds, len(cut), window)
         flat = [piece for cut in pieces for piece in cut]
-        encoded = [
-            clip
-            for start in range(0, len(flat), WINDOWS_AT_ONCE)
-            for clip in self._encode_windows(flat[start : start + WINDOWS_AT_ONCE], every_layer)
-        ]
+        by_window: dict[int, list[int]] = {}  # indices of the pieces that share a window are encoded together
+        for index, piece in enumerate(flat):
+            by_window.setdefault(self.window_of(len(piece)), []).append(index)
+        encoded: dict[int, Tensor] = {}
+        for window_samples, indices in by_window.items():
+            for start in range(0, len(indices), WINDOWS_AT_ONCE):
+                some = indices[start : start + WINDOWS_AT_ONCE]
+                frames = self._encode_windows([flat[index] for index in some], window_samples, layers)
+                encoded.update(zip(some, frames, strict=True))
         joined = []
-        at = 0
+        first = 0
         for cut in pieces:
-            joined.append(torch.cat(encoded[at : at + len(cut)], dim=1))
-            at += len(cut)
+            joined.append(torch.cat([encoded[index] for index in range(first, first + len(cut))], dim=1))
+            first += len(cut)
         return Frames.stack(joined)
 
-    def _encode_windows(self, waves: Sequence[NDArray[np.float32]], every_layer: bool) -> list[Tensor]:
+    def window_of(self, samples: int) -> int:
+        """The samples of the window that a clip of so many samples is encoded in."""
+        if self.window == "full":
+            return self.window_samples
+        sizes = (seconds * SAMPLE_RATE for seconds in CLIP_WINDOW_S)
+        return next((size for size in sizes if samples <= size < self.window_samples), self.window_samples)
+
+    def _encode_windows(
+        self, waves: Sequence[NDArray[np.float32]], window_samples: int, layers: Sequence[int]
+    ) -> list[Tensor]:
         """The valid frames (N, T, D) of clips that fit in one window each."""
-        mel_WMT = self.log_mel(waves).to(self.whisper.conv1.weight)
-        out = self.whisper(mel_WMT, output_hidden_states=every_layer)
-        # The last of `hidden_states` lacks Whisper's final layer norm, which `last_hidden_state` has.
-        layers = (*out.hidden_states[:-1], out.last_hidden_state) if every_layer else (out.last_hidden_state,)
-        layers_NWTD = torch.stack(layers)
+        whisper = self.whisper
+        mel_WMT = self.log_mel(waves, window_samples).to(whisper.conv1.weight)
+        x_WTD = F.gelu(whisper.conv2(F.gelu(whisper.conv1(mel_WMT)))).transpose(1, 2)
+        # transformers' own forward wants the full window, so its layers are called one by one here.
+        x_WTD = x_WTD + whisper.embed_positions.weight[: window_samples // SAMPLES_PER_FRAME]
+        states = [x_WTD]
+        for layer in whisper.layers:
+            states.append(layer(states[-1], None))
+        states[-1] = whisper.layer_norm(states[-1])
+        layers_NWTD = torch.stack([states[layer] for layer in layers])
         return [layers_NWTD[:, row, : frame_count(len(wave))] for row, wave in enumerate(waves)]
 
-    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> Tensor:
+    def log_mel(self, waves: Sequence[NDArray[np.float32]], window_samples: int | None = None) -> Tensor:
         """Log-mel spectrograms (W, M, T) of clips of at most a window, on the encoder's device, in float32.
 
         What the feature extractor gives (tested), which pads on the CPU and brings its result back there: as long as
@@ -156,7 +196,7 @@ class SpeechEncoder(nn.Module):
         """
         device = self.whisper.conv1.weight.device
         settings = self.features
-        samples_WS = torch.zeros(len(waves), self.window_samples, device=device)
+        samples_WS = torch.zeros(len(waves), window_samples or self.window_samples, device=device)
         for row_S, wave in zip(samples_WS, waves, strict=True):
             row_S[: len(wave)] = torch.from_numpy(np.array(wave, np.float32)).to(device)
         window = torch.hann_window(settings.n_fft, device=device)
@@ -176,6 +216,7 @@ class SpeechEncoder(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        window: Window = "full",
     ) -> SpeechEncoder:
         """Loads the encoder of a full checkpoint or of an encoder-only one, from the hub or a folder.
 
@@ -189,18 +230,26 @@ class SpeechEncoder(nn.Module):
                 got=f"model_type {config.model_type!r}",
                 do=f"choose a model of type {', '.join(ENCODERS)}, or add one in dualslm/model/encoder.py",
             )
-        return ENCODERS[config.model_type](name, revision, config, dtype, device)
+        return ENCODERS[config.model_type](name, revision, config, dtype, device, window)
+
+
+def layers_kept(depth: int, *, every_layer: bool = False, layer: int | None = None) -> tuple[int, ...]:
+    """The indices of the layers that frames hold, the last one last: all, one beside the last, or the last alone."""
+    last = depth - 1
+    if every_layer:
+        return tuple(range(depth))
+    return (last,) if layer is None else (layer, last)
 
 
 def _load_whisper(
-    name: str, revision: str | None, config: WhisperConfig, dtype: torch.dtype, device: str
+    name: str, revision: str | None, config: WhisperConfig, dtype: torch.dtype, device: str, window: Window
 ) -> SpeechEncoder:
     with torch.device("meta"):  # no random weights are drawn only to be replaced
         whisper = WhisperEncoder(config)
     state = {key: value.to(dtype) for key, value in _encoder_tensors(name, revision).items()}
     strict_load(whisper, state, what=f"the encoder weights of {name}")
     features = WhisperFeatureExtractor.from_pretrained(name, revision=revision)
-    return SpeechEncoder(whisper.to(device), features, name=name, revision=revision)
+    return SpeechEncoder(whisper.to(device), features, name=name, revision=revision, window=window)
 
 
 def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:
@@ -285,5 +334,5 @@ def _check_parts(config: WhisperConfig, features: WhisperFeatureExtractor, windo
         )
 
 
-Loader = Callable[[str, "str | None", WhisperConfig, torch.dtype, str], SpeechEncoder]
+Loader = Callable[[str, "str | None", WhisperConfig, torch.dtype, str, Window], SpeechEncoder]
 ENCODERS: dict[str, Loader] = {"whisper": _load_whisper}

@@ -122,6 +122,13 @@ class FrozenLM(nn.Module):
         )
         return float(self.embed(some.to(self.device)).float().std())
 
+    def embedding_mean_D(self) -> Tensor:
+        """The mean of the token embeddings as the model reads them, in float32."""
+        some = torch.arange(
+            0, self.input_embeddings.weight.shape[0], max(1, self.input_embeddings.weight.shape[0] // 4096)
+        )
+        return self.embed(some.to(self.device)).float().mean(0)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) → input embeddings (..., D), paper eq. 1."""
         with torch.no_grad():

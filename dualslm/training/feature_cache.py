@@ -37,7 +37,7 @@ from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 from dualslm.model.checkpoint import fingerprint
-from dualslm.model.encoder import Frames, SpeechEncoder
+from dualslm.model.encoder import Frames, SpeechEncoder, layers_kept
 
 META = "cache.json"
 PART = 256  # recordings in a part
@@ -58,6 +58,8 @@ class Rule:
         width: D, width of the encoder.
         dtype: dtype of the frames on disk.
         rule: version of the way from a file to frames, raised when other frames come of the same file.
+        window: what the encoder pads clips to; see `dualslm.model.encoder.Window`.
+        layer: index of the layer kept beside the last one; None where there is none, or where every one is kept.
     """
 
     encoder: str
@@ -65,11 +67,14 @@ class Rule:
     width: int
     dtype: str = "bfloat16"
     rule: int = 1
+    window: str = "full"
+    layer: int | None = None
 
     @classmethod
-    def of(cls, encoder: SpeechEncoder, *, every_layer: bool = False) -> Rule:
+    def of(cls, encoder: SpeechEncoder, *, every_layer: bool = False, layer: int | None = None) -> Rule:
         """The rule of an encoder as it is now."""
-        return cls(fingerprint(encoder), encoder.depth if every_layer else 1, encoder.width)
+        layers = len(layers_kept(encoder.depth, every_layer=every_layer, layer=layer))
+        return cls(fingerprint(encoder), layers, encoder.width, window=encoder.window, layer=layer)
 
     def bytes(self, seconds: float) -> int:
         """Bytes that so many seconds of audio take on disk, in 16-bit numbers."""
@@ -95,6 +100,7 @@ def build(
     folder: Path,
     *,
     every_layer: bool = False,
+    layer: int | None = None,
     shard: tuple[int, int] = (1, 1),
     check: bool = False,
     say: Callable[[str], None] = _say,
@@ -106,6 +112,7 @@ def build(
         paths: paths of the recordings; one that is named twice counts once.
         folder: folder of the cache; made where it is missing.
         every_layer: keep all layers, for a learned mix.
+        layer: index of a layer that is kept beside the last one.
         shard: (i, n): this call encodes part i of n, counted from 1.
         check: compare recordings with what was encoded, by their SHA-256, and encode again those that were replaced.
         say: takes lines of progress.
@@ -116,7 +123,7 @@ def build(
     Raises:
         DualSLMError: a cache of another encoder, or too little space on the disk; nothing half-written is left.
     """
-    rule = Rule.of(encoder, every_layer=every_layer)
+    rule = Rule.of(encoder, every_layer=every_layer, layer=layer)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / META).exists():
         _check_rule(folder, rule)
@@ -246,9 +253,11 @@ def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path,
         rows.append(row)
         if samples is not None:
             readable.append((row, samples))
+    if rule.window != "full":
+        readable.sort(key=lambda one: len(one[1]))  # neighbours share a window
     for start in range(0, len(readable), ENCODER_BATCH):
         batch = readable[start : start + ENCODER_BATCH]
-        encoded = encoder.encode([samples for _, samples in batch], every_layer=every_layer)
+        encoded = encoder.encode([samples for _, samples in batch], every_layer=every_layer, layer=rule.layer)
         for index, (row, _) in enumerate(batch):
             row["frames"] = int(encoded.lengths_B[index])
             frames_NTD = encoded.layers_NBTD[:, index, : row["frames"]]
@@ -300,6 +309,7 @@ def _check_rule(folder: Path, rule: Rule) -> None:
             f"{folder} is not a cache of frames", got=f"no readable {META}", do="build it with dualslm features"
         ) from error
     wanted = asdict(rule)
+    found = {"window": "full", "layer": None} | found  # a cache of the last version, when there was no choice
     if other := [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]:
         raise DualSLMError(
             f"the cache {folder} was made by another encoder or rule",

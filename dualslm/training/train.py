@@ -99,7 +99,9 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         recipe.model.llm,
         paralinguistic=asdict(recipe.model.paralinguistic),
         linguistic=asdict(recipe.model.linguistic),
+        window=recipe.model.window,
         quantize=recipe.model.quantize,
+        dtype=None if recipe.model.dtype is None else getattr(torch, recipe.model.dtype),
         device=str(accelerator.device),
     )
     if recipe.model.adapters is not None:
@@ -109,15 +111,21 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     folder = Path(recipe.data.features)
     if accelerator.is_main_process:
         paths = _recording_paths(examples, validation)
-        counts = feature_cache.build(model.encoder, paths, folder, every_layer=model.every_layer)
+        counts = feature_cache.build(model.encoder, paths, folder, every_layer=model.every_layer, layer=model.layer)
         if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
             print(f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run", file=sys.stderr)
     accelerator.wait_for_everyone()
-    cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer))
-    if model.para.standardize and recipe.model.adapters is None:  # trained adapters keep their own scale
+    cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer, layer=model.layer))
+    standardized = [adapter for adapter in (model.para, model.ling) if adapter.standardize]
+    if standardized and recipe.model.adapters is None:  # trained adapters keep their own scale
         paths = [path for path in _recording_paths(examples, None) if path in cache.rows]
         # Evenly spaced ones, since neighbours in a manifest are often of one speaker.
-        model.para.calibrate(map(cache.get, paths[:: -(-len(paths) // CALIBRATION_RECORDINGS)]))
+        some = paths[:: max(1, -(-len(paths) // CALIBRATION_RECORDINGS))]
+        if not some:
+            do = "check the audio that the manifests name"
+            raise DualSLMError("no recording can be read", got=f"0 of the training manifests in {folder}", do=do)
+        for adapter in standardized:
+            adapter.calibrate(map(cache.get, some))
     if accelerator.device.type == "cuda":
         # Products of the adapters' float32 weights as TF32. After the frames were made, which must not depend on it.
         torch.set_float32_matmul_precision("high")
@@ -160,10 +168,20 @@ def encode(
     """
     paths = _recording_paths(*read_examples(recipe))
     torch_device, dtype = resolve_device(device)
-    encoder = SpeechEncoder.from_pretrained(recipe.model.encoder, dtype=dtype, device=torch_device)
-    every_layer = recipe.model.paralinguistic.every_layer
+    if recipe.model.dtype is not None:
+        dtype = getattr(torch, recipe.model.dtype)
+    encoder = SpeechEncoder.from_pretrained(
+        recipe.model.encoder, dtype=dtype, device=torch_device, window=recipe.model.window
+    )
+    para = recipe.model.paralinguistic
     return feature_cache.build(
-        encoder, paths, Path(recipe.data.features), every_layer=every_layer, shard=shard, check=check
+        encoder,
+        paths,
+        Path(recipe.data.features),
+        every_layer=para.mix,
+        layer=para.layer,
+        shard=shard,
+        check=check,
     )
 
 

@@ -196,7 +196,8 @@ class Trainer:
         """The loss of a stage that aligns an adapter with the LLM's token embeddings, without the LLM."""
         if stage.learns == {"para"}:
             return tone_loss(self.model, prompts, self.attribute_values, hear)
-        return alignment_loss(self.model, prompts, self.spoken_tokens, hear)
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.loop.bf16_alignment):
+            return alignment_loss(self.model, prompts, self.spoken_tokens, hear)
 
     @cached_property
     def spoken_tokens(self) -> Tensor:

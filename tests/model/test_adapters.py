@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, pooling_weights
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, pooling_weights, random_stretches
 
 
 def frames(layers: int, lengths: list[int], width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_one_layer_is_read_where_a_recipe_names_it() -> None:
     layers_NBTS, lengths_B = torch.randn(3, 2, 7, 16), torch.tensor([7, 4])
     para = ParalinguisticAdapter(16, 24, heads=4, tokens=2, depth=3, layer=1).eval()
     heard = para(layers_NBTS, lengths_B)
-    layers_NBTS[[0, 2]] = 0.0
+    layers_NBTS[1:] = 0.0  # frames of such an adapter hold that layer and the last one
     assert torch.equal(para(layers_NBTS, lengths_B), heard)
 
 
@@ -108,3 +108,30 @@ def test_calibrated_channels_have_mean_0_and_deviation_1(mix: bool) -> None:
     wanted = weights_N.square().sum().sqrt()
     torch.testing.assert_close(read_TS.std(0), wanted.expand(16), atol=0.15, rtol=0)
     assert {"centre_NS", "spread_NS"} <= para.state_dict().keys()
+
+
+def test_what_says_nothing_is_left_out_and_a_drawn_out_token_is_one() -> None:
+    ling = LinguisticAdapter(16, 24, hidden=32, skip=True, scale=0.5)
+    ling.middle_D.copy_(torch.randn(24))
+    dog, cat = torch.randn(2, 24)
+    away = torch.stack([0 * dog, dog, 1.2 * dog, 0.01 * cat, dog, cat, 0.1 * dog])
+    left = ling.spoken(ling.middle_D + ling.project.scale * away)
+    wanted = ling.middle_D + ling.project.scale * torch.stack([1.1 * dog, dog, cat])
+    torch.testing.assert_close(left, wanted, atol=1e-5, rtol=1e-5)
+    assert len(ling.spoken(ling.middle_D.expand(4, 24))) == 1, "a clip in which all is silent keeps one embedding"
+
+
+def test_padding_changes_nothing_where_groups_see_each_other() -> None:
+    settings = {"layers": 2, "heads": 4, "dropout": 0.1, "mask": 0.3, "standardize": True}
+    ling = LinguisticAdapter(16, 24, hidden=32, **settings).eval()  # type: ignore[arg-type]
+    clips = [torch.randn(length, 16) for length in (23, 40, 5)]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    together = ling(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), lengths)
+    for row, clip in enumerate(clips):
+        alone = ling(clip[None], lengths[row : row + 1])[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_training_hides_about_the_share_of_frames() -> None:
+    hidden = random_stretches(torch.Size([64, 500]), 0.1)
+    assert 0.07 < float(hidden.float().mean()) < 0.13

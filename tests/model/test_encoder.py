@@ -130,3 +130,35 @@ def test_samples_in_any_memory_are_heard_the_same(encoder: SpeechEncoder, recwar
     assert torch.equal(encoder.log_mel([backwards]), encoder.log_mel([wave]))
     assert torch.equal(encoder.log_mel([frozen]), encoder.log_mel([wave]))
     assert not recwarn.list
+
+
+def test_by_the_rule_clip_a_short_clip_has_a_short_window(tmp_path: Path) -> None:
+    encoder = SpeechEncoder.from_pretrained(str(save_encoder(tmp_path)), window="clip")
+    sizes = [encoder.window_of(samples) for samples in (1, 32_000, 32_001, 47_000, 64_000, 10**6)]
+    assert sizes == [32_000, 32_000, 48_000, 48_000, encoder.window_samples, encoder.window_samples]
+    waves = [noise(n, n) for n in (20_000, 40_000, 31_999, 150_000)]
+    together = encoder.encode(waves, layer=1)
+    assert len(together.layers_NBTD) == 2
+    for row, wave in enumerate(waves):
+        alone = encoder.encode([wave], every_layer=True)
+        length = int(alone.lengths_B[0])
+        both = torch.stack([alone.layers_NBTD[1, 0], alone.layers_NBTD[-1, 0]])
+        torch.testing.assert_close(together.layers_NBTD[:, row, :length], both, atol=1e-5, rtol=0)
+
+
+def test_a_window_is_the_whole_encoder_of_so_many_positions(tmp_path: Path) -> None:
+    """By the rule "clip" the frames are those of an encoder that was made for that window."""
+    encoder = SpeechEncoder.from_pretrained(str(save_encoder(tmp_path)), window="clip")
+    wave = noise(30_000)
+    mel = encoder.log_mel([wave], 32_000)
+    found = encoder.encode([wave]).last_BTD
+    theirs = encoder.whisper
+    theirs.embed_positions = torch.nn.Embedding.from_pretrained(theirs.embed_positions.weight[:100])
+    theirs.config.max_source_positions = 100
+    wanted = theirs(mel).last_hidden_state[:, : frame_count(len(wave))]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_an_unknown_window_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DualSLMError, match="no such window: got 'short'"):
+        SpeechEncoder.from_pretrained(str(save_encoder(tmp_path)), window="short")  # type: ignore[arg-type]
