@@ -2,10 +2,10 @@
 
     python bench/data_paths.py [--rows 2000000] [--parts 1000] [--out docs/results/data_paths.json]
 
-The rows name recordings that do not exist: opening a manifest reads none. The cache has the real number of parts and
-recordings with few and narrow frames, so that it fits any disk; a real part is only longer. Files are in the page
-cache. Opening is timed by the clock, because it has helpers, readings by the CPU, which other programs do not change.
-Each measure has a process of its own, whose memory is counted beyond what importing takes.
+The rows name recordings that do not exist, since opening a manifest reads none. The cache has the real number of parts
+and recordings, with few and narrow frames, so that it fits any disk. All files are in the page cache. Opening is timed
+by the clock, because it runs in several processes; a reading by CPU time, which other programs do not change. Each
+measurement has a process of its own, and its memory is counted beyond that of the imports.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dualslm.data.manifest import Examples, recordings
 from dualslm.recipe import TASK_KINDS
 from dualslm.training.feature_cache import META, PART, FrameCache, Rule
 
-GETS = 3000
-RULE = Rule("bench", 1, 8)
+READINGS = 3000
+RULE = Rule("bench", 1, 8)  # frames of 8 numbers
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def make_manifest(path: Path, rows: int) -> None:
-    """Half of the rows have tasks, half are talks with their answer."""
+    """Writes a manifest; half of its rows have tasks, half are conversations with their reply."""
     with path.open("w") as file:
         for number in range(rows):
             clip = {"audio": f"clips/{number // 1000:05d}/{number:08d}.flac", "labels": {"gender": "female"}}
@@ -81,11 +81,11 @@ def make_manifest(path: Path, rows: int) -> None:
 
 
 def make_cache(folder: Path, parts: int) -> None:
-    """Parts as `dualslm.training.feature_cache` writes them."""
+    """Writes the parts of a cache as `dualslm.training.feature_cache` does."""
     folder.mkdir()
     (folder / META).write_text(json.dumps(RULE.__dict__))
     for number in range(parts):
-        names = [f"data/clips/{number:05d}/{place:08d}.flac" for place in range(PART)]
+        names = [f"data/clips/{number:05d}/{index:08d}.flac" for index in range(PART)]
         part = folder / f"part-1-{number:05d}"
         save_file({name: torch.zeros(1, 4, RULE.width, dtype=torch.bfloat16) for name in names}, f"{part}.safetensors")
         rows = [{"audio": name, "sha256": "0" * 64, "frames": 4} for name in names]
@@ -93,18 +93,21 @@ def make_cache(folder: Path, parts: int) -> None:
 
 
 def alone(measure: Callable[[Path], dict[str, float]], path: Path) -> dict[str, float]:
-    """A measure in a fresh process."""
+    """Runs a measurement in a fresh process."""
+    # Spawned, not forked: a forked process would start with the memory of this one.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (path,))
 
 
 def manifest(path: Path) -> dict[str, float]:
-    """Opens a manifest, lists its recordings, and reads talks at random."""
-    before, began = memory_mb(), time.perf_counter()
+    """Opens a manifest, lists its recordings, and reads examples at random."""
+    before = memory_mb()
+    began = time.perf_counter()
     examples = Examples([path])
     opened = time.perf_counter() - began
     assert len(recordings(examples)) > 0
-    listed, opened_mb = time.perf_counter() - began, memory_mb() - before
+    listed = time.perf_counter() - began
+    opened_mb = memory_mb() - before
     rng = random.Random(0)
     kinds = [kind for kind in TASK_KINDS if examples.count(kind)]
 
@@ -122,32 +125,36 @@ def manifest(path: Path) -> dict[str, float]:
 
 
 def on_one_core(path: Path) -> dict[str, float]:
-    """The same where no other core may help (Linux)."""
+    """The same on a single core (Linux alone can restrict a process to one)."""
     os.sched_setaffinity(0, [0])
     return manifest(path)
 
 
 def cache(path: Path) -> dict[str, float]:
     """Opens a cache and reads recordings at random."""
-    before, began = memory_mb(), time.perf_counter()
+    before = memory_mb()
+    began = time.perf_counter()
     frames = FrameCache(path, RULE)
-    opened, opened_mb = time.perf_counter() - began, memory_mb() - before
-    rng, parts = random.Random(0), len(list(path.glob("*.safetensors")))
+    opened = time.perf_counter() - began
+    opened_mb = memory_mb() - before
+    rng = random.Random(0)
+    parts = len(list(path.glob("*.safetensors")))
 
     def get() -> None:
+        # The sum reads the frames: a mapped file is not read before its values are.
         frames.get(f"data/clips/{rng.randrange(parts):05d}/{rng.randrange(PART):08d}.flac").sum()
 
     return {"recordings": parts * PART, "open_s": opened, "open_mb": opened_mb, **reading(get)}
 
 
 def reading(get: Callable[[], None]) -> dict[str, float]:
-    """Milliseconds of a reading, and memory that many of them add to that of the first ones."""
+    """The time of a reading in ms, and the memory in MB that later readings add to that of the first ones."""
     times = []
-    for number in range(GETS):
+    for number in range(READINGS):
         began = time.process_time()
         get()
         times.append(1000 * (time.process_time() - began))
-        if number == GETS // 10:
+        if number == READINGS // 10:  # the first readings fill buffers and caches of a fixed size
             before = memory_mb()
     slow = statistics.quantiles(times, n=100)[-1]
     return {"get_ms": statistics.median(times), "get_p99_ms": slow, "grown_mb": memory_mb() - before}

@@ -1,14 +1,14 @@
-"""Whisper-large-v3 with Qwen2.5-7B and with Llama-3.1-8B, as they will be run: each time beside its floor.
+"""Whisper-large-v3 with Qwen2.5-7B and with Llama-3.1-8B, as they will be run: each time with its lower bound.
 
     python bench/full_size.py [--size full|cpu|small] [--llm Qwen2.5-7B] [--out docs/results/full_size.json]
 
 Weights are random and made on the device, so nothing is downloaded or read. The floor of a step is what its
 necessary FLOPs (`dualslm.training.estimate`, `dualslm.training.shapes`) take at the rate of a large matrix product, or
-its bytes at the rate of a copy, both measured here. Beside each stands transformers' Qwen2-Audio class with an LLM of
-the same sizes: it is given finished mels, and at turn 10 it reads everything again, because it keeps nothing of a talk.
-What does not fit the
-card says so; a batch that does not goes through the model in parts (`train_step.py`), and its row says how many samples
-at once. `cpu` keeps the shares of work of `full` (`train_step.py`); `small` only shows that everything runs.
+its bytes at the rate of a copy, both measured here. The rival is transformers' Qwen2-Audio class with an LLM of the
+same sizes: it gets finished mels, and at turn 10 it reads everything again, because it has no cache between turns. What
+does not fit the card's memory has no time; a batch that does not goes through the model in parts (`train_step.py`), and
+its row has the number of samples at once. `cpu` has the shares of work of `full` (`train_step.py`); `small` only shows
+that everything runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from measuring import NO_ROOM, about, as_trained, attempt, fitting, forget, keep, memory_of, seconds_of, wait
+from measuring import (
+    DOES_NOT_FIT,
+    about,
+    as_trained,
+    attempt,
+    fitting,
+    free_memory,
+    memory_of,
+    seconds_of,
+    synchronize,
+    write_result,
+)
 from rivals import AUDIO_TOKEN, Shape, Step, Work, qwen2_audio, qwen2_audio_model
 from train_step import OURS, SHAPES, frozen_parts, ours
 
@@ -50,21 +61,24 @@ SIZES = {
         "Llama-3.1-8B": Shape(1280, 32, 20, 5120, 128, 4096, 32, 32, 8, 14336, 128256, 2048, family="llama"),
     },
 }
-SYSTEM, CLOSE, REPLY, SPOKEN_S = 20, 4, 30, 5.0  # tokens, tokens, tokens, s: of a turn of the talks below
-TOKENS = 32  # decoded after the first one
-CLIPS = 16  # encoded at once
+SYSTEM_TOKENS = 20  # of the conversations below
+CLOSE_TOKENS = 4  # end of a user turn
+REPLY_TOKENS = 30
+SPOKEN_S = 5.0  # of a user turn
+DECODED_TOKENS = 32  # after the first one
+CLIPS = 16  # of a batch of the encoder
 Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is run on, and the two rates that floors follow from.
+    """The device, and the two rates that the lower bounds follow from.
 
     Attributes:
-        device, dtype: of the frozen parts.
-        rounds: measurements, of which the quickest counts.
-        flops: a second, of a large matrix product.
-        bytes: a second, of a copy, read and written.
+        device, dtype: device and dtype of the frozen parts.
+        rounds: number of measurements, of which the quickest counts.
+        flops: FLOP/s of a large matrix product.
+        bytes: bytes/s of a copy, read and written.
     """
 
     device: str
@@ -74,13 +88,14 @@ class Machine:
     bytes: float = 0.0
 
     def quickest(self, step: Callable[[], Any]) -> float:
-        """Seconds of a step that has been warmed up: what other programs add is left out as far as can be."""
-        step()
+        """The shortest time of a step, in s: whatever else runs on a machine only ever adds time."""
+        step()  # the first call allocates, and on a GPU chooses kernels
         return min(seconds_of(step, self.device) for _ in range(self.rounds))
 
 
 def rates(here: Machine, shape: Shape) -> Machine:
-    """The machine with its rates measured: the best of some rounds."""
+    """The machine with its two rates, the best of ten measurements each."""
+    # Large enough that launching is nothing beside them.
     rows, big = (8192, 1 << 30) if here.device == "cuda" else (1024, 1 << 27)
     left = torch.randn(rows, shape.d_llm, device=here.device, dtype=here.dtype)
     right = torch.randn(shape.d_llm, shape.ffn, device=here.device, dtype=here.dtype)
@@ -92,44 +107,46 @@ def rates(here: Machine, shape: Shape) -> Machine:
 
 
 def measure(name: str, shape: Shape, here: Machine, samples: int) -> Iterator[Row]:
-    """The rows of one LLM: ours first, then again with the class of transformers beside them, never both in memory."""
-    ears = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
+    """The rows of one LLM: first ours, then the same rows with the rival's times."""
+    encoder = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
     width = shape.d_llm // shape.heads
-    mind = LLMShape(shape.d_llm, shape.layers, shape.heads, shape.kv_heads, width, shape.ffn, shape.vocabulary)
+    llm = LLMShape(shape.d_llm, shape.layers, shape.heads, shape.kv_heads, width, shape.ffn, shape.vocabulary)
     own = {}
-    for what, row in _ours(shape, ears, mind, here, samples):
+    # One after the other, because both models together do not fit one card.
+    for what, row in _ours(shape, encoder, llm, here, samples):
         own[what] = {"llm": name, "what": what, **row, "rival": None}
         yield own[what]
-    forget()
+    free_memory()
     for what, rival in _theirs(shape, here, samples):
         yield own[what] | rival
-    forget()
+    free_memory()
 
 
-def _ours(shape: Shape, ears: EncoderShape, mind: LLMShape, here: Machine, samples: int) -> Iterator[tuple[str, Row]]:
-    """Each measure with the floor of its FLOPs or bytes."""
+def _ours(shape: Shape, encoder: EncoderShape, llm: LLMShape, here: Machine, samples: int) -> Iterator[tuple[str, Row]]:
+    """Each time with the lower bound by its FLOPs or bytes."""
     parts = frozen_parts(shape, here.device, here.dtype)
     for work in _works(samples):
-        floor = samples * _needed(shape, ears, mind, work) / here.flops
-        took = _trained(ours(shape, work, here.device, here.dtype, parts)[OURS], work, here)
+        floor = samples * _needed_flops(shape, encoder, llm, work) / here.flops
+        took = _training_row(ours(shape, work, here.device, here.dtype, parts)[OURS], work, here)
         yield f"training step, {work.name}", {**took, "floor": floor, "bound": "FLOPs"}
     model = DualSLM(*parts, linguistic={"hidden": shape.hidden}).eval()
-    model.llm.stops = frozenset()  # replies go on to the end
+    model.llm.stops = frozenset()  # random weights stop anywhere: replies must have their full length
     clips = [_clip(number) for number in range(CLIPS)]
-    caching = _or_fault(lambda: _timed(lambda: model.hear(clips), here))
-    yield f"encoding {CLIPS} clips", {**caching, "floor": CLIPS * ears.flops() / here.flops, "bound": "FLOPs"}
-    new = round(SPOKEN_S * 10) + 16 + CLOSE
-    for turn, before in ((1, SYSTEM), (10, SYSTEM + 9 * (new + REPLY))):
-        floor = (ears.flops() + mind.forward(new, before + new) + 2 * mind.head) / here.flops
-        least = (here.dtype.itemsize * (ears.weights + mind.body + mind.head)) / here.bytes
-        timed = _or_fault(partial(_first_of, model, turn, here))
-        bound = "FLOPs" if floor > least else "bytes"
-        yield f"first token, turn {turn}", {**timed, "floor": max(floor, least), "bound": bound}
-    floor = here.dtype.itemsize * (mind.body + mind.head) / here.bytes
-    yield "a token", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
+    encoding = _or_fault(lambda: _timed(lambda: model.hear(clips), here))
+    yield f"encoding {CLIPS} clips", {**encoding, "floor": CLIPS * encoder.flops() / here.flops, "bound": "FLOPs"}
+    new = round(SPOKEN_S * 10) + 16 + CLOSE_TOKENS  # L at 10 Hz, 16 embeddings of P, the end of the turn
+    for turn, before in ((1, SYSTEM_TOKENS), (10, SYSTEM_TOKENS + 9 * (new + REPLY_TOKENS))):
+        by_flops = (encoder.flops() + llm.forward(new, before + new) + 2 * llm.head) / here.flops
+        by_bytes = (here.dtype.itemsize * (encoder.weights + llm.body + llm.head)) / here.bytes
+        timed = _or_fault(partial(_first_token_row, model, turn, here))
+        bound = "FLOPs" if by_flops > by_bytes else "bytes"
+        yield f"first token, turn {turn}", {**timed, "floor": max(by_flops, by_bytes), "bound": bound}
+    # A single token needs every weight once and computes little with it: its bound is the memory's.
+    floor = here.dtype.itemsize * (llm.body + llm.head) / here.bytes
+    yield "a token", {**_or_fault(lambda: _token_row(model, here)), "floor": floor, "bound": "bytes"}
     if here.device == "cuda":
         model.llm.enable_cuda_graphs()
-        yield "a token, captured", {**_or_fault(lambda: _token(model, here)), "floor": floor, "bound": "bytes"}
+        yield "a token, captured", {**_or_fault(lambda: _token_row(model, here)), "floor": floor, "bound": "bytes"}
 
 
 def _theirs(shape: Shape, here: Machine, samples: int) -> Iterator[tuple[str, Row]]:
@@ -137,26 +154,38 @@ def _theirs(shape: Shape, here: Machine, samples: int) -> Iterator[tuple[str, Ro
     model = qwen2_audio_model(shape, here.device, here.dtype)
     for work in _works(samples):
         step = qwen2_audio(shape, work, here.device, here.dtype, model)
-        fits = fitting(partial(_quickest, step, here), samples)
+
+        def quickest(at_once: int, step: Step = step) -> float:
+            return here.quickest(partial(step, at_once))
+
+        fits = fitting(quickest, samples)
         yield f"training step, {work.name}", _rival(fits[1], fits[0]) if fits else _rival(None)
-    first = {turn: attempt(partial(_asked_first, model, shape, turn, here)) for turn in (1, 10)}
+
+    @torch.no_grad()
+    def first_token(turn: int) -> float:
+        inputs = _rival_inputs(shape, turn, here)
+        return here.quickest(lambda: model(**inputs).logits[:, -1].argmax(-1).tolist())
+
+    first = {turn: attempt(partial(first_token, turn)) for turn in (1, 10)}
     for turn, seconds in first.items():
         yield f"first token, turn {turn}", _rival(seconds)
-    more = {"max_new_tokens": TOKENS + 1, "min_new_tokens": TOKENS + 1, "do_sample": False}
-    whole = attempt(lambda: here.quickest(lambda: model.generate(**_asked(shape, 1, here), **more)))
-    yield "a token", _rival((whole - first[1]) / TOKENS if whole and first[1] else None)
+    count = DECODED_TOKENS + 1
+    settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+    whole = attempt(lambda: here.quickest(lambda: model.generate(**_rival_inputs(shape, 1, here), **settings)))
+    # transformers gives no time of a single token: the whole reply without its first one, by their number.
+    yield "a token", _rival((whole - first[1]) / DECODED_TOKENS if whole and first[1] else None)
 
 
 def _rival(seconds: float | None, at_once: int | None = None) -> Row:
-    """What is told of the other class beside our row."""
+    """What the rival adds to our row."""
     if seconds is None:
-        return {"rival_fault": NO_ROOM}
+        return {"rival_fault": DOES_NOT_FIT}
     return {"rival": seconds, **({"rival_at_once": at_once} if at_once else {})}
 
 
 def _or_fault(measured: Callable[[], Row]) -> Row:
     found = attempt(measured)
-    return {"fault": NO_ROOM} if found is None else found
+    return {"fault": DOES_NOT_FIT} if found is None else found
 
 
 # ---------------------------------------------------------------------- what is run
@@ -166,24 +195,22 @@ def _works(samples: int) -> list[Work]:
     return [Work("dialogue", samples, context=150, seconds=4.0, reply=30, branches=4 if samples % 4 == 0 else 1)]
 
 
-def _needed(shape: Shape, ears: EncoderShape, mind: LLMShape, work: Work) -> float:
-    """FLOPs that one lesson cannot do without."""
+def _needed_flops(shape: Shape, encoder: EncoderShape, llm: LLMShape, work: Work) -> float:
+    """FLOPs that a training sample cannot do without."""
     stage = Stage(name="one", lr=1.0, batch=1, steps=1, dual=Kind(learns=("para", "ling")))
     model = ModelRecipe(encoder="", llm="", paralinguistic=Paralinguistic(), linguistic=Linguistic(hidden=shape.hidden))
-    lengths = estimate.Lengths(work.context, work.seconds, CLOSE, work.reply, shared=work.branches)
-    return estimate.lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths).total
+    lengths = estimate.Lengths(work.context, work.seconds, CLOSE_TOKENS, work.reply, shared=work.branches)
+    return estimate.lesson_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths).total
 
 
-def _trained(step: Step, work: Work, here: Machine) -> Row:
+def _training_row(step: Step, work: Work, here: Machine) -> Row:
+    """Seconds and memory of an optimizer step, with as many samples at once as fit."""
     fits = fitting(lambda at_once: _timed(partial(step, at_once), here), work.samples, work.branches)
-    return {"fault": NO_ROOM} if fits is None else {**fits[1], "at_once": fits[0]}
-
-
-def _quickest(step: Step, here: Machine, at_once: int) -> float:
-    return here.quickest(partial(step, at_once))
+    return {"fault": DOES_NOT_FIT} if fits is None else {**fits[1], "at_once": fits[0]}
 
 
 def _timed(step: Callable[[], Any], here: Machine) -> Row:
+    """Seconds and memory of a step."""
     seconds = here.quickest(step)
     with memory_of(here.device) as found:
         step()
@@ -200,52 +227,58 @@ def _ids(length: int, seed: int) -> Text:
 
 
 def _turn(seed: int) -> tuple[Slot | Text, ...]:
-    return (Slot("para", 0), Slot("ling", 0), _ids(CLOSE, seed))
+    return (Slot("para", 0), Slot("ling", 0), _ids(CLOSE_TOKENS, seed))
 
 
 @torch.no_grad()
-def _before(model: DualSLM, turn: int) -> Prefilled:
-    """The talk so far, as a session keeps it."""
-    read = model.llm.prefill(model.embed([Prompt((_ids(SYSTEM, 0),), ())]))
+def _history(model: DualSLM, turn: int) -> Prefilled:
+    """The conversation before a turn, as a session has it in its cache."""
+    prefix = model.llm.prefill(model.embed([Prompt((_ids(SYSTEM_TOKENS, 0),), ())]))
     for number in range(1, turn):
-        said = Prompt((*_turn(number), _ids(REPLY, number)), (_clip(number),))
-        read = model.llm.prefill(model.embed([said]), read)
-    return read
+        exchange = Prompt((*_turn(number), _ids(REPLY_TOKENS, number)), (_clip(number),))
+        prefix = model.llm.prefill(model.embed([exchange]), prefix)
+    return prefix
 
 
 @torch.no_grad()
-def _first(model: DualSLM, turn: int, here: Machine) -> float:
-    """Seconds from samples to the first token, what was said before being read already."""
-    read, said = _before(model, turn), Prompt(_turn(turn), (_clip(turn),))
-    return seconds_of(lambda: model.llm.prefill(model.embed([said]), read).logits_BV.argmax(-1).tolist(), here.device)
+def _first_token_row(model: DualSLM, turn: int, here: Machine) -> Row:
+    """Seconds from the samples of a turn to the first token of its reply, with the earlier turns in the cache."""
+    times = []
+    for _ in range(here.rounds + 1):
+        prefix = _history(model, turn)  # anew each time, because its cache grows with the turn
+        prompt = Prompt(_turn(turn), (_clip(turn),))
+
+        def first_token(prompt: Prompt = prompt, prefix: Prefilled = prefix) -> Any:
+            return model.llm.prefill(model.embed([prompt]), prefix).logits_BV.argmax(-1).tolist()
+
+        times.append(seconds_of(first_token, here.device))
+    return {"seconds": min(times)}
 
 
-def _first_of(model: DualSLM, turn: int, here: Machine) -> Row:
-    return {"seconds": min(_first(model, turn, here) for _ in range(here.rounds + 1))}
-
-
-def _token(model: DualSLM, here: Machine) -> Row:
+def _token_row(model: DualSLM, here: Machine) -> Row:
     """Seconds of a token after the first ones, at batch 1."""
     found = []
-    for _ in range(here.rounds + 2):  # the first ones capture
-        tokens = model.llm.decode(_before(model, 2), GenerationSettings(max_new_tokens=TOKENS + 3))
+    for _ in range(here.rounds + 2):  # the first two capture the graph, and do not count
+        tokens = model.llm.decode(_history(model, 2), GenerationSettings(max_new_tokens=DECODED_TOKENS + 3))
         for _ in range(3):
             next(tokens)
-        wait(here.device)
+        synchronize(here.device)
         began = time.perf_counter()
         for _ in tokens:
             pass
-        wait(here.device)
-        found.append((time.perf_counter() - began) / TOKENS)
+        synchronize(here.device)
+        found.append((time.perf_counter() - began) / DECODED_TOKENS)
     return {"seconds": min(found[2:])}
 
 
-def _asked(shape: Shape, turn: int, here: Machine) -> dict[str, torch.Tensor]:
-    """A whole talk as the class of transformers reads it: 25 audio tokens a second in every spoken turn."""
+def _rival_inputs(shape: Shape, turn: int, here: Machine) -> dict[str, torch.Tensor]:
+    """A whole conversation for the class of transformers: 25 audio tokens a second in every spoken turn."""
     spoken = [AUDIO_TOKEN] * round(25 * SPOKEN_S)
-    ids = list(_ids(SYSTEM, 0).ids)
+    ids = list(_ids(SYSTEM_TOKENS, 0).ids)
     for number in range(1, turn + 1):
-        ids += [*spoken, *_ids(CLOSE, number).ids] + (list(_ids(REPLY, number).ids) if number < turn else [])
+        ids += [*spoken, *_ids(CLOSE_TOKENS, number).ids]
+        if number < turn:
+            ids += _ids(REPLY_TOKENS, number).ids
     mels = torch.randn(turn, shape.mels, 3000, device=here.device, dtype=here.dtype)
     mask = (torch.arange(3000, device=here.device) < round(100 * SPOKEN_S)).long().expand(turn, -1)
     whole = torch.tensor([ids], device=here.device)
@@ -255,13 +288,6 @@ def _asked(shape: Shape, turn: int, here: Machine) -> dict[str, torch.Tensor]:
         "input_features": mels,
         "feature_attention_mask": mask,
     }
-
-
-@torch.no_grad()
-def _asked_first(model: Any, shape: Shape, turn: int, here: Machine) -> float:
-    """Seconds to the first token of the class of transformers."""
-    asked = _asked(shape, turn, here)
-    return here.quickest(lambda: model(**asked).logits[:, -1].argmax(-1).tolist())
 
 
 def main() -> int:
@@ -294,7 +320,7 @@ def main() -> int:
             found[name, row["what"]] = row  # a row comes again when there is a rival's time for it
             result["rows"] = list(found.values())
             print(json.dumps(row), flush=True)
-            keep(result, args.out)
+            write_result(result, args.out)
     return 0
 
 

@@ -1,11 +1,12 @@
-"""Kills a training run with SIGKILL again and again and resumes it: the end must be the same bytes.
+"""Kills a training run with SIGKILL again and again and resumes it: it must end with the same bytes.
 
     python bench/kill.py --times 20 [--processes 2]
 
-Every second kill waits for a moment in which a file is being written, the others fall at random instants from
-the start of the process on. The run is the miniature of the tests: all parts random, two stages, validation,
-dropout. The last line says whether the adapters of every stage are byte for byte those of a run that was never
-stopped.
+Every second kill waits for a moment in which a file is being written, the others come at random times from the start of
+the process on. The run is the miniature of the tests: all parts random, two stages, validation, dropout. The last lines
+say whether the adapters of every stage are byte for byte those of a run that was never stopped.
+
+It is no benchmark but a stress test; a test runs it with a few kills, and by hand it takes many.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from support.trainkit import make
 from dualslm.recipe import to_toml
 
 STAGES = ("joint", "disentangle")
-LONGEST_S = 120.0
+TIMEOUT_S = 120.0
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
 
 
 def compare(folder: Path, times: int, processes: int, rng: random.Random) -> int:
-    """A whole run and a run that is killed so many times; 0 where both end alike."""
+    """Compares an uninterrupted run with one that is killed so many times; 0 where both end alike."""
     (folder / "recipe.toml").write_text(to_toml(make(folder)))
     began = time.monotonic()
     finish(folder, "whole", processes)
@@ -52,7 +53,7 @@ def compare(folder: Path, times: int, processes: int, rng: random.Random) -> int
     kinds: Counter[str] = Counter()
     while kinds.total() < times:
         kind = kill(folder, "killed", processes, rng.uniform(0.0, seconds), kinds.total() % 2 == 1)
-        if kind == "finished":  # it came to its end before it was to be killed
+        if kind == "finished":  # before its kill came: compare, and start anew
             if not same(folder):
                 return 1
             shutil.rmtree(folder / "killed")
@@ -74,10 +75,23 @@ def same(folder: Path) -> bool:
 
 
 def kill(folder: Path, run: str, processes: int, after_s: float, in_writing: bool) -> str:
-    """Starts or resumes the run and kills it with all its children; says in what moment."""
+    """Starts or resumes the run and kills it with all its children.
+
+    Args:
+        folder: folder of the recipe and of both runs.
+        run: name of the run's folder.
+        processes: number of training processes.
+        after_s: time of the kill after the start, in s.
+        in_writing: whether to wait for a moment in which a file is being written.
+
+    Returns:
+        The moment of the kill: "running" or "writing"; "finished" where the run ended before.
+    """
     child = start(folder, run, processes)
-    began, kind, since = time.monotonic(), "running", time.time()
-    while time.monotonic() - began < (LONGEST_S if in_writing else after_s):
+    kind = "running"
+    began = time.monotonic()
+    since = time.time()  # by the clock of the file system
+    while time.monotonic() - began < (TIMEOUT_S if in_writing else after_s):
         if child.poll() is not None:
             kind = "finished"
             break
@@ -93,23 +107,25 @@ def kill(folder: Path, run: str, processes: int, after_s: float, in_writing: boo
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that came from it; torchrun's workers have sessions of their own."""
+    """A process and all its descendants."""
+    # Not by process group: torchrun's workers have sessions of their own.
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def writing(run: Path, since: float) -> bool:
-    """Whether a file is being written: it gets its name when it is complete. Older ones are a killed run's."""
+    """Whether a file is being written in the run's folder."""
+    # Files are written under hidden names and renamed when complete; older hidden ones are left from an earlier kill.
     try:
         return any(path.stat().st_mtime > since for path in run.rglob(".*"))
-    except FileNotFoundError:
+    except FileNotFoundError:  # renamed between listing and looking
         return False
 
 
 def finish(folder: Path, run: str, processes: int) -> None:
-    """Lets the run go on to its end."""
+    """Resumes the run and waits for its end."""
     child = start(folder, run, processes)
-    _, errors = child.communicate(timeout=10 * LONGEST_S)
+    _, errors = child.communicate(timeout=10 * TIMEOUT_S)
     assert child.returncode == 0, errors
 
 

@@ -1,11 +1,11 @@
-"""64 talks of five spoken turns at once, again and again: is any reply lost or mixed up, and does memory stay flat?
+"""64 conversations of five spoken turns at once, repeatedly: is a reply lost or mixed up, and does memory stay flat?
 
     python bench/load.py --minutes 10 --out docs/results/load.json
 
-Starts `dualslm serve` with the embedded model as a process of its own on loopback. Each talk has its own turns: words
-of one shipped clip in the tone of another, drawn by the seed. Its replies were found beforehand in this process, one
-talk at a time, by `Session`; a reply that is another talk's, or none, counts as an error. Memory is the server's
-resident set after each round of all talks.
+Starts `dualslm serve` with the embedded model as a process of its own on loopback. Each conversation has its own turns:
+words of one shipped clip in the tone of another, drawn by the seed. The right replies are those of `Session` in this
+process, one conversation at a time; any other reply, or none, counts as an error. Memory is the server's resident set
+after each round of all conversations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import openai
 import psutil
-from measuring import about, keep
+from measuring import about, write_result
 
 from dualslm import tiny
 from dualslm.conversation import Conversation, Speech
@@ -35,14 +35,15 @@ from dualslm.tiny.world import LISTEN
 
 CLIPS = sorted(tiny.CLIPS.glob("*.wav"))
 TURNS = 5
-LONGEST = 64  # tokens of a reply
+MAX_NEW_TOKENS = 64  # of a reply
 
 Turn = tuple[int, int]
 """Which clip says the words, and which one lends its tone."""
 
 
 def conversations(count: int, seed: int) -> list[list[Turn]]:
-    """Turns of talks that all differ."""
+    """The turns of so many different conversations."""
+    # All differ, so that a reply that went to the wrong client shows.
     draw = random.Random(seed)
     found: set[tuple[Turn, ...]] = set()
     while len(found) < count:
@@ -51,48 +52,51 @@ def conversations(count: int, seed: int) -> list[list[Turn]]:
 
 
 def expected(asked: list[list[Turn]]) -> list[list[str]]:
-    """The replies of each talk, alone and in this process."""
+    """The replies of each conversation, alone and in this process."""
     model = tiny.load()
-    audio_cache, clips = AudioCache(model), [Speech(path) for path in CLIPS]
+    audio_cache = AudioCache(model)  # one for all: 64 conversations share nine recordings
+    clips = [Speech(path) for path in CLIPS]
     replies = []
     for turns in asked:
-        conversation = Session(
+        session = Session(
             model,
             Conversation(LISTEN),
-            generation=GenerationSettings(LONGEST),
+            generation=GenerationSettings(MAX_NEW_TOKENS),
             context=tiny.CONTEXT,
             audio_cache=audio_cache,
         )
-        replies.append([conversation.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
+        replies.append([session.reply(clips[words].in_the_tone_of(clips[tone])) for words, tone in turns])
     return replies
 
 
 async def hold(api: openai.AsyncOpenAI, turns: list[Turn], sound: list[str]) -> list[str | Exception]:
-    """One talk from its first turn to its last, with its history sent anew each time."""
+    """One conversation over HTTP from its first turn to its last; each request has the whole history, as clients do."""
     messages: list[Any] = []
-    said: list[str | Exception] = []
+    replies: list[str | Exception] = []
     for words, tone in turns:
         part = {"type": "input_audio", "input_audio": {"data": sound[words], "format": "wav"}}
         messages.append({"role": "user", "content": [part | {"tone": {"data": sound[tone], "format": "wav"}}]})
         try:
-            answer = await api.chat.completions.create(model="dualslm", messages=messages, max_tokens=LONGEST)
-            said.append(answer.choices[0].message.content or "")
+            answer = await api.chat.completions.create(model="dualslm", messages=messages, max_tokens=MAX_NEW_TOKENS)
+            replies.append(answer.choices[0].message.content or "")
         except openai.APIError as error:
             print(repr(error), repr(error.__cause__), file=sys.stderr)
-            return [*said, error]
-        messages.append({"role": "assistant", "content": said[-1]})
-    return said
+            return [*replies, error]
+        messages.append({"role": "assistant", "content": replies[-1]})
+    return replies
 
 
 async def rounds(url: str, run: psutil.Process, asked: list[list[Turn]], want: list[list[str]], minutes: float) -> Any:
-    """Rounds of all talks until the time is over."""
+    """Rounds of all conversations until the time is over."""
     api = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     sound = [base64.b64encode(path.read_bytes()).decode() for path in CLIPS]
-    began, found = time.perf_counter(), []
+    found: list[dict[str, Any]] = []
+    began = time.perf_counter()
     while not found or time.perf_counter() - began < 60 * minutes:
         start = time.perf_counter()
         got = await asyncio.gather(*(hold(api, turns, sound) for turns in asked))
         took = time.perf_counter() - start
+        # Not strict inside: a conversation ends at its first lost reply.
         flat = [
             (one, other) for mine, own in zip(got, want, strict=True) for one, other in zip(mine, own, strict=False)
         ]
@@ -108,7 +112,7 @@ async def rounds(url: str, run: psutil.Process, asked: list[list[Turn]], want: l
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--talks", type=int, default=64)
+    parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
@@ -137,7 +141,7 @@ def main() -> None:
         "rounds": found,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
-    keep(result, args.out)
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-NO_ROOM = "does not fit"  # in place of a figure
+DOES_NOT_FIT = "does not fit"  # stands in a result in place of a figure
 Found = TypeVar("Found")
 
 
 def about() -> dict[str, str]:
-    """What ran where: the head of a result file."""
+    """The command, the machine and the versions: the head of a result file."""
     gpu = torch.cuda.is_available()
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -35,19 +36,22 @@ def about() -> dict[str, str]:
     }
 
 
-def keep(result: dict[str, Any], out: Path | None) -> None:
-    """Writes a result file, where one is wanted."""
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Writes a result file, unless there is no path for it."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def count_flops(step: Callable[[], Any]) -> int:
-    """FLOPs by PyTorch's counter, of attention as plain products: fused kernels are counted differently, or not."""
+    """FLOPs of a step, by PyTorch's counter.
+
+    Attention runs as plain matrix products, because fused kernels are counted differently or not at all.
+    """
     fused = functional.scaled_dot_product_attention
 
     def plain(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # within whatever the model itself asks for
+        with sdpa_kernel(SDPBackend.MATH):  # innermost, so that it overrides the kernels that the model chooses
             return fused(*args, **kwargs)
 
     with patch.object(functional, "scaled_dot_product_attention", plain), FlopCounterMode(display=False) as counter:
@@ -56,31 +60,32 @@ def count_flops(step: Callable[[], Any]) -> int:
 
 
 def as_trained(device: str) -> None:
-    """Products of float32 weights as training does them on a GPU: as TF32."""
+    """Sets the precision of float32 products on a GPU to TF32, as training does."""
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def attempt(do: Callable[[], Found]) -> Found | None:
-    """What it gives; None where the GPU's memory is too small for it."""
+    """The result of a function; None where the GPU's memory is too small for it."""
     try:
         return do()
     except torch.OutOfMemoryError as error:
-        print(f"{NO_ROOM}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
-    forget()  # only here: an error holds the frames that it came through, and their tensors
+        print(f"{DOES_NOT_FIT}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    # Outside the `except`: the error holds the frames that it passed through, and their tensors.
+    free_memory()
     return None
 
 
 def fitting(do: Callable[[int], Found], samples: int, together: int = 1) -> tuple[int, Found] | None:
-    """Does it with all samples at once, or half of them, a quarter and so on until it fits.
+    """Runs a function with all samples at once, or half of them, a quarter and so on until it fits the memory.
 
     Args:
-        do: takes how many samples go through the model at once.
-        samples: in all.
-        together: so many neighbours are never parted.
+        do: function of the number of samples that go through the model at once.
+        samples: number of all samples.
+        together: number of neighboring samples that share a prefix and are never separated.
 
     Returns:
-        How many at once, and what was given; None where the fewest do not fit.
+        The number of samples at once and the function's result; None where even the fewest do not fit.
     """
     at_once = samples
     while (found := attempt(partial(do, at_once))) is None:
@@ -90,52 +95,64 @@ def fitting(do: Callable[[int], Found], samples: int, together: int = 1) -> tupl
     return at_once, found
 
 
-def forget() -> None:
-    """Gives back the memory of what is no longer needed; captured graphs hold the weights that they read."""
+def free_memory() -> None:
+    """Frees the memory of models that are no longer used."""
     if torch.cuda.is_available():
-        torch.compiler.reset()
+        torch.compiler.reset()  # captured graphs hold the weights that they read
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def seconds_of(step: Callable[[], Any], device: str) -> float:
-    """How long a step takes, in s."""
-    wait(device)
+    """The duration of a step, in s."""
+    synchronize(device)
     began = time.perf_counter()
     step()
-    wait(device)
+    synchronize(device)  # CUDA runs behind the Python code: without this, only the launches are timed
     return time.perf_counter() - began
 
 
-def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: str) -> None:
+    """Waits until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 @contextmanager
 def memory_of(device: str) -> Iterator[list[int]]:
-    """Bytes of a step: the most in use on a GPU; on a CPU what is kept for the backward pass, weights left out."""
+    """Measures the memory of the step in its block; after the block, the list holds its bytes.
+
+    On a GPU it is the most in use at any time. On a CPU, which has no such count, it is what autograd saves for the
+    backward pass, without the weights.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         found = [0]
         yield found
         found[0] = torch.cuda.max_memory_allocated()
         return
-    weights = {_place(thing) for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter)}
-    kept: dict[int, int] = {}
+    parameters = (thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter))
+    weights = {address for weight in parameters if (address := _address(weight)) is not None}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if _place(tensor) not in weights:
-            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        address = _address(tensor)
+        if address is not None and address not in weights:
+            saved[address] = tensor.untyped_storage().nbytes()  # by address: views of one tensor count once
         return tensor
 
     found = [0]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield found
-    found[0] = sum(kept.values())
+    found[0] = sum(saved.values())
 
 
-def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _address(tensor: torch.Tensor) -> int | None:
+    """The address of a tensor's storage; None for one without storage, such as a FakeTensor or one on "meta"."""
+    if isinstance(tensor, FakeTensor) or tensor.is_meta:
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # other subclasses that have no storage say so by an error
+        return None

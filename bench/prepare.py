@@ -2,8 +2,8 @@
 
     python bench/prepare.py --rows 2000000
 
-The rows are made here; they name some thousand short recordings again and again, each in a split of its own. The
-last lines give the rows a second and the memory that the preparation took beyond what importing it takes.
+The rows are made here, and name two thousand short recordings again and again. The last lines give the rows a second
+and the memory that the preparation takes beyond that of the imports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLIPS = 2000
 
 
 def main() -> int:
-    """Makes the rows, prepares them and prints what it took."""
+    """Makes the rows, prepares them, and prints time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--verify", action="store_true")
@@ -35,20 +35,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder / "mine", args.rows)
+        # One row first: what is imported and allocated once does not count.
         prepare(CORPORA["jsonl"], folder / "mine" / "warm.jsonl", folder / "warm")
-        before, began = memory_mb(), time.monotonic()
+        before = memory_mb()
+        began = time.monotonic()
         report = prepare(CORPORA["jsonl"], folder / "mine" / "all.jsonl", folder / "out", verify=args.verify)
         seconds = time.monotonic() - began
-    conversations = sum(counts["talks"] for counts in report["splits"].values())
-    print(
-        f"{conversations:,} talks in {seconds:.0f} s: {conversations / seconds:,.0f} rows and looks at a clip a second"
-    )
+    examples = sum(counts["talks"] for counts in report["splits"].values())
+    print(f"{examples:,} examples in {seconds:.0f} s: {examples / seconds:,.0f} rows and checked clips a second")
     print(f"extra memory: {memory_mb() - before:.0f} MB")
     return 0
 
 
 def make(folder: Path, rows: int) -> None:
-    """A file of rows, a file of one row, and the recordings."""
+    """Writes a file of rows, a file of one row, and the recordings."""
     voice = Voice(folder)
     for number in range(CLIPS):
         voice.say(folder / f"{number}.wav")

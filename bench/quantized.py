@@ -1,11 +1,11 @@
-"""What an LLM in fewer bits costs: the loss of the same lessons through the tiny LLM, whole and quantized.
+"""What a quantized LLM costs: the loss of the same conversations through the tiny LLM, whole and in fewer bits.
 
     python bench/quantized.py [--count 200] [--device cpu|cuda] [--out docs/results/quantized.json]
 
-Held-out sentences in voices heard in training. Each is written down (through P and L, and from its transcript alone,
-which tells what the LLM itself loses) and answered. The adapters are the shipped ones, which learnt with the whole LLM;
-differences are paired by sentence, with a 95 % interval from resampling sentences. On a GPU each row also has the
-seconds of all sentences and the most memory that they took, and the whole LLM is in bfloat16 as it is run there.
+Held-out sentences in voices of the training data. Each is written down and answered through P and L, and answered from
+caption and transcript, which shows what the LLM itself loses. The adapters are the shipped ones, trained with the whole
+LLM. Differences are paired by sentence, with a 95 % interval from a bootstrap over sentences. On a GPU each row also
+has the seconds and the peak memory of all sentences, and the whole LLM is in bfloat16, as it is used there.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
-from measuring import about, forget, keep, memory_of, seconds_of
+from measuring import about, free_memory, memory_of, seconds_of, write_result
 
 from dualslm.conversation import Conversation, View
 from dualslm.model.dualslm import DualSLM
@@ -30,12 +30,12 @@ from dualslm.prompt import render
 from dualslm.recipe import Quantize
 from dualslm.tiny import ADAPTERS, world
 from dualslm.tiny.build.recordings import Recordings, Take
-from dualslm.tiny.build.run import _record
+from dualslm.tiny.build.run import record_test_set
 
 Losses: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Nats and target tokens of each sentence."""
+"""Nats and number of labels of each sentence."""
 
-AT_ONCE = 50
+BATCH = 50  # sentences
 WAYS: dict[str, tuple[str, View]] = {
     "written down, P and L": ("words", View()),
     "answered, P and L": ("reply", View()),
@@ -50,48 +50,54 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    recordings = _record(DualSLM.from_pretrained(ADAPTERS, device=args.device), "seen", args.count, 1)
+    recordings = record_test_set(DualSLM.from_pretrained(ADAPTERS, device=args.device), "seen", args.count, 1)
     found: dict[str, Any] = {**about(), "device": args.device, "n": args.count, "seed": 0, "rows": []}
     before: dict[str, Losses] = {}
     for kind in (None, *get_args(Quantize)):
         for row in measure(kind, recordings, args.device, before):
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
-            keep(found, args.out)
-        forget()
+            write_result(found, args.out)
+        free_memory()
     return 0
 
 
 def measure(
     kind: Quantize | None, recordings: Recordings, device: str, before: dict[str, Losses]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one LLM, with the whole one's losses beside them; the whole one comes first and leaves its own."""
+    """The rows of one LLM.
+
+    Args:
+        kind: how its weights are quantized; None for the whole LLM, which must come first.
+        recordings: test set.
+        device: "cpu" or "cuda".
+        before: losses of the whole LLM by way, filled by its own rows.
+    """
     model = DualSLM.from_pretrained(ADAPTERS, device=device, quantize=kind)
     size = sum(w.nbytes for layer in decoder_layers(model.llm.model) for w in layer.parameters())
     name = kind or f"whole, {str(model.llm.dtype).removeprefix('torch.')}"
     for way in WAYS:
         own = losses(model, recordings, way)
         row = {"llm": name, "way": way, "layers_mb": size / 1e6, **compared(own, before.setdefault(way, own))}
-        yield row | (_on_gpu(partial(losses, model, recordings, way)) if device == "cuda" else {})
-
-
-def _on_gpu(again: Callable[[], Any]) -> dict[str, float]:
-    with memory_of("cuda") as peak:
-        seconds = seconds_of(again, "cuda")
-    return {"seconds": seconds, "peak_mb": peak[0] / 1e6}
+        if device == "cuda":
+            # A second time: the first one chose kernels and allocated.
+            with memory_of("cuda") as peak:
+                seconds = seconds_of(partial(losses, model, recordings, way), "cuda")
+            row |= {"seconds": seconds, "peak_mb": peak[0] / 1e6}
+        yield row
 
 
 @torch.no_grad()
 def losses(model: DualSLM, recordings: Recordings, way: str) -> Losses:
-    """Nats and target tokens of each sentence."""
+    """Nats and number of labels of each sentence."""
     kind, view = WAYS[way]
     conversations = [_conversation(take, kind, index) for index, take in enumerate(recordings.takes)]
-    words = model.llm.tokenizer
+    tokenizer = model.llm.tokenizer
     prompts = [
-        render(conversation, words, view, learns=frozenset(("para", "ling")), supervise="last")
+        render(conversation, tokenizer, view, learns=frozenset(("para", "ling")), supervise="last")
         for conversation in conversations
     ]
-    parts = [model(prompts[at : at + AT_ONCE], recordings.hear) for at in range(0, len(prompts), AT_ONCE)]
+    parts = [model(prompts[at : at + BATCH], recordings.hear) for at in range(0, len(prompts), BATCH)]
     nats = torch.cat([part.nll_B for part in parts]).double().cpu().numpy()
     return nats, torch.cat([part.tokens_B for part in parts]).double().cpu().numpy()
 
@@ -105,10 +111,11 @@ def _conversation(take: Take, kind: str, index: int) -> Conversation:
 
 
 def compared(own: Losses, before: Losses) -> dict[str, Any]:
-    """Nats a token, and how many more than the whole LLM's."""
+    """Nats a token, and the difference to the whole LLM with its interval."""
+    # Sentences are drawn, not tokens: the tokens of a sentence are right or wrong together.
     rng = np.random.default_rng(0)
-    some = rng.integers(len(own[0]), size=(2000, len(own[0])))
-    more = (own[0] - before[0])[some].sum(1) / own[1][some].sum(1)
+    drawn = rng.integers(len(own[0]), size=(2000, len(own[0])))
+    more = (own[0] - before[0])[drawn].sum(1) / own[1][drawn].sum(1)
     low, high = np.quantile(more, [0.025, 0.975])
     loss = float(own[0].sum() / own[1].sum())
     difference = loss - float(before[0].sum() / before[1].sum())

@@ -1,11 +1,12 @@
-"""How others train a speech adapter for a frozen LLM: one optimizer step of each, on shapes given as numbers.
+"""How others train a speech adapter for a frozen LLM: one optimizer step of each, on given shapes.
 
-`qwen2_audio` and `voxtral` are transformers' own classes with only their projectors trained; `slam` and
-`ultravox` follow the published recipes of SLAM-ASR and of Ultravox on the same encoder and LLM as ours. All
-start from log-mels, as their training loops do, and take the loss as their classes do. A batch that does not fit a
-card goes through the model in parts, whose gradients are summed.
+`qwen2_audio` and `voxtral` are transformers' own classes with only their projectors trained. `slam` and `ultravox`
+follow the published recipes of SLAM-ASR and of Ultravox, with the same encoder and LLM as ours. All start from
+log-mels, as their training loops do, and compute the loss as their classes do. A batch that does not fit the memory
+goes through the model in parts, whose gradients are summed.
 
-Dimensions: B samples, F mel frames, T tokens, D width.
+Dimensions: B samples, M mel bins, F mel frames, L embeddings of speech, T tokens, S width of the encoder, D width of
+the LLM, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Shape:
     """Sizes of an encoder and an LLM.
 
     Attributes:
-        d_speech, speech_layers, speech_heads, speech_ffn, mels: of the Whisper encoder.
-        d_llm, layers, heads, kv_heads, ffn, vocabulary: of the LLM.
-        hidden: between the two linear layers of an adapter of stacked frames.
-        family: of the LLM, "qwen2" or "llama".
+        d_speech, speech_layers, speech_heads, speech_ffn, mels: sizes of the Whisper encoder.
+        d_llm, layers, heads, kv_heads, ffn, vocabulary: sizes of the LLM.
+        hidden: width between the two linear layers of an adapter of stacked frames.
+        family: family of the LLM, "qwen2" or "llama".
     """
 
     d_speech: int
@@ -66,7 +67,7 @@ class Shape:
             encoder_layers=self.speech_layers,
             encoder_attention_heads=self.speech_heads,
             encoder_ffn_dim=self.speech_ffn,
-            decoder_layers=1,
+            decoder_layers=1,  # the decoder, which a configuration must have and nobody builds
             decoder_attention_heads=self.speech_heads,
             decoder_ffn_dim=self.speech_ffn,
             vocab_size=64,
@@ -119,12 +120,12 @@ class Work:
     """One batch: every sample has these lengths.
 
     Attributes:
-        name: of the workload.
-        samples: in the batch.
-        context: tokens before the speech.
-        seconds: of speech.
-        reply: target tokens.
-        branches: samples that share one context.
+        name: name of the workload.
+        samples: number of samples of the batch.
+        context: number of tokens before the speech.
+        seconds: length of the speech, in s.
+        reply: number of tokens with a label.
+        branches: number of samples that share one context.
     """
 
     name: str
@@ -136,24 +137,30 @@ class Work:
 
 
 class Step(Protocol):
-    """One optimizer step, which gives its loss."""
+    """One optimizer step, which returns its loss."""
 
     def __call__(self, at_once: int | None = None) -> Tensor:
-        """Steps; so many samples go through the model at once, all of them unless given."""
+        """Does the step.
+
+        Args:
+            at_once: number of samples that go through the model at once; all unless given.
+        """
 
 
 def accumulated(loss: Callable[[slice], Tensor], adamw: torch.optim.AdamW, samples: int) -> Step:
     """An optimizer step on the loss of some samples.
 
     Args:
-        loss: the mean loss of a part of them; all have as many targets, so that the mean of parts is that of all.
-        adamw: what steps.
-        samples: in all.
+        loss: function that gives the mean loss of a part of the samples. All samples have as many labels, so that
+            the mean of the parts is the mean of all.
+        adamw: optimizer of the trained weights.
+        samples: number of all samples.
     """
 
     def step(at_once: int | None = None) -> Tensor:
         adamw.zero_grad()
-        size, shares = at_once or samples, []
+        size = at_once or samples
+        shares: list[Tensor] = []
         for start in range(0, samples, size):
             part = slice(start, min(start + size, samples))
             share = loss(part) * ((part.stop - part.start) / samples)
@@ -167,7 +174,8 @@ def accumulated(loss: Callable[[slice], Tensor], adamw: torch.optim.AdamW, sampl
 
 @contextmanager
 def built(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """Models that are made here stand on the device in their dtype at once, with random weights and no file."""
+    """Models that are made in this block are on the device and in the dtype from the start, with random weights."""
+    # Made on the CPU in float32 and moved, an 8 B model would need 32 GB of it.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -231,8 +239,12 @@ def voxtral(shape: Shape, work: Work, device: str, dtype: torch.dtype) -> Step:
     mel_BMF = _mel(shape, work, 3000, device, dtype)
 
     def loss(part: slice) -> Any:
-        ids, whole = ids_BT[part], torch.ones_like(ids_BT[part])
-        return model(input_ids=ids, input_features=mel_BMF[part], attention_mask=whole, labels=labels_BT[part]).loss
+        return model(
+            input_ids=ids_BT[part],
+            input_features=mel_BMF[part],
+            attention_mask=torch.ones_like(ids_BT[part]),
+            labels=labels_BT[part],
+        ).loss
 
     return accumulated(loss, _adamw(model), work.samples)
 
@@ -261,12 +273,13 @@ def _stacked(shape: Shape, work: Work, device: str, dtype: torch.dtype, *, frame
 
     def loss(part: slice) -> Tensor:
         with torch.no_grad():
-            heard_BFS = _whisper(encoder, mel_BMF[part])
-        grouped_BLS = heard_BFS[:, : tokens * stack].unflatten(1, (tokens, stack)).flatten(2)
+            frames_BFS = _whisper(encoder, mel_BMF[part])
+        grouped_BLS = frames_BFS[:, : tokens * stack].unflatten(1, (tokens, stack)).flatten(2)
         embeds_BTD = llm.get_input_embeddings()(ids_BT[part])
-        place = work.context
+        start = work.context
         speech_BLD = adapter(grouped_BLS.float()).to(dtype)
-        filled_BTD = torch.cat([embeds_BTD[:, :place], speech_BLD, embeds_BTD[:, place + tokens :]], 1)
+        filled_BTD = torch.cat([embeds_BTD[:, :start], speech_BLD, embeds_BTD[:, start + tokens :]], 1)
+        # Logits everywhere and then most of them dropped: so do these recipes, whose loss is the model's own.
         logits_BTV = llm(inputs_embeds=filled_BTD, attention_mask=torch.ones_like(ids_BT[part])).logits
         return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[part, 1:].flatten())
 
@@ -274,11 +287,11 @@ def _stacked(shape: Shape, work: Work, device: str, dtype: torch.dtype, *, frame
 
 
 def _whisper(encoder: WhisperEncoder, mel_BMF: Tensor) -> Tensor:
-    """The encoder on a mel of any length; transformers' own insists on 30 s."""
+    """The encoder on a mel of any length; that of transformers accepts 30 s alone."""
     x_BDF = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BMF))))
     x_BFD = x_BDF.transpose(1, 2) + encoder.embed_positions.weight[: x_BDF.shape[2]]
     for layer in encoder.layers:
-        out = layer(x_BFD, None)
+        out = layer(x_BFD, None)  # a tuple or a tensor, by the version of transformers
         x_BFD = out[0] if isinstance(out, tuple) else out
     result: Tensor = encoder.layer_norm(x_BFD)
     return result
@@ -300,7 +313,7 @@ def _mel(shape: Shape, work: Work, frames: int, device: str, dtype: torch.dtype)
 
 
 def _frozen(model: nn.Module, dtype: torch.dtype, *, trained: str = "") -> Any:
-    """Everything frozen but the parts of that name."""
+    """The model in evaluation mode with all weights frozen, except those whose name has `trained` in it."""
     model = model.to(dtype)
     for name, weight in model.named_parameters():
         weight.requires_grad_(bool(trained) and trained in name)

@@ -1,10 +1,10 @@
-"""Several processes: that they learn the same, what our own code adds to a step, and what to expect of many GPUs.
+"""Training in several processes: whether all learn the same, what our code adds to a step, and a model of many GPUs.
 
     python bench/scale.py [--processes 1 2 4] [--out docs/results/scale.json]
 
-Runs the tests' miniature with gloo on this machine. Every part of a step is timed in the first process; beside it
-stands a sum over the processes of one tensor as long as the paper's adapters, which is what a step sends. The model of
-scaling is arithmetic on stated numbers: FLOPs by `dualslm.training.estimate`, a card's rate, the links' rates. It is no
+Runs the tests' miniature with gloo on this machine. The parts of a step are timed in the first process, and so is a sum
+over the processes of a tensor as long as the paper's adapters, which is what a step sends. The model of scaling is
+arithmetic on stated numbers: FLOPs by `dualslm.training.estimate`, a card's rate, the links' rates. It is no
 measurement.
 """
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from support.trainkit import make
 
+from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import Recipe, load, to_toml
 from dualslm.training import estimate, train
 from dualslm.training.dataset import StageDataset
@@ -39,9 +40,10 @@ ROOT = Path(__file__).parents[1]
 GPUS = (1, 4, 8, 32)
 NODE = 8  # GPUs
 RATE = estimate.CARDS["H100"] * 1e12 * estimate.REACHED  # FLOP/s, assumed as `dualslm plan` does
-NVLINK, NETWORK = 300e9, 40e9  # bytes/s that a sum reaches within a node and between nodes: assumed
+NVLINK = 300e9  # bytes/s that a sum reaches within a node: assumed
+NETWORK = 40e9  # bytes/s that a sum reaches between nodes: assumed
 LATENCY = {"node": 40e-6, "network": 150e-6}  # s of one sum, assumed
-OURS = 8e-3  # s of a step beside FLOPs: drawing, launching, the optimizer; assumed, to be measured on a GPU
+OVERHEAD_S = 8e-3  # of a step beside its FLOPs: drawing, launching, the optimizer; assumed, to be measured on a GPU
 
 
 def main() -> int:
@@ -69,27 +71,32 @@ def main() -> int:
 
 
 def adapters(recipe: Recipe) -> int:
-    """How many weights the two adapters of a recipe have, without their biases and norms."""
-    ears, mind = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    para, ling = recipe.model.paralinguistic, recipe.model.linguistic
-    tone = para.layers * (4 * ears.width**2 + 2 * ears.width * (para.feedforward or 4 * ears.width))
-    words = ling.stack * ears.width * ling.hidden + ling.hidden * mind.width
-    return tone + ears.width * mind.width + words
+    """The number of weights of the two adapters of a recipe, without their biases and norms."""
+    encoder = encoder_shape(recipe.model.encoder)
+    llm = llm_shape(recipe.model.llm)
+    para = recipe.model.paralinguistic
+    ling = recipe.model.linguistic
+    attention = 4 * encoder.width**2
+    feedforward = 2 * encoder.width * (para.feedforward or 4 * encoder.width)
+    p_weights = para.layers * (attention + feedforward) + encoder.width * llm.width
+    l_weights = ling.stack * encoder.width * ling.hidden + ling.hidden * llm.width
+    return p_weights + l_weights
 
 
 # ---------------------------------------------------------------------- measured here
 
 
 def measured(counts: list[int], weights: int) -> Iterator[dict[str, Any]]:
-    """The same training by so many processes: the quickest of each part in ms, and how far its losses are apart."""
+    """The same training by each number of processes: the quickest times in ms, and how far the losses are apart."""
     first: list[float] = []
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            made = make(folder)
-            still = replace(made.model, paralinguistic=replace(made.model.paralinguistic, dropout=0.0))
-            stages = tuple(replace(stage, steps=12, batch=8) for stage in made.stages)
-            (folder / "recipe.toml").write_text(to_toml(replace(made, model=still, stages=stages)))
+            recipe = make(folder)
+            # Without dropout, whose draws differ by process: then all numbers of processes must learn the same.
+            model = replace(recipe.model, paralinguistic=replace(recipe.model.paralinguistic, dropout=0.0))
+            stages = tuple(replace(stage, steps=12, batch=8) for stage in recipe.stages)
+            (folder / "recipe.toml").write_text(to_toml(replace(recipe, model=model, stages=stages)))
             (folder / "length").write_text(str(weights))
             launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
             own = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -107,19 +114,21 @@ def work(folder: Path) -> int:
     times: dict[str, list[float]] = defaultdict(list)
     for owner, name, what in (
         (StageDataset, "__getitem__", "drawing"),
-        (Trainer, "_step", "step"),
-        (Trainer, "_loss", "forward"),
-        (Trainer, "_share_gradients", "sum"),
+        (Trainer, "training_step", "step"),
+        (DualSLM, "forward", "forward"),
+        (Trainer, "_average_gradients", "sum"),
     ):
         setattr(owner, name, timed(getattr(owner, name), times[what]))
-    flat, run = torch.zeros(int((folder / "length").read_text())), Trainer.run
+    flat = torch.zeros(int((folder / "length").read_text()))
+    run = Trainer.run
 
-    def and_sum(self: Trainer) -> None:
+    def run_and_sum(self: Trainer) -> None:
         run(self)
-        for _ in range(4 if self.accelerator.num_processes > 1 else 0):  # while the processes still know each other
+        # Within the run, as long as its process group exists.
+        for _ in range(4 if self.accelerator.num_processes > 1 else 0):
             timed(self.accelerator.reduce, times["paper_sum"])(flat, "sum")
 
-    Trainer.run = and_sum  # type: ignore[method-assign]
+    Trainer.run = run_and_sum  # type: ignore[method-assign]
     train.train(load(folder / "recipe.toml"), folder / "run", device="cpu")
     if int(os.environ["RANK"]) == 0:
         found = {f"{what}_ms": 1000 * min(some) for what, some in times.items() if some}
@@ -129,34 +138,36 @@ def work(folder: Path) -> int:
 
 
 def timed(real: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """The same function, its seconds kept."""
+    """The same function, which also appends the seconds of each call to a list."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
-        out = real(*args, **kwargs)
+        result = real(*args, **kwargs)
         times.append(time.perf_counter() - began)
-        return out
+        return result
 
-    return run
+    return call
 
 
 # ---------------------------------------------------------------------- arithmetic
 
 
 def modelled(recipe: Recipe, weights: int) -> Iterator[dict[str, Any]]:
-    """A step of the last stage on so many GPUs, the batch as in the paper and eight times as large."""
-    ears, mind = encoder_shape(recipe.model.encoder), llm_shape(recipe.model.llm)
-    sample = estimate.lesson_cost(recipe, ears, mind, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
+    """A step of the last stage on so many GPUs, with the paper's batch and one eight times as large."""
+    encoder = encoder_shape(recipe.model.encoder)
+    llm = llm_shape(recipe.model.llm)
+    sample = estimate.lesson_cost(recipe, encoder, llm, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
     for batch in (48, 384):
-        alone = batch * sample + OURS
+        alone = batch * sample + OVERHEAD_S
         for gpus in GPUS:
-            seconds = -(-batch // gpus) * sample + OURS + summing(4 * weights, gpus)
+            # The slowest GPU sets the time: a batch that does not divide costs a whole sample more.
+            seconds = -(-batch // gpus) * sample + OVERHEAD_S + summing(4 * weights, gpus)
             row = {"batch": batch, "gpus": gpus, "step_s": seconds, "sum_s": summing(4 * weights, gpus)}
             yield {**row, "efficiency": alone / (gpus * seconds)}
 
 
 def summing(size: int, gpus: int) -> float:
-    """Seconds of one sum in a ring: each GPU sends and takes 2 (n - 1) / n of it, by the slowest link."""
+    """Seconds of one sum in a ring of n GPUs: each sends and receives 2 (n - 1) / n of it, by the slowest link."""
     if gpus == 1:
         return 0.0
     near = gpus <= NODE

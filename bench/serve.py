@@ -1,17 +1,17 @@
-"""What a running talk takes, and what many at once give: time to the first token, tokens a second.
+"""Conversations: time to the first token of one, and tokens a second of many at once.
 
     python bench/serve.py [--part latency talks] [--size tiny|cpu|full ...] [--rounds 7] [--out RESULT.json]
 
-A talk of ten spoken turns goes through a `Session`. At the first and the last turn the same talk is answered in two
-other ways in the same run: its recordings known and everything read anew, and everything encoded and read anew, as
-others do who keep no state. `tiny` is the embedded model with its own clips; `cpu` and `full` have random weights and
-the shapes of bench/train_step.py, recordings of 4 s, and replies of 30 tokens that are given, because random weights
-say nothing that could be read again. On a GPU steps are captured, as `dualslm serve` can have them; the talk that warms
-up captures them.
+A conversation of ten spoken turns goes through a `Session`. At the first and the last turn the same prompt is answered
+in two other ways in the same run: with its recordings in the audio cache and everything prefilled anew, and with
+everything encoded and prefilled anew, as without any cache. `tiny` is the embedded model with its own clips. `cpu` and
+`full` have random weights, the shapes of bench/train_step.py, recordings of 4 s, and given replies of 30 tokens,
+because random weights give no text that could be read again. On a GPU decoding steps are captured, as `dualslm serve`
+can do; the conversation that warms up captures them.
 
-Parts `talks` and `vllm` are told in bench/throughput.py; `vllm` needs what `make test-vllm` installs, and is measured
-only where it is asked for. A part of the result file is one entry of `PARTS`, written as soon as it is there; the
-others in the file stay as they are.
+bench/throughput.py has the parts `talks` and `vllm`; `vllm` needs what `make test-vllm` installs, and is measured on
+request alone. Each part is one entry of the result file, written as soon as it is measured; other entries stay as they
+are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import throughput
 import torch
-from measuring import about, keep
+from measuring import about, write_result
 from rich.console import Console
 from rich.table import Table
 from rivals import built
@@ -52,17 +52,19 @@ from dualslm.model.llm import FrozenLM, Prefilled
 from dualslm.prompt import render
 
 TURNS = 10
-SECONDS = 4.0  # s, length of a made recording
-HOW = GenerationSettings(max_new_tokens=30)
+RECORDING_S = 4.0  # of a made recording
+GENERATION = GenerationSettings(max_new_tokens=30)
 REPLY = "I am sorry to hear that. Tell me more about it, if you like: what happened then?"
-OURS, READ, ALL = "ours", "- keys and values kept", "- embeddings kept (all encoded and read anew)"
+OURS = "ours"  # the ways, as the result file names them
+NO_PREFIX_CACHE = "- keys and values kept"
+NO_CACHE = "- embeddings kept (all encoded and read anew)"
 
 
 class Forced(FrozenLM):
-    """An LLM that says what it is told, at the price of saying it."""
+    """An LLM that replies with a given text, at the cost of generating it."""
 
-    def decode(self, read: Prefilled, generation: GenerationSettings = HOW) -> Generator[list[int | None]]:
-        """Yields given tokens; each is read as a drawn one is."""
+    def decode(self, read: Prefilled, generation: GenerationSettings = GENERATION) -> Generator[list[int | None]]:
+        """Yields given tokens; each goes through the LLM as a drawn one does."""
         ids = self.tokenizer.encode(REPLY, add_special_tokens=False)[: generation.max_new_tokens]
         with torch.no_grad(), self._steps(read, len(ids) + 1) as step:
             for token in ids:
@@ -71,47 +73,49 @@ class Forced(FrozenLM):
 
 
 def made(size: str) -> tuple[DualSLM, list[Speech]]:
-    """A model of a size, and what is said to it."""
+    """A model of a size, and the recordings of the user turns."""
     if size == "tiny":
         clips = [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
-        clips += [0.9 * clip for clip in clips]  # no recording comes twice
+        clips += [0.9 * clip for clip in clips]  # other samples: the audio cache must not know them
         return tiny.load(), [Speech(clip) for clip in clips[:TURNS]]
-    shape, device = SHAPES[size], "cuda" if torch.cuda.is_available() else "cpu"
+    shape = SHAPES[size]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with built(device, dtype):
-        whisper, llm = WhisperEncoder(shape.whisper()), Qwen2ForCausalLM(shape.qwen())
-    audio_cache = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
-    mind = Forced(llm, tokenizer())
+        whisper = WhisperEncoder(shape.whisper())
+        llm = Qwen2ForCausalLM(shape.qwen())
+    encoder = SpeechEncoder(whisper, WhisperFeatureExtractor(feature_size=shape.mels))
     rng = np.random.default_rng(0)
-    waves = [0.1 * rng.standard_normal(round(16_000 * SECONDS)) for _ in range(TURNS)]
-    model = DualSLM(audio_cache, mind, linguistic={"hidden": shape.hidden}).eval()
+    waves = [0.1 * rng.standard_normal(round(16_000 * RECORDING_S)) for _ in range(TURNS)]
+    model = DualSLM(encoder, Forced(llm, tokenizer()), linguistic={"hidden": shape.hidden}).eval()
     return model, [Speech(wave.astype(np.float32)) for wave in waves]
 
 
 def first_token(session: Session, conversation: Conversation) -> float:
-    """Seconds until a session has the first token of its reply to a talk."""
+    """Seconds until a session has the first token of its reply to a conversation."""
     for _ in session.answer(conversation, generation=GenerationSettings(max_new_tokens=1)):
         pass
     assert session.times is not None
     return session.times.first_token
 
 
-def one_talk(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
-    """A talk from beginning to end: seconds to the first token, each way, at the first turn and the last."""
-    conversation = Session(model, Conversation("You are a good listener."), generation=HOW)
+def one_conversation(model: DualSLM, clips: list[Speech]) -> Iterator[dict[str, Any]]:
+    """A whole conversation: seconds to the first token, each way, at the first turn and the last."""
+    session = Session(model, Conversation("You are a good listener."), generation=GENERATION)
     for turn, clip in enumerate(clips, 1):
-        conversation.reply(Speech(clip.audio))
-        assert conversation.times is not None
+        session.reply(Speech(clip.audio))
+        times = session.times
+        assert times is not None
         if turn in (1, TURNS):
-            asked = Conversation(conversation.conversation.system, conversation.conversation.turns[:-1])
-            times = conversation.times
-            took = {OURS: times.first_token, READ: first_token(Session(model, audio_cache=known(model, asked)), asked)}
-            took[ALL] = first_token(Session(model), asked)
-            yield {"turn": turn, "seconds": took, "positions": times.positions, "reused": times.reused}
+            asked = Conversation(session.conversation.system, session.conversation.turns[:-1])
+            with_audio_cache = Session(model, audio_cache=audio_cache_before(model, asked))
+            seconds = {OURS: times.first_token, NO_PREFIX_CACHE: first_token(with_audio_cache, asked)}
+            seconds[NO_CACHE] = first_token(Session(model), asked)
+            yield {"turn": turn, "seconds": seconds, "positions": times.positions, "reused": times.reused}
 
 
-def known(model: DualSLM, conversation: Conversation) -> AudioCache:
-    """Ears that have heard every recording of a talk but the last."""
+def audio_cache_before(model: DualSLM, conversation: Conversation) -> AudioCache:
+    """An audio cache with every recording of a conversation except the last."""
     audio_cache = AudioCache(model)
     if earlier := conversation.turns[:-2]:
         audio_cache.embed([render(Conversation(conversation.system, earlier), model.llm.tokenizer)])
@@ -119,39 +123,37 @@ def known(model: DualSLM, conversation: Conversation) -> AudioCache:
 
 
 def latency(args: argparse.Namespace) -> dict[str, Any]:
-    """The quickest of the rounds each way: whatever else runs on a machine only ever adds time."""
+    """The quickest of the rounds, each way: whatever else runs on a machine only ever adds time."""
     found = []
     for size in args.size:
         model, clips = made(size)
         if model.llm.device.type == "cuda":
             model.llm.enable_cuda_graphs()
-        list(one_talk(model, clips))  # warms up
+        list(one_conversation(model, clips))  # warms up
         rounds = []
         for number in range(args.rounds):
-            rounds.append(list(one_talk(model, clips)))
+            rounds.append(list(one_conversation(model, clips)))
             Console(stderr=True).print(f"{size}: round {number + 1}, {rounds[-1][-1]['seconds']}")
-        found.append({"size": size, "rows": _rows(rounds), "ratios": _ratios(rounds), "turns": _shape(rounds[0])})
+        lengths = [{key: turn[key] for key in ("turn", "positions", "reused")} for turn in rounds[0]]
+        found.append({"size": size, "rows": _rows(rounds), "ratios": _ratios(rounds), "turns": lengths})
     return {"rounds": args.rounds, "talk": TURNS, "sizes": found}
 
 
 def _rows(rounds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
     """The quickest seconds of each way at the first turn and the last."""
-    return {way: [min(one[place]["seconds"][way] for one in rounds) for place in (0, 1)] for way in (OURS, READ, ALL)}
+    ways = (OURS, NO_PREFIX_CACHE, NO_CACHE)
+    return {way: [min(one[turn]["seconds"][way] for one in rounds) for turn in (0, 1)] for way in ways}
 
 
 def _ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Each ratio of the quickest times, and the median of the talks' own ratios."""
+    """Each ratio of the quickest times, and the median of the ratios within one conversation."""
     rows = _rows(rounds)
-    grown = [last["seconds"][OURS] / first["seconds"][OURS] for first, last in rounds]
-    spared = [last["seconds"][ALL] / last["seconds"][OURS] for _, last in rounds]
+    growth = [last["seconds"][OURS] / first["seconds"][OURS] for first, last in rounds]
+    saved = [last["seconds"][NO_CACHE] / last["seconds"][OURS] for _, last in rounds]
     return {
-        f"turn {TURNS} / turn 1, ours": [rows[OURS][1] / rows[OURS][0], statistics.median(grown)],
-        f"all anew / ours, turn {TURNS}": [rows[ALL][1] / rows[OURS][1], statistics.median(spared)],
+        f"turn {TURNS} / turn 1, ours": [rows[OURS][1] / rows[OURS][0], statistics.median(growth)],
+        f"all anew / ours, turn {TURNS}": [rows[NO_CACHE][1] / rows[OURS][1], statistics.median(saved)],
     }
-
-
-def _shape(conversation: list[dict[str, Any]]) -> list[dict[str, int]]:
-    return [{key: turn[key] for key in ("turn", "positions", "reused")} for turn in conversation]
 
 
 def show_latency(result: dict[str, Any]) -> Iterator[Table]:
@@ -168,7 +170,7 @@ def show_latency(result: dict[str, Any]) -> Iterator[Table]:
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], Iterator[Table]]]]
 PARTS = {
     "latency": (latency, show_latency),
-    "talks": (throughput.conversations, throughput.show_talks),
+    "talks": (throughput.conversations, throughput.show_conversations),
     "vllm": (throughput.vllm, throughput.show_vllm),
 }
 
@@ -193,7 +195,7 @@ def main() -> None:
             **measure(args),
             "took_s": round(time.perf_counter() - began),
         }
-        keep(result, args.out)
+        write_result(result, args.out)
         for table in show(result[name]):
             Console().print(table)
 

@@ -1,11 +1,11 @@
-"""Where the time and the work of one training step of ours go, and what would be the least.
+"""Where the time and the work of one of our training steps go, and what the least possible time is.
 
     python bench/step_profile.py [--size cpu|small|full] [--samples 8] [--out docs/results/step_profile.json]
 
-The same step, sizes and lengths as `train_step.py`. The first table shares the time among operators, by PyTorch's
-profiler: on a GPU the kernels' own time, told apart by their names. The second tells what the FLOPs are spent on, as
-`dualslm plan` counts them. `floor` is what the counted FLOPs would take at the rate of a bare product of the size that
-the LLM's feed-forward has, measured in the same run: no step that does this work can be quicker.
+The same step, sizes and lengths as in `train_step.py`. The first table has the share of operators in the time, by
+PyTorch's profiler: on a GPU the kernels' own time, grouped by their names. The second has the FLOPs by what they are
+spent on, as `dualslm plan` counts them. `floor` is the time of the counted FLOPs at the rate of a bare matrix product
+of the size of the LLM's feed-forward, measured in the same run: no step that does this work can be quicker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs/build"))
 
 import torch
-from measuring import NO_ROOM, about, as_trained, count_flops, fitting, forget, keep, seconds_of
+from measuring import DOES_NOT_FIT, about, as_trained, count_flops, fitting, free_memory, seconds_of, write_result
 from rich.console import Console
 from rich.table import Table
 from rivals import Shape, Step, Work
@@ -37,7 +37,8 @@ from dualslm.training.shapes import EncoderShape, LLMShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 GROUPS = {"matrix products": PRODUCTS, "attention": ("scaled_dot_product", "flash_attention"), "optimizer": ("adam",)}
-KERNELS = {  # parts of kernels' names; the first group that has one counts, as fused attention is made of products
+# Parts of kernels' names. The first group with one of them counts: fused attention has names of matrix products too.
+KERNELS = {
     "attention": ("flash", "fmha", "attention", "sdpa"),
     "optimizer": ("adam", "multi_tensor_apply"),
     "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "cublas", "splitkreduce"),
@@ -48,47 +49,49 @@ REST = "everything else"
 def operators(step: Step, at_once: int) -> dict[str, float]:
     """The share of a step's time in each group of operators."""
     gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as seen:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as profiler:
         step(at_once)
-    return shares(seen.key_averages(), gpu=gpu)
+    return shares(profiler.key_averages(), gpu=gpu)
 
 
 def shares(events: Iterable[Any], *, gpu: bool) -> dict[str, float]:
-    """The share of each group, the largest first.
+    """The share of each group in the time, the largest first.
 
-    On a GPU a kernel's time stands in its own row, in that of the operator that started it, and in those of the marks
-    around both: only the first kind counts.
+    Args:
+        events: averages of the profiler.
+        gpu: whether to count the time on the GPU.
     """
     times: Counter[str] = Counter()
     for event in events:
+        # On a GPU a kernel's time stands in its own row, in that of its operator and in those of the annotations around
+        # both: only the first kind counts.
         if not gpu:
-            times[_group(event.key.removeprefix("aten::").lower())] += event.self_cpu_time_total
+            times[_operator_group(event.key.removeprefix("aten::").lower())] += event.self_cpu_time_total
         elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            times[_kernel_group(event.key.lower())] += event.self_device_time_total
+            name = event.key.lower()
+            group = (group for group, words in KERNELS.items() if any(word in name for word in words))
+            times[next(group, REST)] += event.self_device_time_total
     return {name: took / times.total() for name, took in times.most_common()}
 
 
-def _group(name: str) -> str:
+def _operator_group(name: str) -> str:
     for group, words in GROUPS.items():
+        # Products by their whole names: "mm" is a part of many others.
         if name in words or (words is not PRODUCTS and any(word in name for word in words)):
             return group
     return REST
-
-
-def _kernel_group(name: str) -> str:
-    return next((group for group, words in KERNELS.items() if any(word in name for word in words)), REST)
 
 
 def parts(shape: Shape, work: Work) -> dict[str, float]:
     """FLOPs of a step by what they are spent on, as `dualslm plan` counts them."""
     model = ModelRecipe(encoder="", llm="", linguistic=Linguistic(hidden=shape.hidden))
     stage = Stage(name="any", lr=1.0, batch=1, steps=1, dual=Kind(learns=("para", "ling")))
-    ears = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
-    mind = LLMShape(
+    encoder = EncoderShape(shape.d_speech, shape.speech_layers, shape.speech_ffn, shape.mels)
+    llm = LLMShape(
         shape.d_llm, shape.layers, shape.heads, shape.kv_heads, shape.d_llm // shape.heads, shape.ffn, shape.vocabulary
     )
     lengths = Lengths(work.context, work.seconds, 4, work.reply, work.branches)
-    cost = lesson_cost(Recipe(model=model, stages=(stage,)), ears, mind, lengths)
+    cost = lesson_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths)
     return {
         "context, forward alone, shared": work.samples * cost.prefix,
         "P, L and reply, forward and back": work.samples * cost.llm,
@@ -106,21 +109,23 @@ def rate(shape: Shape, rows: int, device: str, rounds: int) -> float:
 
 
 def measure(size: str, samples: int, rounds: int, device: str) -> Iterator[dict[str, Any]]:
-    """One row a workload."""
+    """One row for each workload."""
     for one in works(samples):
         yield _measured(SHAPES[size], one, rounds, device)
-        forget()
+        free_memory()
 
 
 def _measured(shape: Shape, work: Work, rounds: int, device: str) -> dict[str, Any]:
+    """The row of one workload."""
     step = ours(shape, work, device, torch.bfloat16 if device == "cuda" else torch.float32)[OURS]
     fits = fitting(step, work.samples, work.branches)
     if fits is None:
-        raise SystemExit(f"{work.name}: {NO_ROOM}")
+        raise SystemExit(f"{work.name}: {DOES_NOT_FIT}")
     at_once, _ = fits
     flops = count_flops(lambda: step(min(at_once, COUNTED)))
-    times, bare = [], []
-    for _ in range(rounds):
+    times: list[float] = []
+    bare: list[float] = []
+    for _ in range(rounds):  # in turns, so that both meet the same state of the machine
         times.append(seconds_of(partial(step, at_once), device))
         bare.append(rate(shape, work.samples * 100, device, rounds))
     row = {"work": work.name, "seconds": statistics.median(times), "tflop": flops / 1e12, "at_once": at_once}
@@ -129,7 +134,7 @@ def _measured(shape: Shape, work: Work, rounds: int, device: str) -> dict[str, A
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Time by operator and work by part, one column a workload."""
+    """Time by operator and work by part, one column for each workload."""
     rows = result["rows"]
     names = [row["work"] + in_parts(row.get("at_once"), result["samples"]) for row in rows]
     times = Table("time, %", *names)
@@ -159,7 +164,7 @@ def main() -> None:
     result: dict[str, Any] = {**about(), "size": args.size, "samples": args.samples, "rows": []}
     for row in measure(args.size, args.samples, args.rounds, device):
         result["rows"].append(row)
-        keep(result, args.out)
+        write_result(result, args.out)
     for table in tables(result):
         Console().print(table)
 

@@ -1,10 +1,11 @@
-"""Tokens a second of many talks at once: in process, and with the LLM behind vLLM (parts of bench/serve.py).
+"""Tokens a second of many conversations at once: in process, and with the LLM behind vLLM (parts of bench/serve.py).
 
-In process: 1, 8 and 32 spoken talks through `Service`, all recordings new, and as many times the tokens of one. Behind
-vLLM: spoken talks through `dualslm serve --vllm` against text prompts of as many positions, with replies of as many
-tokens, sent to the same vLLM server directly; rounds of all alternate, and nothing is kept by vLLM. The recordings are
-first new, so that all are encoded on the cores that vLLM has, and then known, as those of earlier turns are. The
-encoder has the shape `cpu`, or `small`, which takes next to nothing: as one does that has a card of its own.
+In process: 1, 8 and 32 spoken conversations at once through `Service`, all recordings new, and the ratio to one at a
+time. Behind vLLM: spoken conversations through `dualslm serve --vllm`, against text prompts of as many positions, with
+replies of as many tokens, sent to the same vLLM server directly. Rounds of all ways alternate, and vLLM's prefix cache
+is off. The recordings are first new, so that all are encoded on the cores that vLLM has too, and then known, as those
+of earlier turns are. The encoder has the shape `cpu`, or `small`, which takes almost no time, like an encoder with a
+card of its own.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ from dualslm.serve.service import Ask, Service
 from dualslm.tiny.world import LISTEN
 
 AT_ONCE = (1, 8, 32)
-REPLY = 48  # tokens, longest
-SECONDS = 4.0  # s of a made recording
+MAX_NEW_TOKENS = 48  # of a reply
+RECORDING_S = 4.0  # of a made recording
 WAYS = ("text", "recordings new", "recordings known")
-SIDE_BY_SIDE, REQUESTS = 16, 32  # requests that are open at once behind vLLM, and in a round
+OPEN_REQUESTS = 16  # at once, behind vLLM
+ROUND_REQUESTS = 32  # in a round
+SUMMARIES = (min, statistics.median, max)
 
 
 def conversations(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second in process, by the number of talks at once."""
-    return {"rows": asyncio.run(_conversations(args.rounds)), "reply": REPLY}
+    """Tokens a second in process, by the number of conversations at once."""
+    return {"rows": asyncio.run(_conversations(args.rounds)), "reply": MAX_NEW_TOKENS}
 
 
 async def _conversations(rounds: int) -> list[dict[str, Any]]:
@@ -60,14 +63,17 @@ async def _conversations(rounds: int) -> list[dict[str, Any]]:
     service = Service(
         model, LocalBackend(model.llm, max(AT_ONCE)), questions=ASKED, context=tiny.CONTEXT, system=LISTEN
     )
-    rng, clips = np.random.default_rng(0), [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
+    rng = np.random.default_rng(0)
+    clips = [load(path) for path in sorted(tiny.CLIPS.glob("*.wav"))]
     found: dict[int, list[float]] = {count: [] for count in AT_ONCE}
     for number in range(rounds + 1):  # the first warms up
         for count in AT_ONCE:
             asks = [_ask(clips, rng) for _ in range(max(AT_ONCE))]
-            began, tokens = time.perf_counter(), 0
+            tokens = 0
+            began = time.perf_counter()
             for start in range(0, len(asks), count):
-                tokens += sum(await asyncio.gather(*(_tokens(service, ask) for ask in asks[start : start + count])))
+                replies = (_reply_tokens(service, ask) for ask in asks[start : start + count])
+                tokens += sum(await asyncio.gather(*replies))
             if number:
                 found[count].append(tokens / (time.perf_counter() - began))
     await service.close()
@@ -75,27 +81,28 @@ async def _conversations(rounds: int) -> list[dict[str, Any]]:
         {
             "talks": count,
             "tokens_per_s": statistics.median(found[count]),
-            "times_one": [few(many / one for many, one in zip(found[count], found[1], strict=True)) for few in SUMS],
+            "times_one": [
+                few(many / one for many, one in zip(found[count], found[1], strict=True)) for few in SUMMARIES
+            ],
         }
         for count in AT_ONCE
     ]
 
 
-SUMS = (min, statistics.median, max)
-
-
 def _ask(clips: Sequence[Any], rng: np.random.Generator) -> Ask:
-    wave = clips[rng.integers(len(clips))] * rng.uniform(0.7, 1.0)  # no recording comes twice
-    return Ask(Conversation(LISTEN).user(Speech(wave.astype(np.float32))), generation=GenerationSettings(REPLY))
+    wave = clips[int(rng.integers(len(clips)))] * rng.uniform(0.7, 1.0)  # other samples: the cache must not know them
+    return Ask(
+        Conversation(LISTEN).user(Speech(wave.astype(np.float32))), generation=GenerationSettings(MAX_NEW_TOKENS)
+    )
 
 
-async def _tokens(service: Service, ask: Ask) -> int:
+async def _reply_tokens(service: Service, ask: Ask) -> int:
     return [piece.tokens async for piece in service.stream(ask)][-1]
 
 
-def show_talks(result: dict[str, Any]) -> Iterator[Table]:
-    """One row a number of talks."""
-    table = Table("talks at once", "tokens/s", "times one talk", title="in process, the embedded model")
+def show_conversations(result: dict[str, Any]) -> Iterator[Table]:
+    """One row for each number of conversations."""
+    table = Table("conversations at once", "tokens/s", "times one", title="in process, the embedded model")
     for row in result["rows"]:
         low, middle, high = row["times_one"]
         table.add_row(str(row["talks"]), f"{row['tokens_per_s']:.0f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
@@ -106,30 +113,31 @@ def show_talks(result: dict[str, Any]) -> Iterator[Table]:
 
 
 def vllm(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of spoken talks through a front end, and of text prompts sent to vLLM itself."""
+    """Tokens a second of spoken conversations through `dualslm serve`, and of text prompts sent to vLLM itself."""
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = _saved(folder)
         quiet = ("--no-enable-prefix-caching", "--no-enable-log-requests")
         with serving(folder, *quiet, llm=folder / "llm") as url:
-            for audio_cache, model in models.items():
+            for encoder, model in models.items():
                 with process("--vllm", url, "--model", str(model)) as (service, _):
-                    found.append({"encoder": audio_cache, **asyncio.run(_rounds(url, service, args.rounds))})
-    return {"at_once": SIDE_BY_SIDE, "requests": REQUESTS, "reply": REPLY, "rows": found}
+                    found.append({"encoder": encoder, **asyncio.run(_rounds(url, service, args.rounds))})
+    return {"at_once": OPEN_REQUESTS, "requests": ROUND_REQUESTS, "reply": MAX_NEW_TOKENS, "rows": found}
 
 
 def _saved(folder: Path) -> dict[str, Path]:
-    """Random parts as users would have them on disk: adapters between an LLM and encoders of two shapes."""
+    """Writes random parts to disk as users have them: adapters between an LLM and encoders of two shapes."""
     torch.manual_seed(0)
     Qwen2ForCausalLM(SHAPES["cpu"].qwen()).save_pretrained(folder / "llm")
     tokenizer().save_pretrained(folder / "llm")
     for name in ("cpu", "small"):
-        shape, audio_cache = SHAPES[name], folder / f"encoder-{name}"
-        WhisperEncoder(shape.whisper()).save_pretrained(audio_cache)
-        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(audio_cache)
+        shape = SHAPES[name]
+        encoder = folder / f"encoder-{name}"
+        WhisperEncoder(shape.whisper()).save_pretrained(encoder)
+        WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(encoder)
         made = DualSLM.from_parts(
-            encoder=str(audio_cache), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
+            encoder=str(encoder), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
         )
         made.save_pretrained(folder / name)
     return {name: folder / name for name in ("cpu", "small")}
@@ -140,9 +148,10 @@ async def _rounds(url: str, service: str, rounds: int) -> dict[str, list[float]]
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     async with httpx2.AsyncClient(timeout=600) as web:
         for number in range(rounds + 1):  # the first warms up
-            bodies = [_spoken(rng) for _ in range(REQUESTS)]
+            bodies = [_spoken_body(rng) for _ in range(ROUND_REQUESTS)]
             new = await _many(web, service + "/chat/completions", bodies)
-            text = await _many(web, url + "/completions", [_text(rng, *used) for used in new[0]])
+            # Text prompts of the lengths that the spoken ones had, which are known only now.
+            text = await _many(web, url + "/completions", [_text_body(rng, *used) for used in new[0]])
             known = await _many(web, service + "/chat/completions", bodies)
             assert text[0] == new[0] == known[0], "as many positions and tokens"
             rates = dict(zip(WAYS, (text[1], new[1], known[1]), strict=True))
@@ -153,8 +162,9 @@ async def _rounds(url: str, service: str, rounds: int) -> dict[str, list[float]]
 
 
 async def _many(web: Any, address: str, bodies: Sequence[dict[str, Any]]) -> tuple[list[tuple[int, int]], float]:
-    """Positions and tokens of each, and tokens a second of all."""
-    free, began = asyncio.Semaphore(SIDE_BY_SIDE), time.perf_counter()
+    """Prompt and reply tokens of each request, and reply tokens a second of all."""
+    free = asyncio.Semaphore(OPEN_REQUESTS)
+    began = time.perf_counter()
 
     async def one(body: dict[str, Any]) -> tuple[int, int]:
         async with free:
@@ -167,26 +177,26 @@ async def _many(web: Any, address: str, bodies: Sequence[dict[str, Any]]) -> tup
     return found, sum(tokens for _, tokens in found) / (time.perf_counter() - began)
 
 
-def _spoken(rng: np.random.Generator) -> dict[str, Any]:
+def _spoken_body(rng: np.random.Generator) -> dict[str, Any]:
     file = io.BytesIO()
-    soundfile.write(file, 0.1 * rng.standard_normal(round(16_000 * SECONDS)), 16_000, format="WAV")
+    soundfile.write(file, 0.1 * rng.standard_normal(round(16_000 * RECORDING_S)), 16_000, format="WAV")
     data = {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}
-    said = {"role": "user", "content": [{"type": "input_audio", "input_audio": data}]}
+    user = {"role": "user", "content": [{"type": "input_audio", "input_audio": data}]}
     system = {"role": "system", "content": "You are a kind listener. Answer in one sentence. " * 2}
-    return {"model": "dualslm", "messages": [system, said], "max_tokens": REPLY}
+    return {"model": "dualslm", "messages": [system, user], "max_tokens": MAX_NEW_TOKENS}
 
 
-def _text(rng: np.random.Generator, positions: int, tokens: int) -> dict[str, Any]:
+def _text_body(rng: np.random.Generator, positions: int, tokens: int) -> dict[str, Any]:
     ids = rng.integers(10, 380, positions).tolist()
     return {"model": NAME, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
 
 
 def show_vllm(result: dict[str, Any]) -> Iterator[Table]:
-    """One row a way."""
+    """One table for each encoder, one row for each way."""
     for row in result["rows"]:
         table = Table("way", "tokens/s", "of text", title=f"behind vLLM, encoder {row['encoder']}")
         for way in WAYS:
             ratios = [rate / text for rate, text in zip(row[way], row[WAYS[0]], strict=True)]
-            low, middle, high = (few(ratios) for few in SUMS)
+            low, middle, high = (few(ratios) for few in SUMMARIES)
             table.add_row(way, f"{statistics.median(row[way]):.1f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]")
         yield table

@@ -1,4 +1,4 @@
-"""The benchmarks of full size, data and scale run, at sizes that take seconds, and their tables can be made."""
+"""The benchmarks run, at sizes that take seconds, and their tables can be made from what they measure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualslm.recipe import load
 from dualslm.training.shapes import KNOWN_LLMS
@@ -20,10 +21,12 @@ PLANNED = {"Qwen2.5-7B": "Qwen/Qwen2.5-7B-Instruct", "Llama-3.1-8B": "meta-llama
 
 @pytest.fixture
 def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives a script of bench/ as a module."""
+    """Imports a script of bench/ or docs/build/ as a module."""
+    # Scripts import one another by bare names, as they do when run.
     for folder in ("docs/build", "bench"):
         monkeypatch.syspath_prepend(str(root / folder))
     yield importlib.import_module
+    # Each test gets modules of its own: some of them patch their constants.
     for name in ("full_size", "data_paths", "scale", "tables", "train_step", "step_profile", "rivals", "measuring"):
         sys.modules.pop(name, None)
 
@@ -47,7 +50,8 @@ def test_every_measure_of_full_size_has_a_floor_and_most_a_rival(bench: Any) -> 
 
 def test_a_step_in_parts_learns_what_a_whole_one_does(bench: Any) -> None:
     module = bench("train_step")
-    shape, work = module.SHAPES["small"], module.Work("dialogue", 8, 12, 1.0, 4, branches=4)
+    shape = module.SHAPES["small"]
+    work = module.Work("dialogue", 8, 12, 1.0, 4, branches=4)
     makers = {**module.RIVALS, module.OURS: lambda *sizes: module.ours(*sizes)[module.OURS]}
     for name, make in makers.items():
         losses = []
@@ -60,7 +64,8 @@ def test_a_step_in_parts_learns_what_a_whole_one_does(bench: Any) -> None:
 
 
 def test_what_does_not_fit_goes_in_parts_and_else_says_so(bench: Any) -> None:
-    fitting, tried = bench("measuring").fitting, []
+    fitting = bench("measuring").fitting
+    tried: list[int] = []
 
     def do(at_once: int, most: int) -> int:
         tried.append(at_once)
@@ -69,12 +74,28 @@ def test_what_does_not_fit_goes_in_parts_and_else_says_so(bench: Any) -> None:
         return 2 * at_once
 
     assert fitting(lambda at_once: do(at_once, 12), 48) == (12, 24)
+    # 12 samples cannot be halved without separating four that share a prefix.
     assert fitting(lambda at_once: do(at_once, 6), 48, together=4) is None
     assert tried == [48, 24, 12, 48, 24, 12]
 
 
+def test_memory_counts_what_is_saved_once_and_skips_tensors_without_storage(bench: Any) -> None:
+    memory_of = bench("measuring").memory_of
+    with FakeTensorMode():  # as a test of compiled code may leave one behind
+        fake = torch.nn.Parameter(torch.ones(4))
+    meta = torch.nn.Parameter(torch.ones(4, device="meta"))
+    weight = torch.nn.Parameter(torch.ones(8))
+    inputs = torch.ones(8)
+    with memory_of("cpu") as found:
+        loss = (weight * inputs).sum() + (weight * inputs).sum()
+    assert found[0] == inputs.nbytes, "the inputs once, and no weight"
+    assert loss == 16
+    assert len(fake) == len(meta) == 4
+
+
 def test_no_row_is_lost_where_memory_is_short(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, made = bench("train_step"), []
+    module = bench("train_step")
+    made: list[weakref.ref[Any]] = []
 
     def short(shape: Any, work: Any, device: str, dtype: torch.dtype) -> Any:
         step = module.ultravox(shape, work, device, dtype)
@@ -125,8 +146,8 @@ def test_the_time_of_a_kernel_counts_once(bench: Any) -> None:
     module = bench("step_profile")
     cpu, gpu = module.DeviceType.CPU, module.DeviceType.CUDA
     events = [
-        SimpleNamespace(key=key, device_type=device, self_device_time_total=took, is_user_annotation=mark)
-        for key, device, took, mark in (
+        SimpleNamespace(key=key, device_type=device, self_device_time_total=took, is_user_annotation=annotation)
+        for key, device, took, annotation in (
             ("aten::mm", cpu, 6.0, False),
             ("nvjet_tst_128x256_64x4_1x2_h_bz_TNT", gpu, 4.0, False),
             ("sm90_xmma_gemm_bf16bf16", gpu, 2.0, False),
@@ -136,6 +157,7 @@ def test_the_time_of_a_kernel_counts_once(bench: Any) -> None:
             ("Optimizer.step#AdamW.step", gpu, 1.0, True),
         )
     ]
+    # The operator and the annotation on the GPU have the kernels' time once more.
     found = module.shares(events, gpu=True)
     assert found == {"matrix products": 0.6, "everything else": 0.2, "attention": 0.1, "optimizer": 0.1}
 
@@ -143,18 +165,19 @@ def test_the_time_of_a_kernel_counts_once(bench: Any) -> None:
 def test_shapes_of_full_size_are_those_that_are_planned(bench: Any) -> None:
     sizes = bench("full_size").SIZES["full"]
     for name, known in PLANNED.items():
-        one, other = sizes[name], KNOWN_LLMS[known]
-        heads = (one.d_llm, one.layers, one.heads, one.kv_heads)
-        assert heads == (other.width, other.layers, other.heads, other.kv_heads)
-        assert (one.ffn, one.vocabulary) == (other.ffn, other.vocabulary)
+        measured = sizes[name]
+        planned = KNOWN_LLMS[known]
+        heads = (measured.d_llm, measured.layers, measured.heads, measured.kv_heads)
+        assert heads == (planned.width, planned.layers, planned.heads, planned.kv_heads)
+        assert (measured.ffn, measured.vocabulary) == (planned.ffn, planned.vocabulary)
 
 
 def test_data_paths_are_measured(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = bench("data_paths")
-    monkeypatch.setattr(module, "GETS", 50)
+    monkeypatch.setattr(module, "READINGS", 50)
     module.make_manifest(tmp_path / "train.jsonl", 40)
     module.make_cache(tmp_path / "frames", 2)
-    assert module.manifest(tmp_path / "train.jsonl")["talks"] == 60
+    assert module.manifest(tmp_path / "train.jsonl")["talks"] == 60  # 20 with two tasks each, 20 with a reply
     assert module.cache(tmp_path / "frames")["recordings"] == 512
 
 

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTERS = WEIGHTS / "adapters"
 CLIPS = Path(__file__).parent / "wavs"
-CONTEXT = 320  # positions: its LLM learnt from talks of at most four exchanges, which take about 240
+CONTEXT = 320  # tokens: its LLM was trained on conversations of at most four exchanges, which take about 240
 
 
 def load(*, device: str | None = "cpu", load_llm: bool = True) -> DualSLM:
     """The shipped model: encoder, LLM and adapters from the package itself.
 
     Args:
-        device: a CPU is quick enough for models of this size; None takes the GPU where there is one.
-        load_llm: False loads the LLM's token embeddings alone.
+        device: where the model runs, such as "cpu" or "cuda"; None takes the GPU where there is one. A CPU is quick
+            enough for models of this size.
+        load_llm: whether to load the whole LLM; False loads its token embeddings alone.
     """
+    # Imported here, so that `--help` and the paths above need no torch.
     from dualslm.model.dualslm import DualSLM
 
     return DualSLM.from_pretrained(ADAPTERS, device=device, load_llm=load_llm)

@@ -1,6 +1,6 @@
 """`python -m dualslm.tiny`: build the embedded default, measure it, ship it, and write it into the README.
 
-build    LLM, encoder, talks, stages, figures; goes on where it was stopped
+build    LLM, encoder, conversations, stages, figures; resumes where it was stopped
 eval     measures the shipped model anew and writes docs/results/tiny.json
 readme   writes the figures and the demo's output into README.md
 """
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     build = verbs.add_parser("build", help="make everything anew")
     build.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the build")
     build.add_argument("--device", default=None, help="cpu or cuda; the GPU where there is one")
-    build.add_argument("--processes", type=int, default=None, help="that speak and write side by side")
-    build.add_argument("--steps", default="llm,encoder,talks,adapters,eval", help="which of its steps")
+    build.add_argument(
+        "--processes", type=int, default=None, help="how many processes render speech and write examples"
+    )
+    build.add_argument("--steps", default="llm,encoder,talks,adapters,eval", help="which steps, comma-separated")
     build.add_argument("--quick", action="store_true", help="every step at toy length, in minutes")
     build.add_argument("--ship", action="store_true", help="put the result in the package")
     build.set_defaults(verb=_build)
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measure.add_argument("-n", type=int, default=500, help="utterances of each set")
     measure.set_defaults(verb=_eval)
     readme = verbs.add_parser("readme", help="write figures and demo into README.md")
-    readme.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    readme.add_argument("--check", action="store_true", help="only compare: status 1 where it is stale")
     readme.set_defaults(verb=_readme)
     args = parser.parse_args(argv)
     try:
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DualSLMError as error:
         print("error:", error, file=sys.stderr)
         return 2
+
+
+# Each verb imports what it needs: torch and transformers take seconds, and `--help` needs neither.
 
 
 def _build(args: argparse.Namespace) -> int:

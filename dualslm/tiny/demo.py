@@ -1,7 +1,7 @@
 """`dualslm demo`: what the embedded model hears, and how it answers, in half a minute and offline.
 
-The clips lie in the package; they were spoken by a voice that no part of the model was trained on, and say
-sentences that it was never trained on.
+The clips are part of the package. No part of the model was trained on their voices, nor on their sentences, except the
+small talk in the third part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dualslm.model.dualslm import DualSLM
 from dualslm.tiny import CLIPS, load, world
 from dualslm.tiny.style import ATTRIBUTES
 
-COLOURS = {"neutral": "white", "happy": "yellow", "sad": "blue", "angry": "red", "afraid": "magenta"}
+COLORS = {"neutral": "white", "happy": "yellow", "sad": "blue", "angry": "red", "afraid": "magenta"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Clip:
 
     Attributes:
         path: the wav file.
-        text: what is said.
-        style: how, by attribute.
+        text: the words that are said.
+        style: how they are said: a value for each attribute.
     """
 
     path: Path
@@ -40,12 +40,12 @@ class Clip:
 
     @property
     def speech(self) -> Speech:
-        """The recording alone: the model is told nothing else."""
+        """The recording without its transcript and labels: the model must hear them."""
         return Speech(self.path)
 
 
 def clips() -> dict[str, list[Clip]]:
-    """The shipped clips by the part of the demo that they belong to."""
+    """The shipped clips, by part of the demo: "hear", "tones" and "memory"."""
     listed = json.loads((CLIPS / "clips.json").read_text())
     return {
         part: [Clip(CLIPS / item["file"], item["text"], item["style"]) for item in items]
@@ -54,79 +54,78 @@ def clips() -> dict[str, list[Clip]]:
 
 
 def main(console: Console | None = None) -> None:
-    """Plays through the clips and prints what was heard and answered."""
+    """Runs the model on the clips, part by part, and prints what it hears and replies."""
     show = console or Console(highlight=False)
+    parts = clips()
+    # The progress goes to standard error, so that the demo's own output can be redirected to a file.
     with Console(stderr=True).status("loading the embedded model"):
-        model, parts = load(), clips()
+        model = load()
     show.print("\n[bold]A frozen chat LLM that hears[/] - words through L, tone through P\n")
-    _hear(show, model, parts["hear"])
-    _tones(show, model, parts["tones"])
-    _memory(show, model, parts["memory"])
-    _swap(show, model, parts["tones"])
-    _next(show)
+    _show_descriptions(show, model, parts["hear"])
+    show.rule("[bold]2  the same words in three tones", align="left")
+    show.print(f'[dim]said three times:[/] "{parts["tones"][0].text}"')
+    _show_replies(show, model, [(clip.style["emotion"], clip.speech) for clip in parts["tones"]])
+    _show_conversation(show, model, parts["memory"])
+    _show_swap(show, model, parts["tones"][0], parts["tones"][1])
+    _show_next_steps(show)
 
 
 def words(model: DualSLM, speeches: Sequence[Speech]) -> list[str]:
-    """What the model hears through L alone."""
+    """The words of some recordings, from L alone."""
     return model.reply([Conversation(world.TRANSCRIBE).user(speech) for speech in speeches], view=L_ONLY)
 
 
 def attributes(model: DualSLM, speech: Speech) -> dict[str, str]:
-    """What the model hears through P alone: each attribute asked in words."""
-    system, rng = world.ASK_PROMPTS[0], random.Random(0)
+    """The attributes of a recording, from P alone: each is asked for in words."""
+    system = world.ASK_PROMPTS[0]
+    rng = random.Random(0)  # the same wording in every run: README.md shows this output
     asked = [Conversation(system).user(speech, world.question(name, rng)) for name in ATTRIBUTES]
     answers = model.reply(asked, view=P_ONLY)
     return {name: world.chosen(answer, name) or "?" for name, answer in zip(ATTRIBUTES, answers, strict=True)}
 
 
-def _hear(show: Console, model: DualSLM, heard: list[Clip]) -> None:
+def _show_descriptions(show: Console, model: DualSLM, recordings: list[Clip]) -> None:
     show.rule("[bold]1  what it hears", align="left")
-    for clip, text in zip(heard, words(model, [clip.speech for clip in heard]), strict=True):
+    for clip, text in zip(recordings, words(model, [clip.speech for clip in recordings]), strict=True):
         reply = model.reply(Conversation(world.LISTEN).user(clip.speech))
         table = Table.grid(padding=(0, 2))
-        table.add_row("[dim]said[/]", _said(clip.text, clip.style["emotion"]))
+        table.add_row("[dim]said[/]", _quoted(clip))
         table.add_row("[dim]words, from L alone[/]", text)
         table.add_row("[dim]tone, from P alone[/]", _compared(attributes(model, clip.speech), clip.style))
         table.add_row("[dim]reply[/]", f"[bold green]{reply}[/]")
         show.print(table, "")
 
 
-def _tones(show: Console, model: DualSLM, said: list[Clip]) -> None:
-    show.rule("[bold]2  the same words in three tones", align="left")
-    show.print(f'[dim]said three times:[/] "{said[0].text}"')
-    _answers(show, model, [(clip.style["emotion"], clip.speech) for clip in said])
-
-
-def _memory(show: Console, model: DualSLM, said: list[Clip]) -> None:
+def _show_conversation(show: Console, model: DualSLM, recordings: list[Clip]) -> None:
     show.rule("[bold]3  a talk: the last reply uses what was said two turns before", align="left")
     conversation = Conversation(world.LISTEN)
-    for clip in said:
+    for clip in recordings:
         reply = model.reply(conversation.user(clip.speech))
         conversation.assistant(reply)
-        show.print(Text.assemble("  you    ", _said(clip.text, clip.style["emotion"])))
+        show.print(Text.assemble("  you    ", _quoted(clip)))
         show.print(f"  model  [bold green]{reply}[/]")
     show.print()
 
 
-def _swap(show: Console, model: DualSLM, said: list[Clip]) -> None:
+def _show_swap(show: Console, model: DualSLM, words_clip: Clip, tone_clip: Clip) -> None:
     show.rule("[bold]4  source swap: P of one clip, L of another", align="left")
-    first, other = said[0], said[1]
-    show.print(
-        f"[dim]the words of the {first.style['emotion']} clip, in the tone of the {other.style['emotion']} one[/]"
-    )
-    swapped = first.speech.in_the_tone_of(other.speech)
-    _answers(show, model, [(f"{first.style['emotion']} -> {other.style['emotion']}", swapped)])
+    emotion = words_clip.style["emotion"]
+    other = tone_clip.style["emotion"]
+    show.print(f"[dim]the words of the {emotion} clip, in the tone of the {other} one[/]")
+    swapped = words_clip.speech.in_the_tone_of(tone_clip.speech)
+    _show_replies(show, model, [(f"{emotion} -> {other}", swapped)])
 
 
-def _answers(show: Console, model: DualSLM, said: Sequence[tuple[str, Speech]]) -> None:
+def _show_replies(show: Console, model: DualSLM, asked: Sequence[tuple[str, Speech]]) -> None:
+    """A table of replies; the last word of each heading is an emotion, whose color it gets."""
     table = Table.grid(padding=(0, 2))
-    for emotion, speech in said:
+    for emotion, speech in asked:
         reply = model.reply(Conversation(world.LISTEN).user(speech))
-        table.add_row(f"  [{COLOURS.get(emotion.split()[-1], 'white')}]{emotion}[/]", f"[bold green]{reply}[/]")
+        table.add_row(f"  [{COLORS.get(emotion.split()[-1], 'white')}]{emotion}[/]", f"[bold green]{reply}[/]")
     show.print(table, "")
 
 
-def _next(show: Console) -> None:
+def _show_next_steps(show: Console) -> None:
     show.rule("[bold]next", align="left")
     first = clips()["hear"][0].path
     show.print(f"the clips        {CLIPS}", soft_wrap=True)
@@ -138,17 +137,18 @@ def _next(show: Console) -> None:
     show.print("                 [dim]adapters between parts of your own begin untrained[/]\n")
 
 
-def _said(text: str, emotion: str) -> Text:
-    return Text.assemble(f'"{text}" ', (f"({emotion})", COLOURS[emotion]))
+def _quoted(clip: Clip) -> Text:
+    emotion = clip.style["emotion"]
+    return Text.assemble(f'"{clip.text}" ', (f"({emotion})", COLORS[emotion]))
 
 
-def _compared(heard: dict[str, str], truth: dict[str, str]) -> Text:
-    """The attributes heard; one that is wrong is struck out beside the truth."""
+def _compared(answered: dict[str, str], truth: dict[str, str]) -> Text:
+    """The answered attributes; a wrong one is red, with the truth beside it."""
     line = Text()
-    for name, value in heard.items():
-        line.append(
-            value if value == truth[name] else f"{value} (in truth {truth[name]})",
-            "" if value == truth[name] else "red",
-        )
+    for name, value in answered.items():
+        if value == truth[name]:
+            line.append(value)
+        else:
+            line.append(f"{value} (in truth {truth[name]})", "red")
         line.append("  ")
     return line

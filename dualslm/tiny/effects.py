@@ -1,8 +1,8 @@
 """What turns a plain synthetic voice into a tone of voice, and a clean clip into a lived-in one (ours).
 
-Emotions are voice quality: brightness, darkness, tremor, roughness, breath. They leave alone what other
-attributes own: mean pitch, tempo, and level, which is set last. Rooms and noise are augmentations and keep
-the level too.
+Emotions are voice quality: brightness, darkness, tremor, roughness, breath. They leave alone what the other
+attributes are about: mean pitch, tempo, and level, which is set last. Reverberation and noise are augmentations and
+keep the level too.
 
 Dimensions: N samples of 16 kHz mono. Everything random comes from the generator that is passed in.
 """
@@ -15,14 +15,14 @@ from scipy import signal
 
 RATE = 16_000  # Hz
 FULL_SCALE = 0.98  # the soft limiter's ceiling
-SILENCE = 0.01  # of the clip's loudest moment: quieter edges are silence
+SILENCE = 0.01  # of the clip's peak: quieter edges are silence
 
 Wave = NDArray[np.float32]
 Random = np.random.Generator
 
 
 def tilt(wave_N: Wave, corner_hz: float, gain_db: float) -> Wave:
-    """A first-order shelf: everything above the corner is raised or lowered by `gain_db`."""
+    """A first-order shelf: raises or lowers everything above the corner by `gain_db`."""
     sos = signal.butter(1, corner_hz, "highpass", fs=RATE, output="sos")
     return np.asarray(wave_N + (10 ** (gain_db / 20) - 1) * signal.sosfilt(sos, wave_N), np.float32)
 
@@ -52,12 +52,14 @@ def breathy(wave_N: Wave, level: float, rng: Random) -> Wave:
     return np.asarray(wave_N + level * breath_N, np.float32)
 
 
-def colour(wave_N: Wave, emotion: str, rng: Random) -> Wave:
+def color(wave_N: Wave, emotion: str, rng: Random) -> Wave:
     """Gives a clip the voice quality of an emotion."""
+    # Each emotion has an effect of its own, whose strength varies from clip to clip as it does among speakers.
     if emotion == "happy":
         return tilt(wave_N, 1800, rng.uniform(8, 11))
     if emotion == "sad":
         dark_N = tilt(tilt(wave_N, 900, rng.uniform(-9, -7)), 3000, -6)
+        # A slow tremor, about the rate of a vibrato; that of fear is twice as fast.
         return tremor(dark_N, rng.uniform(4.8, 6.0), rng.uniform(0.35, 0.45), 0.012, rng)
     if emotion == "angry":
         pressed_N = tilt(wave_N, 1000, rng.uniform(3, 5))
@@ -69,7 +71,7 @@ def colour(wave_N: Wave, emotion: str, rng: Random) -> Wave:
 
 
 def trim(wave_N: Wave, keep_s: float = 0.08) -> Wave:
-    """Cuts silence from both ends, but for `keep_s` seconds (less where there was less)."""
+    """Cuts the silence from both ends, except the last `keep_s` seconds of it."""
     loud = np.flatnonzero(np.abs(wave_N) > SILENCE * _peak(wave_N))
     keep = round(keep_s * RATE)
     return wave_N[max(0, loud[0] - keep) : loud[-1] + 1 + keep]
@@ -77,24 +79,25 @@ def trim(wave_N: Wave, keep_s: float = 0.08) -> Wave:
 
 def level(wave_N: Wave, rms: float) -> Wave:
     """Scales to a root-mean-square of about `rms` of full scale; peaks are limited softly, never clipped."""
+    # Hard clipping would make loud clips rough, and roughness is what tells an angry voice from others.
     scaled_N = wave_N * (rms / _rms(wave_N))
     return np.asarray(FULL_SCALE * np.tanh(scaled_N / FULL_SCALE), np.float32)
 
 
-def room(wave_N: Wave, seed: int) -> Wave:
-    """The clip in a room: exponentially decaying echoes, T60 of 0.1-0.4 s; the same length and level."""
+def reverberate(wave_N: Wave, seed: int) -> Wave:
+    """The clip with exponentially decaying echoes, T60 of 0.1-0.4 s; the same length and level."""
     rng = np.random.default_rng([seed, 1])
     t60 = rng.uniform(0.1, 0.4)
     decay_N = 10 ** (-3 * np.arange(round(t60 * RATE)) / (t60 * RATE))
     echoes_N = rng.standard_normal(len(decay_N)) * decay_N
     echoes_N *= rng.uniform(0.2, 0.6) / np.linalg.norm(echoes_N)
     echoes_N[0] = 1.0  # the direct sound
-    heard_N = signal.fftconvolve(wave_N, echoes_N)[: len(wave_N)]
-    return level(heard_N.astype(np.float32), _rms(wave_N))
+    reverberant_N = signal.fftconvolve(wave_N, echoes_N)[: len(wave_N)]
+    return level(reverberant_N.astype(np.float32), _rms(wave_N))
 
 
-def noise(wave_N: Wave, seed: int) -> Wave:
-    """The clip in background noise, 15-35 dB below it, anything from white to brownish."""
+def add_noise(wave_N: Wave, seed: int) -> Wave:
+    """The clip with background noise, 15-35 dB below it, anything from white to brownish."""
     rng = np.random.default_rng([seed, 2])
     hiss_N = rng.standard_normal(len(wave_N))
     pole = rng.uniform(0.0, 0.97)

@@ -1,15 +1,15 @@
 """What people tell in the tiny world (ours): event families, facts about themselves, small talk.
 
 A family is one kind of event in two or three phrasings, with a valence and the sentence by which a good
-listener takes up what was said. A fact has an acknowledgement, and a line that uses it some turns later.
-Names in braces are lists of `lexicon.SLOTS`.
+listener answers the words. A fact also has a sentence that uses it some turns later. Names in braces are lists of
+`lexicon.SLOTS`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 Valence: TypeAlias = Literal["good", "bad", "plain"]
 
@@ -19,12 +19,12 @@ class Family:
     """One kind of thing to say.
 
     Attributes:
-        name: short and unique.
+        name: short unique name.
         kind: an event, a fact about the speaker, or small talk.
         valence: whether it is good or bad for the speaker.
-        phrasings: how it can be said.
-        content: the listener's answer to it.
-        memory: what a listener says later who remembers it (facts only).
+        phrasings: the ways of saying it.
+        content: the listener's answer to its words.
+        memory: the listener's sentence that uses it some turns later; None where the family is no fact.
     """
 
     name: str
@@ -40,6 +40,8 @@ def slots_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"{(\w+)}", text))
 
 
+# One family on a line: name | valence | phrasing | phrasing ... > answer to the words [> answer from memory].
+# Every phrasing has all slots of both answers, so that what is answered was always said (a test checks it).
 _EVENTS = """
 lost | bad | I lost my {thing} at the {place} {past}. | My {thing} is gone, I left it at the {place}. | I cannot find my {thing}, it must be at the {place}. > I hope your {thing} turns up at the {place}.
 found | good | I found my old {thing} in the {room} {past}. | My {thing} was in the {room} all the time. > It is lovely that your {thing} was in the {room}.
@@ -130,15 +132,15 @@ busy | plain | I was busy with the {furniture} {past}. | I cleaned the {room} {p
 
 
 def _read(table: str, kind: Literal["event", "fact", "small"]) -> tuple[Family, ...]:
-    return tuple(_family(line, kind) for line in table.strip().splitlines())
-
-
-def _family(line: str, kind: Literal["event", "fact", "small"]) -> Family:
-    said, content, *memory = (part.strip() for part in line.split(" > "))
-    name, valence, *phrasings = (part.strip() for part in said.split(" | "))
-    assert phrasings, line
-    assert valence in ("good", "bad", "plain"), line
-    return Family(name, kind, valence, tuple(phrasings), content, memory[0] if memory else None)  # type: ignore[arg-type]
+    families = []
+    for line in table.strip().splitlines():
+        statement, content, *memory = (part.strip() for part in line.split(" > "))
+        name, valence, *phrasings = (part.strip() for part in statement.split(" | "))
+        assert phrasings, line
+        assert valence in get_args(Valence), line
+        recalled = memory[0] if memory else None
+        families.append(Family(name, kind, valence, tuple(phrasings), content, recalled))  # type: ignore[arg-type]
+    return tuple(families)
 
 
 EVENTS = _read(_EVENTS, "event")

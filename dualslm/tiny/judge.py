@@ -1,9 +1,9 @@
-"""The rule of the tiny world as a judge behind a real server (ours): Table IV in miniature needs no LLM that can judge.
+"""The rule of the tiny world as a judge behind a real server (ours), so that Table IV in miniature needs no large LLM.
 
-No small LLM can (docs/judges.md), but the world has a rule that says what a good listener replies: a sentence for the
-tone, one for the words, one that remembers. The server looks the question up among those that it knows the right reply
-to and counts which of its sentences the reply has. It is asked as any judge is, over HTTP and under the same protocols,
-and what it does not know it does not score.
+No small LLM judges well enough (docs/judges.md). But the world has a rule for what a good listener replies: a sentence
+for the tone, one for the words, one for an earlier fact. The server looks up the right reply to a question and counts
+which of its sentences the given reply has. It is asked as every judge is, over HTTP and under the same protocols; a
+question that it does not know gets no score.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from dualslm.evaluation.judges import JudgeSpec, controls, judge, summary, trust
 from dualslm.evaluation.judges.panel import CACHE, VERDICTS, Judged
 from dualslm.evaluation.judges.protocols import PROTOCOLS
 from dualslm.evaluation.judges.questions import item_of
-from dualslm.evaluation.judges.run import Show
-from dualslm.evaluation.judges.sanity import WORDS
+from dualslm.evaluation.judges.run import Show, judge
+from dualslm.evaluation.judges.sanity import WORDS, controls, trust
+from dualslm.evaluation.judges.spec import JudgeSpec
+from dualslm.evaluation.judges.tables import summary
 
 NAME = "world-rule"
 ASKED = ("cs-1", "egs-1")
-CASCADE = "none,text"  # the view that knows the words and not the voice
-SILENT = 0.25  # of the scale, for a reply that says nothing
+TRANSCRIPT_VIEW = "none,text"  # the view that knows the words and not the voice
+EMPTY_REPLY_SHARE = 0.25  # share of the scale for a reply that claims nothing
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 Row = Mapping[str, Any]
 
@@ -36,29 +37,30 @@ def judged(rows: Sequence[Row], out: Path, *, seed: int = 0, show: Show = lambda
     """Lets the world's rule judge replies, with the references, shuffled ones and a generic one beside them.
 
     Args:
-        rows: predictions on talks of the tiny world; those of other tasks or without a reference are left out.
+        rows: predictions on conversations of the tiny world; rows of other tasks or without a reference are left out.
         out: folder of the verdicts.
-        seed: of the resamples.
-        show: is told how many questions are done, and of how many.
+        seed: seed of the bootstrap.
+        show: progress callback; it gets the number of finished questions, and of all.
 
     Returns:
-        Tables, the trial on the rows themselves (transcript-only is whoever answered through the view none,text), and
-        lines for the user.
+        The tables, the trial on the rows themselves, and lines for the user. In the trial, replies through the view
+        "none,text" stand for a system that knows the transcript alone.
     """
     known = [row for row in rows if row.get("truth") and row.get("task") == "respond"]
     found = Judged()
     with serving(known) as spec:
         every = [*known, *controls(known)]
         records = found.take("scores", judge(every, [spec], ASKED, out / VERDICTS, out / CACHE, show=show))
-    deaf = [{**one, "system": WORDS} for one in records if one["view"] == CASCADE]
-    found.report = {**summary(records, seed=seed), "trust": trust([*records, *deaf], seed=seed)}
-    found.told += [line for row in found.report["trust"] for line in row["told"]]
+    without_tone = [{**one, "system": WORDS} for one in records if one["view"] == TRANSCRIPT_VIEW]
+    found.report = {**summary(records, seed=seed), "trust": trust([*records, *without_tone], seed=seed)}
+    found.lines += [line for row in found.report["trust"] for line in row["told"]]
     return found
 
 
 @contextmanager
 def serving(rows: Sequence[Row]) -> Iterator[JudgeSpec]:
-    """A server on a free loopback port that knows the right replies of these predictions."""
+    """Serves a judge on a free loopback port that knows the right replies to these predictions."""
+    # The question is taken from the protocol's own message, so that both sides word it alike.
     right = {
         _question(PROTOCOLS[name].messages(item_of([row]))[1]["content"]): row["truth"]
         for row in rows
@@ -91,9 +93,13 @@ def serving(rows: Sequence[Row]) -> Iterator[JudgeSpec]:
 def answer(messages: Sequence[Mapping[str, str]], right: Mapping[str, str]) -> str:
     """The verdict as JSON, or a sentence where the question is not known.
 
-    Content and C1 count all sentences, style and C3 the one for the tone, C4 those for the words and the memory; the
-    world has no ill words, so C2 is 10. A single sentence without anything right in it ("I see.") claims nothing
-    wrong either, and is a step above a reply to something else.
+    "content" and "C1" count all sentences, "style" and "C3" the one for the tone, "C4" those for the words and the
+    memory. "C2" is 10, since nothing in the world can offend. A single sentence that is not among the right ones
+    ("I see.") claims nothing wrong, and scores a step above a reply to something else.
+
+    Args:
+        messages: the judge's prompt: a system and a user message.
+        right: the right reply to each question.
     """
     content = messages[1]["content"]
     truth = right.get(_question(content))
@@ -101,15 +107,17 @@ def answer(messages: Sequence[Mapping[str, str]], right: Mapping[str, str]) -> s
         return "I do not know what would be right here."
     reply = json.loads(content.rsplit("<reply>\n", 1)[1].removesuffix("\n</reply>"))
     hits = [sentence in reply for sentence in SENTENCE.split(truth)]
-    silent = not any(hits) and len(SENTENCE.split(reply)) == 1
-    tone, words, every = float(hits[0]), _share(hits[1:]), SILENT if silent else _share(hits)
-    if '"C1"' in messages[0]["content"]:
-        return json.dumps({"C1": _on(10, every), "C2": 10, "C3": _on(10, tone), "C4": _on(10, words)})
-    return json.dumps({"content": _on(5, every), "style": _on(5, tone)})
+    empty = not any(hits) and len(SENTENCE.split(reply)) == 1
+    tone = float(hits[0])
+    words = _share(hits[1:])
+    overall = EMPTY_REPLY_SHARE if empty else _share(hits)
+    if '"C1"' in messages[0]["content"]:  # each protocol names its dimensions in the system text
+        return json.dumps({"C1": _score(10, overall), "C2": 10, "C3": _score(10, tone), "C4": _score(10, words)})
+    return json.dumps({"content": _score(5, overall), "style": _score(5, tone)})
 
 
 def _question(content: str) -> str:
-    """What is asked about, without the reply."""
+    """The part of a judge's prompt in front of the reply."""
     return content.rsplit("\n<reply>", 1)[0]
 
 
@@ -117,6 +125,6 @@ def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / max(1, len(hits))
 
 
-def _on(most: int, share: float) -> int:
-    """A share on a scale from 1."""
-    return 1 + round((most - 1) * share)
+def _score(highest: int, share: float) -> int:
+    """A share as a score from 1 to the highest."""
+    return 1 + round((highest - 1) * share)

@@ -1,4 +1,4 @@
-"""The questions by which the embedded model is asked for what it heard (ours)."""
+"""The questions that the embedded model is asked about a recording, in the wording of its training (ours)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dualslm.tiny import world
 from dualslm.tiny.style import ATTRIBUTES
 
 
-def _caption(known: Mapping[str, str]) -> str | None:
-    """As `world.caption` has it, of those attributes that are known."""
-    return ", ".join(world.VALUE_WORDS[name][value][1] for name, value in known.items()) or None
+def caption(values: Mapping[str, str]) -> str | None:
+    """The caption of `world.caption`, of those attributes that have a value; None where none has."""
+    return ", ".join(world.VALUE_WORDS[name][value][1] for name, value in values.items()) or None
 
 
-def _asked() -> Questions:
+def questions() -> Questions:
+    """One question for each attribute; the same wording and order of choices in every process."""
     rng = random.Random(0)
-    about = {
-        name: Question(world.ASK_PROMPTS[0], values, world.question(name, rng)) for name, values in ATTRIBUTES.items()
-    }
-    return Questions(world.TRANSCRIBE, about, _caption)
+    # The tiny LLM knows only the wordings of `world`: asked in those of `dualslm.data.tasks`, it does not answer.
+    system = world.ASK_PROMPTS[0]
+    attributes = {name: Question(system, values, world.question(name, rng)) for name, values in ATTRIBUTES.items()}
+    return Questions(world.TRANSCRIBE, attributes, caption)
 
 
-ASKED = _asked()
+ASKED = questions()
 """For `Session(questions=...)` with the embedded model."""

@@ -1,8 +1,8 @@
 """How something is said: the five attributes of the tiny world (paper §III-B, attribute tasks).
 
-The grammar draws a style for every utterance, the synthesiser renders it, and the attribute tasks ask for it.
-No value word occurs under two attributes, so one word always names one attribute ("sad" can only be an
-emotion).
+The grammar draws a style for every utterance, the synthesizer renders it, and the attribute tasks ask for it.
+No value word occurs under two attributes, so that one word always names one attribute: "sad" can only be an
+emotion.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Every attribute with its values, in the order in which captions and probes list them."""
 
+# Were the typical values a rule, a model could answer "emotion" from the pitch alone.
 TYPICAL: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "neutral": {"pitch": "middle", "tempo": "steady", "energy": "moderate"},
@@ -39,7 +40,7 @@ TYPICAL: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Style:
-    """One way of saying something; the defaults are the plainest values."""
+    """One way of saying something: a value for each attribute, by default the plainest."""
 
     gender: str = "female"
     pitch: str = "middle"
@@ -61,7 +62,7 @@ def parse_style(words: Iterable[str]) -> Style:
     """Read a style from loose words such as `["sad", "fast"]` or `["sad,fast,female"]`.
 
     Args:
-        words: value words in any order, also comma-separated; attributes not named keep their default.
+        words: value words in any order, also comma-separated; an attribute without a word keeps its default.
 
     Raises:
         DualSLMError: a word that is no attribute value, or two values of one attribute.
@@ -84,10 +85,11 @@ def sample_style(rng: random.Random, tied: float = 0.5) -> Style:
     """Draw a style; pitch, tempo and energy lean towards what is typical of the emotion.
 
     Args:
-        rng: source of randomness; it alone determines the result.
-        tied: probability, for each of the three apart, of the typical value instead of a uniform draw.
+        rng: source of every draw.
+        tied: probability that each of the three takes its typical value instead of a uniform draw.
     """
-    gender, emotion = rng.choice(ATTRIBUTES["gender"]), rng.choice(ATTRIBUTES["emotion"])
+    gender = rng.choice(ATTRIBUTES["gender"])
+    emotion = rng.choice(ATTRIBUTES["emotion"])
     drawn = {
         name: typical if rng.random() < tied else rng.choice(ATTRIBUTES[name])
         for name, typical in TYPICAL[emotion].items()

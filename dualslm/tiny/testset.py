@@ -1,9 +1,9 @@
 """A test set of the tiny world on disk, shaped like those of the paper's tables (ours; needs the extra `voices`).
 
-Manifests like anybody's (docs/manifest.md), of sentences and voices that no part of the model was trained on:
-`voice` asks for words and five attributes (Tables I and III), `dialogue` for the emotion of lines of dialogues,
-with classes as uneven as MELD's (Table II), `talk` for replies to the same words in two tones, as StyleTalk has
-them, after some turns of talk (Table IV).
+Ordinary manifests (docs/manifest.md) of sentences and voices that no part of the model was trained on. `voice` asks
+for the words and five attributes (Tables I and III). `dialogue` asks for the emotion of each line of a dialogue, with
+classes as uneven as MELD's (Table II). `talk` asks for replies to the same words in two tones, as StyleTalk does, after
+some earlier turns (Table IV).
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ from dualslm.tiny.voices import RATE
 
 CORPUS = "tiny"
 SETS = ("voice", "dialogue", "talk")
-LINES = 4  # of a dialogue
-TONES = 2  # of the same words
+LINES_PER_DIALOGUE = 4
+TONES_PER_SENTENCE = 2
 UNEVEN = {"neutral": 48, "happy": 22, "angry": 15, "sad": 10, "afraid": 5}  # shares in %, after MELD's test set
 
 
 @dataclass(frozen=True)
-class Said:
-    """An utterance: what, how, by whom."""
+class Recording:
+    """One recording of the test set.
+
+    Attributes:
+        name: the example's id, such as "0/talk/3/1": seed, set and position.
+        utterance: what is said.
+        style: how it is said.
+        voice: who says it.
+    """
 
     name: str
     utterance: world.Utterance
@@ -43,18 +50,18 @@ class Said:
 
     @property
     def job(self) -> voices.Job:
-        """What renders it."""
+        """The job that renders it; its seed follows from the name alone."""
         return voices.Job(self.utterance.text, self.style, self.voice, seed=random.Random(self.name).randrange(2**31))
 
 
 def write(folder: Path, *, count: int = 80, seed: int = 0, processes: int = 1) -> list[Path]:
-    """Speaks and writes the manifests; one that is there is kept.
+    """Renders the recordings and writes the manifests; a manifest that exists is left as it is.
 
     Args:
-        folder: gets the manifests, and the clips in `clips`.
-        count: recordings of each set.
-        seed: another one gives other sentences, tones and voices.
-        processes: that speak side by side.
+        folder: folder of the manifests, and of the clips in `clips`.
+        count: number of recordings of each set.
+        seed: seed of the sentences, tones and voices.
+        processes: number of processes that render side by side.
 
     Returns:
         The manifests.
@@ -63,14 +70,18 @@ def write(folder: Path, *, count: int = 80, seed: int = 0, processes: int = 1) -
         DualSLMError: the extra `voices` is missing.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    made = {"voice": (_voice, _asked), "dialogue": (_dialogue, _felt), "talk": (_conversation, _answered)}
+    makers = {
+        "voice": (_draw_voices, _voice_rows),
+        "dialogue": (_draw_dialogues, _dialogue_rows),
+        "talk": (_draw_conversations, _conversation_rows),
+    }
     paths = []
-    for name, (draw, rows) in made.items():
+    for name, (draw, rows) in makers.items():
         path = folder / f"{name}.jsonl"
         if not path.exists():
-            said = draw(count, f"{seed}/{name}")
-            lengths = _speak(folder, said, processes)
-            lines = [line for one, seconds in zip(said, lengths, strict=True) for line in rows(one, seconds)]
+            recordings = draw(count, f"{seed}/{name}")
+            lengths = _render(folder, recordings, processes)
+            lines = [line for one, seconds in zip(recordings, lengths, strict=True) for line in rows(one, seconds)]
             with replacing(path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         paths.append(path)
@@ -80,87 +91,99 @@ def write(folder: Path, *, count: int = 80, seed: int = 0, processes: int = 1) -
 # ---------------------------------------------------------------------- what is said
 
 
-def _voice(count: int, name: str) -> list[Said]:
-    return [_one(f"{name}/{place}", sample_style(random.Random(f"{name}/{place}/style"))) for place in range(count)]
+# Every draw is seeded by the recording's own name: a larger `count` adds recordings and changes none.
 
 
-def _dialogue(count: int, name: str) -> list[Said]:
+def _draw_voices(count: int, name: str) -> list[Recording]:
+    return [_draw(f"{name}/{index}", sample_style(random.Random(f"{name}/{index}/style"))) for index in range(count)]
+
+
+def _draw_dialogues(count: int, name: str) -> list[Recording]:
     """Lines of dialogues with uneven emotions."""
-    found = []
-    for place in range(count):
-        rng = random.Random(f"{name}/{place}/style")
+    drawn = []
+    for index in range(count):
+        rng = random.Random(f"{name}/{index}/style")
         emotion = rng.choices(list(UNEVEN), list(UNEVEN.values()))[0]
-        found.append(_one(f"{name}/{place // LINES}/{place % LINES}", replace(sample_style(rng), emotion=emotion)))
-    return found
+        dialogue, line = divmod(index, LINES_PER_DIALOGUE)
+        drawn.append(_draw(f"{name}/{dialogue}/{line}", replace(sample_style(rng), emotion=emotion)))
+    return drawn
 
 
-def _conversation(count: int, name: str) -> list[Said]:
+def _draw_conversations(count: int, name: str) -> list[Recording]:
     """The same words by the same speaker, in several tones."""
-    found = []
-    for group in range(count // TONES):
-        first = _one(f"{name}/{group}/0", sample_style(random.Random(f"{name}/{group}/style")))
+    drawn = []
+    for group in range(count // TONES_PER_SENTENCE):
+        first = _draw(f"{name}/{group}/0", sample_style(random.Random(f"{name}/{group}/style")))
         others = [emotion for emotion in ATTRIBUTES["emotion"] if emotion != first.style.emotion]
-        tones = [first.style.emotion, *random.Random(f"{name}/{group}/tones").sample(others, TONES - 1)]
-        for place, emotion in enumerate(tones):
-            found.append(replace(first, name=f"{name}/{group}/{place}", style=replace(first.style, emotion=emotion)))
-    return found
+        tones = [first.style.emotion, *random.Random(f"{name}/{group}/tones").sample(others, TONES_PER_SENTENCE - 1)]
+        for index, emotion in enumerate(tones):
+            drawn.append(replace(first, name=f"{name}/{group}/{index}", style=replace(first.style, emotion=emotion)))
+    return drawn
 
 
-def _one(name: str, style: Style) -> Said:
+def _draw(name: str, style: Style) -> Recording:
+    """A recording of a held-out sentence in a held-out voice."""
     rng = random.Random(name)
     utterance = world.sample_utterance(rng, held_out=True, kinds=("event",))
-    return Said(name, utterance, style, rng.choice(voices.voices(style.gender, held_out=True)))
+    return Recording(name, utterance, style, rng.choice(voices.voices(style.gender, held_out=True)))
 
 
-def _speak(folder: Path, said: Sequence[Said], processes: int) -> list[float]:
-    """Renders the recordings; returns their lengths in s."""
+def _render(folder: Path, recordings: Sequence[Recording], processes: int) -> list[float]:
+    """Renders the recordings to files; returns their lengths in s."""
     lengths = []
-    for one, samples in zip(said, voices.render_many([one.job for one in said], processes), strict=True):
-        soundfile.write(folder / _file(one), np.asarray(samples), RATE, format="FLAC", subtype="PCM_16")
+    rendered = voices.render_many([recording.job for recording in recordings], processes)
+    for recording, samples in zip(recordings, rendered, strict=True):
+        soundfile.write(folder / _file(recording), np.asarray(samples), RATE, format="FLAC", subtype="PCM_16")
         lengths.append(round(len(samples) / RATE, 3))
     return lengths
 
 
-def _file(said: Said) -> str:
-    return f"clips/{said.name.partition('/')[2].replace('/', '-')}.flac"
+def _file(recording: Recording) -> str:
+    # Without the seed in front: a manifest and its clips always belong to one seed.
+    return f"clips/{recording.name.partition('/')[2].replace('/', '-')}.flac"
 
 
 # ---------------------------------------------------------------------- what is asked
 
 
-def _asked(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
-    """The words, and each attribute."""
-    speech, rng = _speech(said), random.Random(f"{said.name}/asked")
-    about = {"speaker": said.voice.name, "seconds": seconds}
-    yield _row(f"{said.name}/words", "linguistic", world.transcription(speech, rng), about)
+def _voice_rows(recording: Recording, seconds: float) -> Iterator[dict[str, Any]]:
+    """One row asks for the words, and one for each attribute."""
+    speech = _speech(recording)
+    rng = random.Random(f"{recording.name}/asked")
+    about = {"speaker": recording.voice.name, "seconds": seconds}
+    yield _row(f"{recording.name}/words", "linguistic", world.transcription(speech, rng), about)
     for attribute in ATTRIBUTES:
         conversation = world.questions(speech, rng, (attribute,))
-        yield _row(f"{said.name}/{attribute}", "paralinguistic", conversation, about, attribute)
+        yield _row(f"{recording.name}/{attribute}", "paralinguistic", conversation, about, attribute)
 
 
-def _felt(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
-    conversation = world.questions(_speech(said), random.Random(f"{said.name}/felt"), ("emotion",))
-    about = {"speaker": said.voice.name, "dialogue": said.name.rpartition("/")[0], "seconds": seconds}
-    yield _row(said.name, "paralinguistic", conversation, about, "emotion")
+def _dialogue_rows(recording: Recording, seconds: float) -> Iterator[dict[str, Any]]:
+    """One row asks for the emotion; its dialogue is the cluster of the bootstrap."""
+    conversation = world.questions(_speech(recording), random.Random(f"{recording.name}/felt"), ("emotion",))
+    dialogue = recording.name.rpartition("/")[0]
+    about = {"speaker": recording.voice.name, "dialogue": dialogue, "seconds": seconds}
+    yield _row(recording.name, "paralinguistic", conversation, about, "emotion")
 
 
-def _answered(said: Said, seconds: float) -> Iterator[dict[str, Any]]:
-    """A talk that ends with it, and what a good listener replies; the turns before are the same in every tone."""
-    group = said.name.rpartition("/")[0]
-    conversation = world.sample_talk(random.Random(f"{group}/talk"), _speech(said), said.utterance, said.style)
-    about = {"speaker": said.voice.name, "group": group, "seconds": seconds}
-    yield _row(said.name, "dual", conversation.conversation.copy().assistant(conversation.reply.text), about)
+def _conversation_rows(recording: Recording, seconds: float) -> Iterator[dict[str, Any]]:
+    """One conversation that ends with the recording, and the right reply to it."""
+    # Seeded by the group: the earlier turns are the same in every tone, so that the tone alone can change the reply.
+    group = recording.name.rpartition("/")[0]
+    sample = world.sample_talk(random.Random(f"{group}/talk"), _speech(recording), recording.utterance, recording.style)
+    about = {"speaker": recording.voice.name, "group": group, "seconds": seconds}
+    yield _row(recording.name, "dual", sample.conversation.copy().assistant(sample.reply.text), about)
 
 
-def _speech(said: Said) -> Speech:
-    told = world.caption(said.style, random.Random(f"{said.name}/caption"), drop=0.0)
-    return Speech(_file(said), transcript=said.utterance.text, caption=told, labels=said.style.labels())
+def _speech(recording: Recording) -> Speech:
+    caption = world.caption(recording.style, random.Random(f"{recording.name}/caption"), drop=0.0)
+    labels = recording.style.labels()
+    return Speech(_file(recording), transcript=recording.utterance.text, caption=caption, labels=labels)
 
 
 def _row(
     name: str, kind: TaskKind, conversation: Conversation, about: dict[str, Any], attribute: str | None = None
 ) -> dict[str, Any]:
-    """A line of a manifest; the choices of the attribute that is asked for stand in it."""
+    """A row of a manifest; its recording lists the choices of the attribute that is asked for."""
     turns = [
         {"role": turn.role, "parts": [part if isinstance(part, str) else _part(part, attribute) for part in turn.parts]}
         for turn in conversation.turns

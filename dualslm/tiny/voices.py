@@ -1,15 +1,16 @@
-"""The tiny world's synthesiser: text and a style in, speech out (ours; needs the extra `voices`).
+"""The tiny world's synthesizer: text and a style in, speech out (ours; needs the extra `voices`).
 
-espeak-ng speaks, in voices of our own: gender is the length of the vocal tract (formants), pitch is the
-absolute fundamental frequency whatever the gender, tempo is espeak's rate; `effects` adds the emotion's voice
-quality, and energy is the level, set last. Each class stands clear of the next one, and everything else
-jitters with the seed. A job always gives the same bytes, in any process and any order.
+espeak-ng renders the text with voice files of our own. Gender is the length of the vocal tract (formants), pitch the
+absolute fundamental frequency whatever the gender, tempo espeak's rate. `effects` adds the emotion's voice quality,
+and energy is the level, set last. The classes of an attribute do not overlap; everything else varies with the seed.
+A job always gives the same bytes, in any process and any order.
 
 Dimensions: N samples of 16 kHz mono.
 """
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import importlib
@@ -20,7 +21,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,14 +35,14 @@ from dualslm.tiny.style import Style, parse_style
 
 RATE = 16_000  # Hz
 ESPEAK_RATE = 22_050  # Hz, espeak-ng's own
-MAX_SECONDS = 8.0  # the window of the tiny world's encoder
-FOLDER = "dualslm-voices-"
-JOBS_AT_ONCE = 16  # jobs sent to a process together
+MAX_SECONDS = 8.0  # s, the window of the tiny world's encoder
+FOLDER_PREFIX = "dualslm-voices-"
+JOBS_PER_CHUNK = 16  # jobs sent to a process together
 
 PITCH_HZ = {"low": 93.0, "middle": 160.0, "high": 275.0}  # mean fundamental: 80-110, 140-185, 235-320 Hz
 TEMPO_WPM = {"slow": 122.0, "steady": 178.0, "fast": 262.0}  # words a minute, as espeak counts them
 ENERGY_RMS = {"quiet": 0.018, "moderate": 0.06, "loud": 0.2}  # of full scale: 10 dB apart
-# How far the voice rises and falls, ± as a fraction of the pitch.
+# How far the voice rises and falls, ± as a fraction of the pitch. The pitch classes stay apart at the widest swing.
 INTONATION = {"neutral": 0.12, "happy": 0.30, "sad": 0.04, "angry": 0.15, "afraid": 0.17}
 TRACT = {"male": (0.85, 1.0), "female": (1.16, 1.32)}  # formant scale
 
@@ -64,10 +65,10 @@ class Voice:
     """A speaker, whose sound follows from the name and the length of the vocal tract.
 
     Attributes:
-        name: what the speaker is called.
+        name: name of the speaker, which also seeds the voice.
         gender: "male" or "female".
         tract: formant scale; 1 is espeak's own male voice, larger is a shorter vocal tract.
-        held_out: kept for tests, never heard in training.
+        held_out: whether the voice belongs to the test set.
     """
 
     name: str
@@ -94,9 +95,9 @@ class Job:
 def _cast(names: dict[str, str], held_out: bool) -> tuple[Voice, ...]:
     """Spreads the voices of each gender evenly over its range of vocal tracts."""
     return tuple(
-        Voice(name, gender, low + (high - low) * (place + 0.5) / len(names[gender].split()), held_out)
+        Voice(name, gender, low + (high - low) * (index + 0.5) / len(names[gender].split()), held_out)
         for gender, (low, high) in TRACT.items()
-        for place, name in enumerate(names[gender].split())
+        for index, name in enumerate(names[gender].split())
     )
 
 
@@ -112,9 +113,9 @@ def say(text: str, style_words: Sequence[str] = (), seed: int = 0) -> NDArray[np
     """Speaks a sentence, e.g. `say("i lost my key", ["sad", "fast"])`.
 
     Args:
-        text: English, at most 8 seconds of it.
-        style_words: attribute values, see `style.ATTRIBUTES`; the others keep their defaults.
-        seed: another seed is another speaker and another rendition.
+        text: English text of at most 8 s of speech.
+        style_words: attribute values of `style.ATTRIBUTES`; attributes without one keep their defaults.
+        seed: seed of the speaker and of the rendition.
 
     Returns:
         (N,) samples, 16 kHz mono.
@@ -136,12 +137,13 @@ def render(text: str, style: Style, voice: Voice, seed: int) -> NDArray[np.float
         DualSLMError: nothing to speak, longer than 8 s, or the extra `voices` is missing.
     """
     assert voice.gender == style.gender, f"{voice.name} cannot speak as {style.gender}"
-    effects, soxr = _extra("dualslm.tiny.effects"), _extra("soxr")
+    effects = _extra("dualslm.tiny.effects")
+    soxr = _extra("soxr")
     rng = np.random.default_rng(seed)
     pcm_N = _engine(os.getpid()).speak(
         re.sub(r"\s+([,.!?;:])", r"\1", text),  # a lone "." would be read out
         variant=_variant(voice, style, rng),
-        accent=_accent(voice),
+        accent=voice.rng.choice(ACCENTS),
         words_per_minute=round(TEMPO_WPM[style.tempo] * rng.uniform(0.95, 1.05)),
         seed=seed,
     )
@@ -154,57 +156,58 @@ def render(text: str, style: Style, voice: Voice, seed: int) -> NDArray[np.float
             got=f"{len(wave_N) / RATE:.1f} s",
             do=f"shorten it to {MAX_SECONDS:.0f} s, about 14 words",
         )
-    wave_N = effects.colour(wave_N, style.emotion, rng)
+    wave_N = effects.color(wave_N, style.emotion, rng)
     loudness = ENERGY_RMS[style.energy] * 10 ** rng.uniform(-0.075, 0.075)  # ± 1.5 dB
     spoken_N: NDArray[np.float32] = effects.level(wave_N, loudness)
     return spoken_N
 
 
-def room(wave_N: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """The clip heard in a room, see `effects.room`."""
-    heard_N: NDArray[np.float32] = _extra("dualslm.tiny.effects").room(wave_N, seed)
-    return heard_N
+def reverberate(wave_N: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """The clip with the echoes of a small space, see `effects.reverberate`."""
+    augmented_N: NDArray[np.float32] = _extra("dualslm.tiny.effects").reverberate(wave_N, seed)
+    return augmented_N
 
 
-def noise(wave_N: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """The clip in background noise, see `effects.noise`."""
-    heard_N: NDArray[np.float32] = _extra("dualslm.tiny.effects").noise(wave_N, seed)
-    return heard_N
+def add_noise(wave_N: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """The clip with background noise, see `effects.add_noise`."""
+    augmented_N: NDArray[np.float32] = _extra("dualslm.tiny.effects").add_noise(wave_N, seed)
+    return augmented_N
 
 
 def render_many(jobs: Sequence[Job], processes: int, *, progress: bool = True) -> Iterator[NDArray[np.int16]]:
     """Renders jobs in several processes, in their order.
 
     Args:
-        jobs: what to render; the result of each does not depend on the others.
-        processes: how many at once; 1 renders in this process.
-        progress: show a bar on standard error.
+        jobs: the jobs to render; the result of each does not depend on the others.
+        processes: number of processes; 1 renders in this process.
+        progress: whether to show a progress bar on standard error.
 
     Yields:
-        (N,) 16-bit samples of each job, 16 kHz mono: 16 bits are all that the shipped clips keep.
+        (N,) 16-bit samples of each job, 16 kHz mono, in which the shipped clips are stored too.
     """
-    if jobs:
-        _extra("espeakng_loader")  # missing, it is missed here and not in a process of a pool
-    track = functools.partial(_track, total=len(jobs)) if progress else iter
-    if processes <= 1:
-        yield from track(map(_render_job, jobs))
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix=FOLDER) as folder,  # the pool's processes end without tidying up
-        multiprocessing.get_context("spawn").Pool(processes, _keeps_files_in, (folder,)) as pool,
-    ):
-        yield from track(pool.imap(_render_job, jobs, chunksize=JOBS_AT_ONCE))
-
-
-def _keeps_files_in(folder: str) -> None:
-    tempfile.tempdir = folder
-
-
-def _track(results: Iterator[NDArray[np.int16]], total: int) -> Iterator[NDArray[np.int16]]:
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(results, "speaking", total=total, console=Console(stderr=True))
+    def tracked(results: Iterator[NDArray[np.int16]]) -> Iterable[NDArray[np.int16]]:
+        if not progress:
+            return results
+        return track(results, "speaking", total=len(jobs), console=Console(stderr=True))
+
+    if jobs:
+        _extra("espeakng_loader")  # a missing package is reported here, once, and not by every process of a pool
+    if processes <= 1:
+        yield from tracked(map(_render_job, jobs))
+        return
+    with (
+        # A pool's processes are terminated without clean-up: their temporary files go with this folder.
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder,
+        multiprocessing.get_context("spawn").Pool(processes, _set_temporary_folder, (folder,)) as pool,
+    ):
+        yield from tracked(pool.imap(_render_job, jobs, chunksize=JOBS_PER_CHUNK))
+
+
+def _set_temporary_folder(folder: str) -> None:
+    tempfile.tempdir = folder
 
 
 def _render_job(job: Job) -> NDArray[np.int16]:
@@ -212,14 +215,10 @@ def _render_job(job: Job) -> NDArray[np.int16]:
     return np.round(wave_N * 32767).astype(np.int16)
 
 
-def _accent(voice: Voice) -> str:
-    return voice.rng.choice(ACCENTS)
-
-
 def _variant(voice: Voice, style: Style, rng: np.random.Generator) -> str:
     """An espeak-ng voice variant file: the speaker, the pitch class and the emotion's intonation."""
     own = voice.rng
-    own.choice(ACCENTS)
+    own.choice(ACCENTS)  # the first draw of a voice is its accent (`render`); the rest of its sound follows
     centre = PITCH_HZ[style.pitch] * own.uniform(0.95, 1.05) * rng.uniform(0.96, 1.04)
     swing = INTONATION[style.emotion] * rng.uniform(0.9, 1.1)
     lines = [
@@ -241,15 +240,23 @@ def _variant(voice: Voice, style: Style, rng: np.random.Generator) -> str:
 class _Espeak:
     """espeak-ng through its C interface, with a private copy of the few data files that English needs."""
 
-    RATE_PARAMETER, VOLUME_PARAMETER = 1, 2
-    VOLUME = 60  # of 200: leaves room for every voice's peaks
+    # Numbers of espeak-ng's speak_lib.h.
+    SYNCHRONOUS = 2
+    UTF8 = 1
+    RATE_PARAMETER = 1
+    VOLUME_PARAMETER = 2
+    VOLUME = 60  # of 200: no voice clips at it
 
     def __init__(self) -> None:
         loader = _extra("espeakng_loader")
         self.library = loader.get_library_path()
-        self.folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
+        self.folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
         self.data = Path(self.folder.name) / "espeak-ng-data"
-        shutil.copytree(loader.get_data_path(), self.data, ignore=_not_english)
+
+        def not_english(_folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if name == "!v" or (name.endswith("_dict") and name != "en_dict")]
+
+        shutil.copytree(loader.get_data_path(), self.data, ignore=not_english)
         self.variant = self.data / "voices" / "!v" / "v"
         self.variant.parent.mkdir(parents=True)
         self.lock = threading.Lock()
@@ -274,24 +281,21 @@ class _Espeak:
                 self._speak(espeak, _CALLBACK(collect), text.encode(), accent, words_per_minute, seed)
             finally:
                 espeak.espeak_Terminate()
-                _unload(espeak)
+                # ctypes has no public way to unload a library; `_ctypes` names it differently on Windows.
+                unload = getattr(_ctypes, "FreeLibrary", None) or _ctypes.dlclose
+                unload(espeak._handle)
         return np.concatenate(pieces)
 
     def _speak(self, espeak: Any, collect: Any, text: bytes, accent: str, words_per_minute: int, seed: int) -> None:
-        synchronous, utf8 = 2, 1
-        rate = espeak.espeak_Initialize(synchronous, 0, self.folder.name.encode(), 0)
+        rate = espeak.espeak_Initialize(self.SYNCHRONOUS, 0, self.folder.name.encode(), 0)
         assert rate == ESPEAK_RATE, rate
         espeak.espeak_SetSynthCallback(collect)
-        espeak.espeak_ng_SetRandSeed(ctypes.c_long(seed % 2**31))
+        espeak.espeak_ng_SetRandSeed(ctypes.c_long(seed % 2**31))  # flutter and breath are random
         status = espeak.espeak_SetVoiceByName(f"{accent}+v".encode())
         assert status == 0, (accent, status)
         espeak.espeak_SetParameter(self.RATE_PARAMETER, words_per_minute, 0)
         espeak.espeak_SetParameter(self.VOLUME_PARAMETER, self.VOLUME, 0)
-        espeak.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, utf8, None, None)
-
-
-def _not_english(_folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if name == "!v" or (name.endswith("_dict") and name != "en_dict")]
+        espeak.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, self.UTF8, None, None)
 
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -299,18 +303,12 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @functools.cache
 def _engine(process: int) -> _Espeak:
-    """One engine for each process, forked ones included: they must not share a variant file."""
+    """The engine of a process; forked ones have their own, because they must not share a variant file."""
     return _Espeak()
 
 
-def _unload(library: ctypes.CDLL) -> None:
-    import _ctypes
-
-    unload = getattr(_ctypes, "FreeLibrary", None) or _ctypes.dlclose
-    unload(library._handle)
-
-
 def _extra(module: str) -> ModuleType:
+    """A module of the extra `voices`, imported when it is needed: the package works without it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

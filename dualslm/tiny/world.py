@@ -1,7 +1,7 @@
 """The grammar of the tiny world (ours): what is said, how it is captioned, what a good listener replies.
 
-From the tables of `events` and `lexicon` come utterances, captions, tasks and talks, all drawn from a
-`random.Random` alone. A sentence belongs to the test set for ever or never: by a hash of its words.
+From the tables of `events` and `lexicon` come utterances, captions, tasks and conversations, all drawn from a
+`random.Random` alone. A hash of its words decides for ever whether a sentence belongs to the test set.
 No torch, no numpy.
 """
 
@@ -20,9 +20,10 @@ from dualslm.tiny.events import EVENTS, FACTS, SMALL_TALK, Family, slots_of
 from dualslm.tiny.lexicon import SLOTS
 from dualslm.tiny.style import ATTRIBUTES, Style
 
-HELD_OUT = 6  # one sentence in so many is kept for tests
-LONGEST_SOUP = 8  # words
+HELD_OUT_EVERY = 6  # one sentence in six belongs to the test set
+MAX_SOUP_WORDS = 8
 Kind: TypeAlias = Literal["event", "fact", "small", "soup"]
+# Soups of random words make every word as frequent as any other, and cannot be guessed from their context.
 MIXTURE: Mapping[Kind, float] = {"event": 0.6, "fact": 0.1, "small": 0.04, "soup": 0.26}
 
 
@@ -31,9 +32,9 @@ class Utterance:
     """One thing to say.
 
     Attributes:
-        text: with capital and full stop.
-        family: what kind of thing it is; None for a soup of random words.
-        slots: its fillers by name.
+        text: the sentence, with capital and full stop.
+        family: the family that the sentence was drawn from; None for a soup of random words.
+        slots: the fillers of the sentence, by slot name.
     """
 
     text: str
@@ -47,8 +48,14 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a good listener says: one sentence for the tone, one for the words, one that remembers."""
+class ExpectedReply:
+    """What a good listener says, which is the label of a conversation.
+
+    Attributes:
+        tone: a sentence that answers the tone.
+        content: a sentence that answers the words.
+        memory: a sentence that uses an earlier fact; empty where no fact was stated.
+    """
 
     tone: str
     content: str
@@ -61,11 +68,17 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A talk to be answered, the right answer, and the fact that it remembers."""
+class ConversationSample:
+    """A conversation with its label.
+
+    Attributes:
+        conversation: the turns up to the last user turn.
+        reply: the right reply to it.
+        memory: the fact that the reply uses; None where no fact was stated.
+    """
 
     conversation: Conversation
-    reply: Reply
+    reply: ExpectedReply
     memory: Utterance | None = None
 
 
@@ -79,7 +92,8 @@ def words(text: str) -> list[str]:
 
 def is_held_out(text: str) -> bool:
     """Whether a sentence belongs to the test set."""
-    return zlib.crc32(" ".join(words(text)).encode()) % HELD_OUT == 0
+    # CRC-32 and not `hash`, which Python seeds anew in every process.
+    return zlib.crc32(" ".join(words(text)).encode()) % HELD_OUT_EVERY == 0
 
 
 @cache
@@ -93,27 +107,31 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def sample_utterance(rng: random.Random, *, held_out: bool, kinds: Sequence[Kind] | None = None) -> Utterance:
-    """Draws a thing to say, of the test set or not; soups and short small talk belong to both."""
+    """Draws a thing to say.
+
+    Args:
+        rng: source of every draw.
+        held_out: True for sentences of the test set, False for those of training; soups and small talk belong to both.
+        kinds: kinds to draw from; all unless given.
+    """
     shares = {kind: share for kind, share in MIXTURE.items() if kinds is None or kind in kinds}
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind == "soup":
-        return Utterance(" ".join(rng.choices(vocabulary(), k=rng.randint(2, LONGEST_SOUP))), None, {})
+        return Utterance(" ".join(rng.choices(vocabulary(), k=rng.randint(2, MAX_SOUP_WORDS))), None, {})
+    families = {"event": EVENTS, "fact": FACTS, "small": SMALL_TALK}[kind]
     while True:
-        said = _fill(rng, rng.choice({"event": EVENTS, "fact": FACTS, "small": SMALL_TALK}[kind]))
-        if kind == "small" or is_held_out(said.text) == held_out:
-            return said
+        family = rng.choice(families)
+        phrasing = rng.choice(family.phrasings)
+        slots = {name: rng.choice(SLOTS[name]) for name in slots_of(phrasing)}
+        text = phrasing.format(**slots)
+        # Small talk has too few sentences to split: a sixth of them would leave some families without any.
+        if kind == "small" or is_held_out(text) == held_out:
+            return Utterance(text, family, slots)
 
 
 def sentence(rng: random.Random, held_out: bool) -> str:
     """The text of an event, a fact or small talk."""
     return sample_utterance(rng, held_out=held_out, kinds=("event", "fact", "small")).text
-
-
-def _fill(rng: random.Random, family: Family) -> Utterance:
-    """One phrasing with fillers; the answer's slots are drawn even where the phrasing leaves them out."""
-    phrasing = rng.choice(family.phrasings)
-    slots = {name: rng.choice(SLOTS[name]) for name in slots_of(phrasing)}
-    return Utterance(phrasing.format(**slots), family, slots)
 
 
 # ---------------------------------------------------------------------- captions
@@ -137,24 +155,27 @@ SEPARATORS = (", ", ", ", "; ", " and ", " / ")
 
 
 def caption(style: Style, rng: random.Random | None = None, *, drop: float = 0.15) -> str:
-    """How something is said, in words; without `rng` the full, plain form.
+    """How something is said, in words.
 
-    With `rng` the order, the phrasing and the separators vary and attributes are left out at random, each with
-    the chance `drop` (never all): an LLM that has read such captions can later read them from soft prompts,
-    where nothing has an order.
+    Args:
+        style: the attributes to put in words.
+        rng: source of the order, the phrasing, the separator and the attributes left out; None gives the full caption
+            in its plain form.
+        drop: probability that an attribute is left out; one always stays.
     """
     labels = style.labels()
     if rng is None:
         return ", ".join(VALUE_WORDS[name][value][1] for name, value in labels.items())
     names = list(labels)
+    # An LLM that has read captions in any order can later read them from soft prompts, where nothing has an order.
     rng.shuffle(names)
-    kept = [name for name in names if rng.random() >= drop] or names[:1]
-    return rng.choice(SEPARATORS).join(_phrase(name, labels[name], rng) for name in kept)
-
-
-def _phrase(name: str, value: str, rng: random.Random) -> str:
-    short, long = VALUE_WORDS[name][value]
-    return rng.choice((f"{name} {short}", short, long))
+    named = [name for name in names if rng.random() >= drop] or names[:1]
+    separator = rng.choice(SEPARATORS)
+    phrases = []
+    for name in named:
+        short, long = VALUE_WORDS[name][labels[name]]
+        phrases.append(rng.choice((f"{name} {short}", short, long)))
+    return separator.join(phrases)
 
 
 def mentions(caption_text: str, attribute: str) -> bool:
@@ -239,11 +260,17 @@ def transcription(speech: Speech, rng: random.Random) -> Conversation:
 
 
 def questions(speech: Speech, rng: random.Random, attributes: Sequence[str] | None = None) -> Conversation:
-    """Questions about how something is said, in one talk, with their answers; 2 to 5 of them unless named."""
+    """One conversation of questions about how something is said, with their answers.
+
+    Args:
+        speech: the recording; it stands in the first turn alone.
+        rng: source of every draw.
+        attributes: the attributes asked for, in order; 2 to 5 drawn ones unless given.
+    """
     asked = list(attributes or rng.sample(list(ATTRIBUTES), rng.randint(2, len(ATTRIBUTES))))
     conversation = Conversation(rng.choice(ASK_PROMPTS))
-    for place, name in enumerate(asked):
-        conversation.user(*([speech] if place == 0 else []), question(name, rng))
+    for index, name in enumerate(asked):
+        conversation.user(*([speech] if index == 0 else []), question(name, rng))
         conversation.assistant(ANSWERS[name].format(value=speech.labels[name]))
     return conversation
 
@@ -257,8 +284,8 @@ def question(attribute: str, rng: random.Random) -> str:
 
 def chosen(answer: str, attribute: str) -> str | None:
     """The one value of an attribute that an answer names; None where it names none or several."""
-    said = set(words(answer))
-    named = [value for value in ATTRIBUTES[attribute] if value in said]
+    answered = set(words(answer))
+    named = [value for value in ATTRIBUTES[attribute] if value in answered]
     return named[0] if len(named) == 1 else None
 
 
@@ -298,13 +325,13 @@ TONE_ALONE = {
 }
 
 
-def reply_to(utterance: Utterance | None, emotion: str | None, memory: Utterance | None = None) -> Reply:
+def reply_to(utterance: Utterance | None, emotion: str | None, memory: Utterance | None = None) -> ExpectedReply:
     """The rule of the world: what a good listener says.
 
     Args:
-        utterance: an event; None when the words were not heard.
-        emotion: None when the tone was not heard.
-        memory: a fact that was told earlier.
+        utterance: the event that is replied to; None where its words are not known.
+        emotion: the emotion of the voice; None where the tone is not known.
+        memory: a fact stated earlier in the conversation; None where there is none.
     """
     remembered = ""
     if memory is not None:
@@ -312,10 +339,10 @@ def reply_to(utterance: Utterance | None, emotion: str | None, memory: Utterance
         assert memory.family.memory is not None
         remembered = _with(memory.family.memory, memory.slots)
     if utterance is None:
-        return Reply(TONE_ALONE[emotion] if emotion else NO_TONE, NO_CONTENT, remembered)
+        return ExpectedReply(TONE_ALONE[emotion] if emotion else NO_TONE, NO_CONTENT, remembered)
     assert utterance.family is not None
     tone = TONES[emotion][utterance.family.valence] if emotion else NO_TONE
-    return Reply(tone, _with(utterance.family.content, utterance.slots), remembered)
+    return ExpectedReply(tone, _with(utterance.family.content, utterance.slots), remembered)
 
 
 def _with(text: str, slots: Mapping[str, str]) -> str:
@@ -324,9 +351,9 @@ def _with(text: str, slots: Mapping[str, str]) -> str:
 
 
 def typed(rng: random.Random, kind: Kind) -> tuple[Utterance, Part]:
-    """Something said earlier in a talk, as text."""
-    said = sample_utterance(rng, held_out=False, kinds=(kind,))
-    return said, said.text
+    """An earlier statement of a conversation, as text."""
+    utterance = sample_utterance(rng, held_out=False, kinds=(kind,))
+    return utterance, utterance.text
 
 
 def sample_talk(
@@ -335,31 +362,35 @@ def sample_talk(
     utterance: Utterance,
     style: Style,
     earlier: Callable[[random.Random, Kind], tuple[Utterance, Part]] = typed,
-) -> Talk:
-    """A talk that ends with a given spoken event: up to three exchanges, among them a fact or none.
+) -> ConversationSample:
+    """A conversation that ends with a given spoken event, after up to three exchanges with at most one fact.
 
     Args:
-        rng: draws the system text and what was said before.
+        rng: source of the system text and of the earlier turns.
         speech: the event as it is spoken.
-        utterance: what it says.
-        style: how it is said.
-        earlier: draws a fact or small talk and the part of a turn that says it.
+        utterance: what the event says.
+        style: how the event is said.
+        earlier: function that draws a fact or small talk, and the part of a turn that says it.
     """
     conversation = Conversation(rng.choice(LISTEN_PROMPTS))
-    memory, before = None, rng.randint(0, 3)
-    told = rng.randrange(before) if before and rng.random() < 0.75 else None
-    for place in range(before):
-        said, part = earlier(rng, "fact" if place == told else "small")
-        memory = said if place == told else memory
-        assert said.family is not None
-        conversation.user(part).assistant(_with(said.family.content, said.slots))
-    return Talk(conversation.user(speech), reply_to(utterance, style.emotion, memory), memory)
+    exchanges = rng.randint(0, 3)
+    # A quarter of the conversations have no fact: a reply must also learn when there is nothing to remember.
+    fact_index = rng.randrange(exchanges) if exchanges and rng.random() < 0.75 else None
+    memory = None
+    for index in range(exchanges):
+        stated, part = earlier(rng, "fact" if index == fact_index else "small")
+        if index == fact_index:
+            memory = stated
+        assert stated.family is not None
+        conversation.user(part).assistant(_with(stated.family.content, stated.slots))
+    return ConversationSample(conversation.user(speech), reply_to(utterance, style.emotion, memory), memory)
 
 
-def check(answer: str, reply: Reply) -> dict[str, bool]:
-    """Which of the three parts of an answer are as the rule has them.
+def check(answer: str, reply: ExpectedReply) -> dict[str, bool]:
+    """Which of the three parts of an answer are as the rule has them: "tone", "content" and "memory".
 
-    The memory is right when the answer ends with it; where nothing was told, when it ends with no memory at all.
+    The memory is right when the answer ends with it. Where no fact was stated, it is right when the answer ends with
+    no memory of any family.
     """
     remembered = answer.endswith(reply.memory) if reply.memory else not _MEMORY.search(answer)
     return {"tone": answer.startswith(reply.tone), "content": reply.content in answer, "memory": remembered}

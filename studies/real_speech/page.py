@@ -1,4 +1,4 @@
-"""Writes the tables and findings of docs/real-speech.md from the result file; no number there is typed."""
+"""Writes the tables and findings of docs/real-speech.md from the result file; nobody types a number there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from studies.real_speech import plans
 from studies.real_speech.wording import EMOTIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-speech.md"
-Found = Mapping[str, Any]
+Figures = Mapping[str, Any]
 
 
 def write(result: Path, *, check: bool = False) -> int:
-    """Writes the page, or with `check` returns 1 where it is stale."""
+    """Writes the page.
+
+    Args:
+        result: result file.
+        check: whether only to compare the page.
+
+    Returns:
+        0, or with `check` 1 where the page is stale.
+    """
     text = PAGE.read_text()
     fresh = put(text, "real_speech", tables(json.loads(result.read_text())))
     if check:
@@ -25,18 +33,19 @@ def write(result: Path, *, check: bool = False) -> int:
     return 0
 
 
-def tables(result: Found) -> str:
-    """Everything that was measured, in Markdown; a part that was not measured is left out."""
-    found: Found = result["figures"]
-    said = [f"Machine: {result['machine']}; torch {result['torch']}, transformers {result['transformers']}.\n"]
+def tables(result: Figures) -> str:
+    """All tables in Markdown; one without figures is left out."""
+    found: Figures = result["figures"]
+    head = f"Machine: {result['machine']}; torch {result['torch']}, transformers {result['transformers']}.\n"
     makers = (_findings, _chosen, _confusion, _swap, _probe, _tone, _whole, _rotated, _tested)
-    return "\n".join([*said, *(part for make in makers if (part := make(found)))])
+    return "\n".join([head, *(part for make in makers if (part := make(found)))])
 
 
-def _findings(found: Found) -> str:
-    """What the comparisons of P say, each with its intervals."""
+def _findings(found: Figures) -> str:
+    """The comparisons in words, each with its figures and intervals."""
+    # P is compared among the arms that train P alone, the rest among those that train both adapters.
     chosen = found.get("as chosen seed 0")
-    lines = []
+    lines: list[str] = []
     for name, words in FINDINGS.items():
         other = found.get(f"{name} seed 0")
         if chosen and other:
@@ -47,14 +56,14 @@ def _findings(found: Found) -> str:
     if "probe" in found:
         last = max(key for key in found["probe"] if key.startswith("emotion"))
         layer, figure = probe_best(found["probe"])
-        told = f"{layer} of the yardstick reads {_figure(figure)}, its last layer {_figure(found['probe'][last])}"
-        lines.append(f"{len(lines) + 1}. The best layer for emotion is not the last one: {told}.")
+        compared = f"{layer} of the yardstick reads {_figure(figure)}, its last layer {_figure(found['probe'][last])}"
+        lines.append(f"{len(lines) + 1}. The best layer for emotion is not the last one: {compared}.")
     return (
         "### Findings\n\nEmotion from P alone unless said, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
     )
 
 
-FIRST = "copies transcribed too"  # the mixture before the one that was chosen
+EARLIER_MIXTURE = "copies transcribed too"  # the mixture of tasks before the one that was chosen
 FINDINGS: Mapping[str, str] = {
     "last layer": "Layer 3 of 4, against the last",
     "channels as they are": "Channels standardized, against normalised frame by frame alone",
@@ -67,7 +76,8 @@ FINDINGS: Mapping[str, str] = {
 }
 
 
-EMOTION, SENTENCE = ("emotion, P and L",), ("words, P and L", "exact")
+EMOTION = ("emotion, P and L",)  # paths of figures in the result file
+SENTENCE = ("words, P and L", "exact")
 WHOLE_FINDINGS: Sequence[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
     ("With ERR, against without", "without ERR", ("emotion, P",), ("emotion, P",)),
     ("With ERR, against without, emotion from P and L", "without ERR", EMOTION, EMOTION),
@@ -75,26 +85,23 @@ WHOLE_FINDINGS: Sequence[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
     ("Two adapters, against one of equal size, emotion", plans.SINGLE.name, EMOTION, ("emotion, L",)),
     ("Two adapters, against one of equal size, which sentence", plans.SINGLE.name, SENTENCE, ("words, L", "exact")),
 )
-"""What is said, the arm beside the chosen one, and the figures of both; a single adapter stands in L's place."""
+"""Text, the arm beside the chosen one, and the paths of both figures; a single adapter stands in L's place."""
 
 
 def _pair(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    apart = "do not overlap" if _apart(ours, theirs) else "overlap"
-    return f"{_figure(ours)} against {_figure(theirs)}; the intervals {apart}"
+    # Stricter than a paired test: intervals may overlap and the difference still be real.
+    apart = ours["low"] > theirs["high"] or theirs["low"] > ours["high"]
+    return f"{_figure(ours)} against {_figure(theirs)}; the intervals {'do not overlap' if apart else 'overlap'}"
 
 
-def probe_best(probe: Found) -> tuple[str, Mapping[str, float]]:
-    """The layer from which the yardstick reads emotion best."""
+def probe_best(probe: Figures) -> tuple[str, Mapping[str, float]]:
+    """The layer from which the probe reads the emotion best, and its figure."""
     own = {key: value for key, value in probe.items() if key.startswith("emotion, ")}
     key = max(own, key=lambda one: float(own[one]["value"]))
     return key.removeprefix("emotion, ").capitalize(), own[key]
 
 
-def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return one["low"] > other["high"] or other["low"] > one["high"]
-
-
-def _chosen(found: Found) -> str:
+def _chosen(found: Figures) -> str:
     runs = _seeds(found, plans.CHOSEN.name)
     if not runs:
         return ""
@@ -132,7 +139,7 @@ TEXT_ROWS = (
 )
 
 
-def _confusion(found: Found) -> str:
+def _confusion(found: Figures) -> str:
     runs = _seeds(found, plans.CHOSEN.name)
     if not runs:
         return ""
@@ -145,7 +152,7 @@ def _confusion(found: Found) -> str:
     )
 
 
-def _swap(found: Found) -> str:
+def _swap(found: Figures) -> str:
     runs = _seeds(found, plans.CHOSEN.name)
     rows = [
         [f"{name}, seed {seed}", _figure(figure), str(figure["n"])]
@@ -154,29 +161,29 @@ def _swap(found: Found) -> str:
     ]
     if not rows:
         return ""
-    said = "### The swap\n\nP of an angry clip with L of a calm one of the same actor, who says the other sentence.\n\n"
-    return said + _table(["%", "rate", "n"], rows)
+    head = "### The swap\n\nP of an angry clip with L of a calm one of the same actor, who says the other sentence.\n\n"
+    return head + _table(["%", "rate", "n"], rows)
 
 
-def _probe(found: Found) -> str:
+def _probe(found: Figures) -> str:
     if "probe" not in found:
         return ""
     names = [("probe", "window of 6 s"), ("probe, window of 30 s", "window of 30 s")]
-    kept = [(found[key], label) for key, label in names if key in found]
-    layers = sorted({key.split("layer ")[1] for key in kept[0][0]})
-    head = ["layer", *(f"{name}, {label}" for _, label in kept for name in ("emotion", "gender"))]
+    probes = [(found[key], label) for key, label in names if key in found]
+    layers = sorted({key.split("layer ")[1] for key in probes[0][0]})
+    head = ["layer", *(f"{name}, {label}" for _, label in probes for name in ("emotion", "gender"))]
     rows = [
-        [layer, *(_figure(some[f"{name}, layer {layer}"]) for some, _ in kept for name in ("emotion", "gender"))]
+        [layer, *(_figure(probe[f"{name}, layer {layer}"]) for probe, _ in probes for name in ("emotion", "gender"))]
         for layer in layers
     ]
-    said = (
+    intro = (
         "### The yardstick\n\nA linear classifier on mean and deviation of one layer over the clip, same speakers; "
         "layer 0 is the convolutions', the last one the encoder's output.\n\n"
     )
-    return said + _table(head, rows)
+    return intro + _table(head, rows)
 
 
-def _tone(found: Found) -> str:
+def _tone(found: Figures) -> str:
     arms = [(arm.name, found[f"{arm.name} seed 0"]) for arm in plans.TONE if f"{arm.name} seed 0" in found]
     if not arms:
         return ""
@@ -184,35 +191,35 @@ def _tone(found: Found) -> str:
         [name, _figure(run["emotion, P"]), _figure(run["gender, P"]), f"{run['adapters']:,}", f"{run['minutes']}"]
         for name, run in arms
     ]
-    said = (
+    intro = (
         "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each "
         "row differs from the first in one thing.\n\n"
     )
-    return said + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
+    return intro + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
 
 
-def _whole(found: Found) -> str:
-    names = [arm.name for arm in (plans.CHOSEN, *plans.WHOLE)] + [FIRST]
+def _whole(found: Figures) -> str:
+    names = [arm.name for arm in (plans.CHOSEN, *plans.WHOLE)] + [EARLIER_MIXTURE]
     arms = [(name, found[f"{name} seed 0"]) for name in names if f"{name} seed 0" in found]
     if len(arms) < 2:
         return ""
+
+    def has(arm: str, path: tuple[str, ...]) -> bool:
+        # A single adapter is asked through P too, where it has nothing: such figures say nothing of it.
+        return arm != plans.SINGLE.name or any(part.endswith(", L") for part in path)
+
     left_out = ("librispeech", "emotion, commonest")
     labels = [(label, path) for label, _, path in CHOSEN_ROWS if path[0] not in left_out]
-    rows = [[label, *(_at(run, path) if _has(name, path) else "" for name, run in arms)] for label, path in labels]
-    said = (
+    rows = [[label, *(_at(run, path) if has(name, path) else "" for name, run in arms)] for label, path in labels]
+    intro = (
         "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps. A single "
         "adapter has no P: what it does stands in the rows of L alone, where tone is no leak.\n\n"
     )
-    return said + _table(["%", *(name for name, _ in arms)], rows)
+    return intro + _table(["%", *(name for name, _ in arms)], rows)
 
 
-def _has(arm: str, path: tuple[str, ...]) -> bool:
-    """Whether an arm has the channels that a figure is about."""
-    return arm != plans.SINGLE.name or any(part.endswith(", L") for part in path)
-
-
-def _rotated(found: Found) -> str:
-    """Digits of every pair of speakers, each from a run that never heard them."""
+def _rotated(found: Figures) -> str:
+    """Digits of every pair of speakers, each from a run without them in its training data."""
     arms = (plans.CHOSEN, *plans.ROTATED)
     runs = [(arm, found[key]["digits"]) for arm in arms if (key := f"{arm.name} seed 0") in found]
     if len(runs) < 2:
@@ -222,14 +229,14 @@ def _rotated(found: Found) -> str:
         [" and ".join(arm.held), str(run["words, L"]["exact"]["n"]), *(_at(run, key) for key in keys)]
         for arm, run in runs
     ]
-    said = (
+    intro = (
         "### Digits of the other speakers\n\nThe chosen setting, seed 0, taught by four speakers and asked about the "
         "other two. Only the first two had been looked at before it was chosen.\n\n"
     )
-    return said + _table(["never heard", "n", "L alone, %", "P and L, %"], rows)
+    return intro + _table(["never heard", "n", "L alone, %", "P and L, %"], rows)
 
 
-def _tested(found: Found) -> str:
+def _tested(found: Figures) -> str:
     runs = [run for name, run in found.items() if name.startswith("tested ")]
     keys = ("emotion, P", "emotion, P and L", "gender, P")
     rows = [[" ".join(run["actors"]), str(run["seed"]), *(_at(run, (key,)) for key in keys)] for run in runs]
@@ -241,23 +248,23 @@ def _tested(found: Found) -> str:
 # ---------------------------------------------------------------------- helpers
 
 
-def _seeds(found: Found, name: str) -> dict[str, Any]:
-    """The runs of an arm by seed."""
-    mark = f"{name} seed "
-    return {key.removeprefix(mark): run for key, run in found.items() if key.startswith(mark)}
+def _seeds(found: Figures, name: str) -> dict[str, Any]:
+    """The runs of an arm, by seed."""
+    prefix = f"{name} seed "
+    return {key.removeprefix(prefix): run for key, run in found.items() if key.startswith(prefix)}
 
 
-def _at(run: Found, path: Iterable[str]) -> str:
+def _at(run: Figures, path: Iterable[str]) -> str:
     """The figure at a path; empty where it was not measured."""
-    here = _get(run, path)
-    return _figure(here) if here else ""
+    figure = _get(run, path)
+    return _figure(figure) if figure else ""
 
 
-def _get(run: Found, path: Iterable[str]) -> Any:
-    here: Any = run
+def _get(run: Figures, path: Iterable[str]) -> Any:
+    found: Any = run
     for key in path:
-        here = here.get(key, {})
-    return here
+        found = found.get(key, {})
+    return found
 
 
 def _figure(figure: Mapping[str, float]) -> str:

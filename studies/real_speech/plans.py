@@ -1,4 +1,4 @@
-"""Who is learnt from, who is reported, and which settings are compared. No torch."""
+"""Which speakers are trained and tested on, and which settings are compared. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from studies.real_speech.wording import SPEAKERS
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 TUNED_WITH = tuple(f"actor{number:02d}" for number in range(1, 13))
-"""Every setting was chosen by cross-validation among these; the reported arms learn from them."""
+"""Every setting was chosen by cross-validation among these actors; the reported arms are trained on all of them."""
 REPORTED = tuple(f"actor{number:02d}" for number in range(13, 19))
 DIGITS_REPORTED = ("theo", "yweweler")
-COPIES = 2  # altered copies of every recording that is learnt from
+COPIES = 2  # altered copies of every training recording
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Arm:
     """One setting beside the chosen one.
 
     Attributes:
-        name: in the tables.
-        para: what differs in `model.paralinguistic`.
-        err: equivalence replacement in stages 2 and 3.
-        single: one adapter of equal size instead of two: everything goes through L.
-        tone: P is taught alone, aligned and then through the LLM, and asked alone: quick, for what concerns P.
-        aligned: P is first brought to where the words of its labels are.
-        held: the two FSDD speakers who are reported; the other four are learnt from.
+        name: name in the tables.
+        para: settings that differ in `model.paralinguistic`.
+        err: whether stages 2 and 3 have equivalence replacement.
+        single: whether one adapter of equal size takes the place of two: everything goes through L.
+        tone: whether P is trained and tested alone, which is quick and enough for questions about P.
+        aligned: whether P is first aligned with the words of its labels.
+        held: the two FSDD speakers of the test set; the other four are in the training data.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Arm:
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """Who says the digits that it learns from."""
+        """The FSDD speakers of the training data."""
         return tuple(speaker for speaker in SPEAKERS if speaker not in self.held)
 
 
@@ -52,7 +52,7 @@ ROTATED = tuple(
     Arm(f"digits of {one} and {other}", held=(one, other))
     for one, other in (("george", "jackson"), ("lucas", "nicolas"))
 )
-"""The chosen setting for speakers of digits whom nobody had looked at when it was chosen."""
+"""The chosen setting, tested on speakers of digits whose figures nobody had seen when it was chosen."""
 SINGLE = Arm("single adapter", single=True)
 WHOLE = (Arm("without ERR", err=False), SINGLE)
 TONE = (
@@ -73,10 +73,10 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], seed: int, speed: flo
     """The recipe of an arm.
 
     Args:
-        arm: what differs from the chosen settings.
+        arm: the arm.
         work: folder of the study.
-        actors: of RAVDESS, to learn from.
-        seed: of everything.
+        actors: actors of RAVDESS in the training data.
+        seed: seed of every draw.
         speed: factor on the steps of every stage.
     """
     recipe = load(RECIPE, [f"seed={seed}"])
@@ -91,8 +91,10 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], seed: int, speed: flo
         train=tuple(map(str, [*clips, *copies, *strings, *targets])),
         features=str(work / "frames"),
     )
-    parts = {"encoder": str(work / "encoder"), "llm": str(work / "llm")}
-    model = replace(recipe.model, **parts, paralinguistic=para, linguistic=ling)
+    model = replace(
+        recipe.model, encoder=str(work / "encoder"), llm=str(work / "llm"), paralinguistic=para, linguistic=ling
+    )
+    # A single adapter stands in L's place, where P's alignment has no adapter to align.
     stages = tuple(_stage(stage, arm, speed) for stage in recipe.stages if not (arm.single and "tone" in stage.name))
     if arm.tone:
         aligned = tuple(stage for stage in stages if stage.name == "align_tone" and arm.aligned)
@@ -101,7 +103,7 @@ def recipe_of(arm: Arm, work: Path, actors: Sequence[str], seed: int, speed: flo
 
 
 def _tone(recipe: Recipe, speed: float) -> Stage:
-    """One stage that teaches P alone."""
+    """One stage that trains P alone."""
     stage = next(stage for stage in recipe.stages if stage.name == "joint")
     kind = Kind(learns=("para",), view=ViewDraw(para=("speech",), ling=("none",)))
     steps = max(1, round(TONE_STEPS * speed))
@@ -109,13 +111,14 @@ def _tone(recipe: Recipe, speed: float) -> Stage:
 
 
 def _stage(stage: Stage, arm: Arm, speed: float) -> Stage:
+    """A stage of the recipe as the arm changes it."""
     assert stage.steps is not None
-    kinds: Mapping[str, Kind] = {} if stage.objective == "align" else stage.kinds
-    changed = {name: _kind(kind, arm) for name, kind in kinds.items()}
-    return replace(stage, steps=max(1, round(stage.steps * speed)), **changed)
-
-
-def _kind(kind: Kind, arm: Arm) -> Kind:
-    if arm.single:
-        return replace(kind, learns=("ling",), view=ViewDraw(para=("none",), ling=("speech",)))
-    return kind if arm.err else replace(kind, learns=("para", "ling"), view=ViewDraw())
+    changed: dict[str, Any] = {"steps": max(1, round(stage.steps * speed))}
+    if stage.objective != "align":  # an alignment has one adapter and no LLM: nothing to replace
+        for name, kind in stage.kinds.items():
+            if arm.single:
+                kind = replace(kind, learns=("ling",), view=ViewDraw(para=("none",), ling=("speech",)))
+            elif not arm.err:
+                kind = replace(kind, learns=("para", "ling"), view=ViewDraw())
+            changed[name] = kind
+    return replace(stage, **changed)

@@ -1,4 +1,4 @@
-"""What the three corpora say and how it is called: RAVDESS' file names, sentences and emotions, FSDD's digits.
+"""What the three corpora say and how they name it: RAVDESS' file names, sentences and emotions, FSDD's digits.
 
 No torch here. Sources: Livingstone and Russo (2018) for RAVDESS' file names; the README of FSDD.
 """
@@ -19,13 +19,16 @@ SPEECH = ("03", "01")  # modality audio only, vocal channel speech
 
 
 def ravdess(path: Path) -> dict[str, Any] | None:
-    """What RAVDESS' file name tells, such as `03-01-05-01-02-01-16.wav`; None where it is no spoken clip of it."""
+    """The fields of a RAVDESS file name such as `03-01-05-01-02-01-16.wav`; None for any other file, and for songs."""
     fields = path.stem.split("-")
     if len(fields) != 7 or not all(field.isdecimal() and len(field) == 2 for field in fields):
         return None
-    emotion, sentence, actor = int(fields[2]), int(fields[4]), int(fields[6])
+    emotion = int(fields[2])
+    sentence = int(fields[4])
+    actor = int(fields[6])
     if tuple(fields[:2]) != SPEECH or not (1 <= emotion <= len(EMOTIONS) and 1 <= sentence <= len(SENTENCES)):
         return None
+    # Odd numbers are male actors, by the corpus's own convention.
     labels = {"gender": "male" if actor % 2 else "female", "emotion": EMOTIONS[emotion - 1]}
     return {"id": path.stem, "speaker": f"actor{actor:02d}", "labels": labels, "transcript": SENTENCES[sentence - 1]}
 
@@ -40,8 +43,16 @@ def digit(path: Path) -> tuple[str, str, int] | None:
 
 
 def conversation(fields: Mapping[str, Any], audio: str, tasks: tuple[str, ...], name: str = "") -> dict[str, Any]:
-    """A recording as a line for `dualslm prepare jsonl`: a talk that is asked by tasks."""
+    """A recording as a row for `dualslm prepare jsonl`.
+
+    Args:
+        fields: id, speaker, and where they are known transcript and labels.
+        audio: path of the recording.
+        tasks: tasks of the recording.
+        name: id of the row; that of `fields` unless given.
+    """
     known = {key: fields[key] for key in ("transcript", "labels") if fields.get(key)}
+    # The choices stand in the row, because our own emotion task lists other emotions than RAVDESS has.
     choices = {"choices": {"emotion": list(EMOTIONS)}} if "emotion" in fields.get("labels", {}) else {}
     part = {"audio": audio, **known, **choices}
     turns = [{"role": "user", "parts": [part]}]

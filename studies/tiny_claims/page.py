@@ -1,7 +1,7 @@
-"""docs/study.md and its plots, written from docs/results/study.json alone; no figure and no verdict is typed.
+"""docs/study.md and its plot, written from docs/results/study.json alone; nobody types a figure or a verdict.
 
 A figure pools its seeds: the interval is a bootstrap over test utterances, which all seeds share, and the value of
-each seed stands beside where there are several. A claim is held against the paired difference of two rows.
+each seed follows where there are several. A claim is tested on the paired difference of two rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import numpy as np
 from dualslm.evaluation.metrics.bootstrap import Difference, difference, figure, holm
 from dualslm.evaluation.metrics.figure import Figure
 
-RESULT, PAGE, PLOT = Path("docs/results/study.json"), Path("docs/study.md"), Path("docs/study.svg")
-BUILT = Path("docs/results/tiny.json")
+RESULT = Path("docs/results/study.json")
+PAGE = Path("docs/study.md")
+PLOT = Path("docs/study.svg")
+FULL_LENGTH_RESULT = Path("docs/results/tiny.json")  # of the shipped model's own build
 Result: TypeAlias = dict[str, Any]
 Cell: TypeAlias = tuple[str, str]
-"""A row (variant/stage) and a mark such as "words/L"."""
+"""A row (variant/stage) and a measure such as "words/L"."""
 
-MARKS = {
+MEASURES = {
     "words/both": "word errors, P and L",
     "words/L": "word errors, L alone",
     "words/caption+L": "word errors, caption and L",
@@ -87,14 +89,15 @@ AT_LENGTH = {
 
 
 class Claim(NamedTuple):
-    """A claim of the paper as a difference between two cells: the first is to be the better one."""
+    """A claim of the paper as a difference between two cells: the first should be the better one."""
 
     says: str
     better: Cell
     worse: Cell
 
 
-ERR, NO_ERR = "full/respond", "without-err/respond"
+ERR = "full/respond"
+NO_ERR = "without-err/respond"
 CLAIMS = (
     Claim(
         "Stage 1 entangles: L alone reads worse than P and L", ("full/joint", "words/both"), ("full/joint", "words/L")
@@ -125,8 +128,8 @@ CLAIMS = (
         ("unaligned/joint", "emotion/P"),
     ),
     *(
-        Claim(f"ERR without alignment: {what}", ("unaligned/respond", mark), ("unaligned-without-err/respond", mark))
-        for what, mark in (
+        Claim(f"ERR without alignment: {what}", ("unaligned/respond", key), ("unaligned-without-err/respond", key))
+        for what, key in (
             ("emotion from P alone", "emotion/P"),
             ("energy from P alone", "energy/P"),
             ("words with P and L together", "nats/both"),
@@ -137,7 +140,7 @@ CLAIMS = (
     Claim("Two adapters beat one: emotion", (ERR, "emotion/both"), ("single/respond", "emotion/both")),
     Claim("Two adapters beat one: replies", (ERR, "reply/both"), ("single/respond", "reply/both")),
     Claim(
-        "Histories of random length: memory where nothing was told",
+        "Histories of random length: memory where no fact was stated",
         (ERR, "depth 0 memory/both"),
         ("fixed-history/respond", "depth 0 memory/both"),
     ),
@@ -166,39 +169,42 @@ def page(result: Result) -> str:
 # ---------------------------------------------------------------------- figures
 
 
-def cell(result: Result, row: str, mark: str) -> Figure | None:
-    """A figure over all seeds that are there."""
-    counts, names = pooled(result, row, mark)
+def cell(result: Result, row: str, measure: str) -> Figure | None:
+    """The figure of a row over all its seeds; None where it was not measured."""
+    counts, names = pooled(result, row, measure)
     if not names:
         return None
     found = figure(np.array(counts), names)
-    scale = 100.0 if mark.startswith("nats") else 1.0
+    scale = 100.0 if measure.startswith("nats") else 1.0  # `figure` is in percent, which nats are not
     return Figure(found.value / scale, found.low / scale, found.high / scale, found.n, found.clusters)
 
 
-def pooled(result: Result, row: str, mark: str, seeds: tuple[str, ...] = ()) -> tuple[list[list[float]], list[str]]:
-    """The counts of all seeds, and the utterance of each."""
-    counts, names = [], []
-    for seed in seeds or seeds_of(result, row, mark):
-        own = result["marks"][f"{row}/{seed}"][mark]
+def pooled(result: Result, row: str, measure: str, seeds: tuple[str, ...] = ()) -> tuple[list[list[float]], list[str]]:
+    """The counts of all seeds, and the utterance of each: the clusters of the bootstrap."""
+    counts: list[list[float]] = []
+    names: list[str] = []
+    for seed in seeds or seeds_of(result, row, measure):
+        own = result["marks"][f"{row}/{seed}"][measure]
         counts += own
-        names += [str(place) for place in range(len(own))]
+        names += [str(index) for index in range(len(own))]
     return counts, names
 
 
-def seeds_of(result: Result, row: str, mark: str) -> tuple[str, ...]:
-    """The seeds that a row has the mark for."""
-    told = (key.rsplit("/", 1) for key, marks in result["marks"].items() if mark in marks)
-    return tuple(sorted(seed for name, seed in told if name == row))
+def seeds_of(result: Result, row: str, measure: str) -> tuple[str, ...]:
+    """The seeds with which a row was measured."""
+    legs = (key.rsplit("/", 1) for key, counts in result["marks"].items() if measure in counts)
+    return tuple(sorted(seed for name, seed in legs if name == row))
 
 
 def gap(result: Result, claim: Claim) -> Difference | None:
-    """How much better the first cell is, on the seeds and utterances of both; fewer errors and nats are better."""
+    """How much better the first cell of a claim is; None where no seed has both cells."""
     seeds = tuple(seed for seed in seeds_of(result, *claim.better) if seed in seeds_of(result, *claim.worse))
     if not seeds:
         return None
-    (one, names), (two, _) = (pooled(result, *side, seeds) for side in (claim.better, claim.worse))
-    found = difference(np.array(one), np.array(two), names)
+    better, names = pooled(result, *claim.better, seeds)
+    worse, _ = pooled(result, *claim.worse, seeds)
+    # Paired: both cells have the same seeds and utterances, in the same order.
+    found = difference(np.array(better), np.array(worse), names)
     low_is_good = claim.better[1].startswith(("words", "nats"))
     scale = (-1 if low_is_good else 1) / (100 if claim.better[1].startswith("nats") else 1)
     low, high = sorted((scale * found.low, scale * found.high))
@@ -206,10 +212,10 @@ def gap(result: Result, claim: Claim) -> Difference | None:
 
 
 def gaps(result: Result) -> dict[Claim, Difference]:
-    """Of every claim that is measured, with p corrected for their number."""
-    found = {claim: one for claim in CLAIMS if (one := gap(result, claim)) is not None}
-    corrected = holm([one.p for one in found.values()])
-    return {claim: replace(one, p=p) for (claim, one), p in zip(found.items(), corrected, strict=True)}
+    """The gap of every measured claim, with p corrected for their number."""
+    measured = {claim: found for claim in CLAIMS if (found := gap(result, claim)) is not None}
+    corrected = holm([found.p for found in measured.values()])
+    return {claim: replace(found, p=p) for (claim, found), p in zip(measured.items(), corrected, strict=True)}
 
 
 # ---------------------------------------------------------------------- parts of the page
@@ -256,7 +262,7 @@ def _verdicts(result: Result) -> str:
 
 
 def verdict(found: Difference) -> str:
-    """What a difference with its corrected p says of a claim."""
+    """What a difference with corrected p says about a claim, in Markdown."""
     if found.p >= 0.05:
         return "not shown"
     return "**holds**" if found.value > 0 else "**contradicted**"
@@ -264,49 +270,50 @@ def verdict(found: Difference) -> str:
 
 def _reading(measured: dict[Claim, Difference]) -> str:
     """The claims by verdict, in words."""
-    said: dict[str, list[str]] = {}
+    claims: dict[str, list[str]] = {}
     for claim, found in measured.items():
-        said.setdefault(verdict(found).strip("*"), []).append(claim.says)
+        claims.setdefault(verdict(found).strip("*"), []).append(claim.says)
     heads = {
         "holds": "Holds in the tiny world",
         "contradicted": "The tiny world disagrees with the paper",
         "not shown": "Not shown either way (too small a difference for so few utterances, seeds and so many claims)",
     }
-    return "\n".join(f"- {head}: {'; '.join(said[key])}." for key, head in heads.items() if key in said) + "\n"
+    return "\n".join(f"- {head}: {'; '.join(claims[key])}." for key, head in heads.items() if key in claims) + "\n"
 
 
 def _table(result: Result, title: str, rows: dict[str, str]) -> str:
-    marks = [mark for mark in MARKS if any(seeds_of(result, row, mark) for row in rows)]
+    measures = [name for name in MEASURES if any(seeds_of(result, row, name) for row in rows)]
     lines = [f"## {title}\n"]
-    if not marks:
+    if not measures:
         return "\n".join([*lines, "Not measured yet.\n"])
     lines += [_row("% unless nats", *rows.values()), "|---|" + "--:|" * len(rows)]
-    lines += [_row(MARKS[mark], *(_cell(result, row, mark) for row in rows)) for mark in marks]
+    lines += [_row(MEASURES[name], *(_cell(result, row, name) for row in rows)) for name in measures]
     return "\n".join([*lines, ""])
 
 
-def _cell(result: Result, row: str, mark: str) -> str:
-    found = cell(result, row, mark)
+def _cell(result: Result, row: str, measure: str) -> str:
+    """A cell of a table: the figure, its interval, and the value of each seed."""
+    found = cell(result, row, measure)
     if found is None:
         return "-"
-    digits = 2 if mark.startswith("nats") else 1
+    digits = 2 if measure.startswith("nats") else 1
     shown = f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    seeds = seeds_of(result, row, mark)
+    seeds = seeds_of(result, row, measure)
     if len(seeds) > 1:
-        scale = 1 if mark.startswith("nats") else 100
-        each = (np.array(result["marks"][f"{row}/{seed}"][mark]).sum(0) for seed in seeds)
+        scale = 1 if measure.startswith("nats") else 100
+        each = (np.array(result["marks"][f"{row}/{seed}"][measure]).sum(0) for seed in seeds)
         shown += " (" + ", ".join(f"{scale * part / whole:.{digits}f}" for part, whole in each) + ")"
     return shown
 
 
 def _depths(result: Result) -> str:
     rows = {"full/respond": "random length", "fixed-history/respond": f"always {result['fixed']} exchanges"}
-    depths = sorted({mark.split()[1] for marks in result["marks"].values() for mark in marks if "depth" in mark})
+    depths = sorted({key.split()[1] for counts in result["marks"].values() for key in counts if "depth" in key})
     lines = ["## Histories of random or of one length\n"]
     if not depths:
         return "\n".join([*lines, "Not measured yet.\n"])
     names = ["exchanges before", "the LLM reading the text", *rows.values()]
-    for slot, what in (("memory", "What was told before is remembered, %"), ("content", "The words are answered, %")):
+    for slot, what in (("memory", "Facts stated before are remembered, %"), ("content", "The words are answered, %")):
         lines += [f"{what} (the LLM itself was trained on 0 to 3 exchanges):\n", _row(*names), "|---|--:|--:|--:|"]
         for depth in depths:
             key = f"depth {depth} {slot}"
@@ -317,20 +324,22 @@ def _depths(result: Result) -> str:
 
 
 def _full_length() -> str:
-    """What the build of the shipped model measured of the recipe at its full length, from its own result file."""
-    told = json.loads(BUILT.read_text())
-    one, other = told["figures"]["respond"], told["figures"]["without-err"]
-    shared = [(key, label) for key, label in AT_LENGTH.items() if key in one and key in other]
+    """The figures of the recipe at its full length, from the result file of the shipped model's build."""
+    built = json.loads(FULL_LENGTH_RESULT.read_text())
+    with_err = built["figures"]["respond"]
+    without_err = built["figures"]["without-err"]
+    shared = [(key, label) for key, label in AT_LENGTH.items() if key in with_err and key in without_err]
     lines = [
         "## The recipe at its full length\n",
-        f"The build of the shipped model (`python -m dualslm.tiny build`, n = {told['n']}, seed {told['seed']}) went "
+        f"The build of the shipped model (`python -m dualslm.tiny build`, n = {built['n']}, seed {built['seed']}) went "
         "through the whole recipe, with L aligned first, once with ERR and once without. Two figures are called apart",
         "where their 95 % intervals do not meet, which is stricter than a paired test.\n",
         _row("after stage 3, %", "with ERR", "without ERR", ""),
         "|---|--:|--:|---|",
     ]
     for key, label in shared:
-        a, b = one[key], other[key]
+        a = with_err[key]
+        b = without_err[key]
         better = (a["value"] < b["value"]) == ("wer" in key)
         apart = a["low"] > b["high"] or a["high"] < b["low"]
         says = ("**better with ERR**" if better else "**worse with ERR**") if apart else "not apart"
@@ -350,9 +359,10 @@ def _reservations(result: Result) -> str:
   before P has learnt anything, stage 1 has little to entangle, and ERR little to mend. The fair test of the claims
   about stage 1 is the row without alignment; but L finds words through the LLM alone so slowly here
   (docs/decisions.md: 2,600 steps of 32 to 15 % word errors) that {result["unaligned"]["steps"]} steps leave them
-  mostly misread. Words of that row are therefore read in nats a token, which tell companies apart long before a word
+  mostly misread. Words of that row are therefore read in nats a token, which tell prompts apart long before a word
   error rate does. Its claims about tone were written down after the row had been seen.
-- **Without ERR** means the same lessons, order and steps, with both channels heard and both adapters learning.
+- **Without ERR** means the same examples, order and steps, with both channels in every prompt and both adapters
+  learning.
 - **One adapter** has P's transformer layer in front of L's two linear layers and no P: nearly as many weights, all
   embeddings at 10 Hz. It can be replaced by nothing, so ERR does not apply to it.
 - **Histories of one length** are those talks of the same manifest that have {result["fixed"]} exchanges: about a
@@ -363,6 +373,7 @@ def _reservations(result: Result) -> str:
 
 def plot(result: Result) -> None:
     """Word errors and emotion by channel, row by row, with intervals."""
+    # Imported here, so that the page needs no matplotlib.
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -374,21 +385,22 @@ def plot(result: Result) -> None:
     drawing, axes = pyplot.subplots(1, 3, figsize=(10, 1.2 + 0.4 * len(rows)), sharey=True, layout="constrained")
     groups = {"word errors, %": "words", "emotion right, %": "emotion", "reply all right, %": "reply"}
     for axis, (label, group) in zip(axes, groups.items(), strict=True):
-        for shift, company in enumerate(("both", "L", "P", "caption+L", "P+transcript")):
-            found = [(place, cell(result, row, f"{group}/{company}")) for place, row in enumerate(rows)]
-            kept = [(place + 0.13 * (2 - shift), one) for place, one in found if one is not None]
-            if kept:
-                values = np.array([one.value for _, one in kept])
-                ends = np.array([[one.value - one.low for _, one in kept], [one.high - one.value for _, one in kept]])
+        for shift, source in enumerate(("both", "L", "P", "caption+L", "P+transcript")):
+            cells = [(index, cell(result, row, f"{group}/{source}")) for index, row in enumerate(rows)]
+            points = [(index + 0.13 * (2 - shift), one) for index, one in cells if one is not None]
+            if points:
+                values = np.array([one.value for _, one in points])
+                low = [one.value - one.low for _, one in points]
+                high = [one.high - one.value for _, one in points]
                 axis.errorbar(
                     values,
-                    [y for y, _ in kept],
-                    xerr=ends.clip(0),
+                    [y for y, _ in points],
+                    xerr=np.array([low, high]).clip(0),
                     fmt="o",
                     ms=4,
                     lw=1,
                     color=f"C{shift}",
-                    label=company,
+                    label=source,
                 )
         axis.set(xlabel=label, yticks=range(len(rows)), yticklabels=rows)
         axis.grid(axis="x", alpha=0.3)

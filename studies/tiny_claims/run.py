@@ -2,15 +2,14 @@
 
     python -m studies.tiny_claims [--out runs/study] [--minutes 180] [--seed 0]
 
-Trains and examines, on the embedded default and one core: the three stages; the same without equivalence
-replacement (ERR); without context randomness (histories of one length in stage 3); one adapter of equal size for
-both kinds of information; m = 1, 4, 8, 16; the last encoder layer or a mix of all; and stage 1 without the
-alignment of L that the tiny recipe puts before it. Each leg is one stage from one parent: what two rows have in
-common is trained once. A leg that is done is kept, so the command goes on where it was stopped, and with
-`--minutes` it begins no leg after so long. Every time it writes docs/results/study.json and from it docs/study.md.
+Trains and tests, on the embedded default and one core: the three stages; the same without equivalence replacement
+(ERR); without context randomness (histories of one length in stage 3); one adapter of equal size for both kinds of
+information; m = 1, 4, 8, 16; the last encoder layer or a mix of all; and stage 1 without the alignment of L that the
+tiny recipe puts before it. Each leg is one stage that starts from its parent's adapters: what two rows have in common
+is trained once. A finished leg is not done again, so that a stopped study can be resumed; with `--minutes` no leg
+begins after that time. After each leg docs/results/study.json is written, and from it docs/study.md.
 
-The stages are shorter than the recipe's, so figures are lower than the shipped model's: rows are to be compared
-with each other.
+The stages are shorter than the recipe's, so figures are lower than the shipped model's: compare rows with each other.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported, which reads it once: two seeds may run side by side on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -33,14 +33,13 @@ import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dualslm.conversation import Source
 from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import rows
 from dualslm.files import replacing
 from dualslm.model.checkpoint import WEIGHTS as ADAPTERS
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
-from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
+from dualslm.recipe import Recipe, Stage, ViewDraw, load
 from dualslm.tiny import WEIGHTS, world
 from dualslm.tiny.build import conversations
 from dualslm.tiny.build.recordings import Recordings, record
@@ -49,19 +48,20 @@ from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.trainer import Trainer
 from studies.tiny_claims import page
-from studies.tiny_claims.exam import Marks, context, examine
+from studies.tiny_claims.exam import Counts, context, examine
 
 SIZES = {"train": 6000, "validation": 240}  # recordings
-TESTED = 100  # utterances of a figure
-FIXED = 2  # exchanges before the last turn, where histories have one length
+TEST_UTTERANCES = 100
+FIXED_EXCHANGES = 2  # before the last turn, where histories have one length
 STAGES = ("align", "joint", "disentangle", "respond")
-LENGTHS = {  # shorter than recipes/tiny.toml: the whole study in some hours on one core
+# Shorter than in recipes/tiny.toml, so that the whole study takes some hours on one core.
+LENGTHS: dict[str, dict[str, Any]] = {
     "align": {"steps": 300, "batch": 64},
     "joint": {"steps": 200, "batch": 16, "lr": 5e-4, "warmup": 20},
     "disentangle": {"steps": 150, "batch": 16, "warmup": 20},
     "respond": {"steps": 200, "batch": 16},
 }
-UNALIGNED = {"steps": 600, "lr": 1e-3}  # stage 1 where L must find the words by itself
+UNALIGNED: dict[str, Any] = {"steps": 600, "lr": 1e-3}  # stage 1 where L must find the words by itself
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Variant:
     """One row of the study.
 
     Attributes:
-        name: of the row; its legs' folders end with it.
-        first: the first stage that differs from the full row; the ones before are shared with `base`.
-        base: the row that it branches off.
-        seeds: it is trained with.
-        examined: the stages after which it is examined.
+        name: name of the row, which also names its legs' folders.
+        first: first stage that differs from `base`; the stages before it are shared.
+        base: name of the row that it branches off.
+        seeds: seeds that it is trained with.
+        examined: stages after which it is tested.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Variant:
     examined: tuple[str, ...] = ("respond",)
 
 
-THREE = (0, 1, 2)
+THREE = (0, 1, 2)  # for the rows that most claims are about
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -111,7 +111,7 @@ class Leg:
 
     @property
     def parent(self) -> Leg | None:
-        """The leg whose adapters it begins with; None begins afresh."""
+        """The leg whose adapters it starts from; None where it starts from untrained ones."""
         before = STAGES.index(self.stage) - 1
         if before < 0 or (self.variant == "unaligned" and self.stage == "joint"):
             return None
@@ -124,12 +124,13 @@ class Leg:
         return [*(self.parent.chain if self.parent else ()), self]
 
     def folder(self, out: Path) -> Path:
-        """Where it is trained."""
+        """The folder in which it is trained."""
         return out / f"seed-{self.seed}" / self.variant / self.stage
 
 
 def order() -> Iterator[Leg]:
-    """The legs to be examined, the weightiest first: the main rows, then what is asked once, then more seeds."""
+    """The legs to be tested, the most important first."""
+    # A stopped study has the main rows at least: they come first with two seeds, then the others, then a third seed.
     for seed, main in ((0, True), (1, True), (0, False), (2, True)):
         for variant in VARIANTS.values():
             if seed in variant.seeds and (len(variant.seeds) > 1) == main:
@@ -140,8 +141,9 @@ def order() -> Iterator[Leg]:
 
 
 def recipe_of(leg: Leg) -> Recipe:
-    """The tiny recipe as the leg's row changes it, cut to the leg's stage."""
+    """The tiny recipe as the leg's row changes it, with the leg's stage alone."""
     tiny = load("recipes/tiny.toml")
+    # No checkpoints: a leg takes minutes, and is done again from its start where it was stopped.
     stages = tuple(replace(stage, also=(), **LENGTHS[stage.name]) for stage in tiny.stages)
     recipe = replace(tiny, stages=stages, seed=leg.seed, loop=replace(tiny.loop, save_every=10**6))
     name = leg.variant
@@ -159,23 +161,21 @@ def recipe_of(leg: Leg) -> Recipe:
 
 
 def _one_channel(stage: Stage) -> Stage:
-    """Everything through L alone: where ERR would replace L, it cannot, for then nothing would be heard."""
-
-    def alone(kind: Kind | None) -> Kind | None:
-        silent: tuple[Source, ...] = ("none",)
-        return kind and replace(kind, learns=("ling",), view=ViewDraw(para=silent))
-
-    kinds = {name: alone(kind) for name, kind in stage.kinds.items()}
+    """The stage with everything through L alone, and without ERR: with L replaced, no speech would be left."""
+    kinds: dict[str, Any] = {
+        name: replace(kind, learns=("ling",), view=ViewDraw(para=("none",))) for name, kind in stage.kinds.items()
+    }
     return replace(stage, **kinds)
 
 
 def one_adapter(model: DualSLM) -> None:
-    """Puts P's transformer layer in front of L's two linear layers: as many weights, one sequence at 10 Hz."""
-    layers = copy.deepcopy(model.para.layers)  # P itself is left as it is, and asked for nothing
-    model.adapters["ling"].add_module("layers", layers)
+    """Puts P's transformer layer in front of L's two linear layers: as many weights, and one sequence at 10 Hz."""
+    layers = copy.deepcopy(model.para.layers)  # P itself stays as it is, and no prompt has a slot for it
+    model.adapters["ling"].add_module("layers", layers)  # as a submodule, so that it is trained and saved with L
 
-    def attend(_: nn.Module, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        frames_BTS, lengths_B = given[0].float(), given[1]
+    def attend(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        frames_BTS = inputs[0].float()
+        lengths_B = inputs[1]
         outside_BT = torch.arange(frames_BTS.shape[1]) >= lengths_B[:, None]
         for layer in layers:
             frames_BTS = layer(frames_BTS, src_key_padding_mask=outside_BT)
@@ -189,23 +189,32 @@ def one_adapter(model: DualSLM) -> None:
 
 @dataclass
 class Study:
-    """The frozen parts, the talks and the frames that all legs share."""
+    """The frozen parts, the conversations and the frames that all legs share.
+
+    Attributes:
+        out: folder of everything that the study makes.
+    """
 
     out: Path
 
     @cached_property
     def parts(self) -> DualSLM:
-        """The frozen parts, under adapters that nobody uses."""
+        """Encoder and LLM, with untrained adapters that nobody uses."""
         return DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), dtype=torch.float32, device="cpu")
 
     @cached_property
     def conversations(self) -> dict[str, Examples]:
-        """What each stage learns from; `fixed-history` has a stage 3 of its own."""
+        """The training examples of each stage; `fixed-history` has its own in stage 3."""
         folder = self.out / "talks"
         conversations.write(self.parts, folder, SIZES, 1)
         fixed = folder / "train-fixed.jsonl"
         if not fixed.exists():
-            _keep_fixed(folder / "train.jsonl", fixed)
+            # Tasks stay; of the conversations, those with the fixed number of exchanges before the last turn.
+            turns = 2 * FIXED_EXCHANGES + 2
+            all_rows = (row for _, row in rows(folder / "train.jsonl"))
+            chosen = [row for row in all_rows if row["kind"] != "dual" or len(row["turns"]) == turns]
+            with replacing(fixed) as partial_file:
+                partial_file.write_text("".join(json.dumps(row) + "\n" for row in chosen))
         train = Examples([folder / "train.jsonl"])
         aligned = Examples([folder / "train.jsonl", folder / "train-soups.jsonl"])
         return {**dict.fromkeys(STAGES, train), "align": aligned, "fixed-history": Examples([fixed])}
@@ -213,19 +222,20 @@ class Study:
     @cached_property
     def cache(self) -> FrameCache:
         """Every layer of every recording, so that one cache serves all rows."""
-        heard, folder = recordings(self.conversations["align"]), self.out / "frames"
-        feature_cache.build(self.parts.encoder, heard, folder, every_layer=True)
+        folder = self.out / "frames"
+        spoken = recordings(self.conversations["align"])  # which has the recordings of all other stages too
+        feature_cache.build(self.parts.encoder, spoken, folder, every_layer=True)
         return FrameCache(folder, Rule.of(self.parts.encoder, every_layer=True))
 
     @cached_property
     def tested(self) -> Recordings:
-        """Sentences never heard, in voices of training."""
+        """The test set: held-out sentences in voices of the training data."""
         draw = partial(world.sample_utterance, held_out=True, kinds=("event",))
-        voices: dict[str, Any] = {"held_out_voices": False, "processes": 1, "every_layer": True}
-        return record(self.parts.encoder, "seen", TESTED, draw, **voices)
+        settings: dict[str, Any] = {"held_out_voices": False, "processes": 1, "every_layer": True}
+        return record(self.parts.encoder, "seen", TEST_UTTERANCES, draw, **settings)
 
     def model(self, leg: Leg, recipe: Recipe) -> DualSLM:
-        """Fresh adapters of the leg's shape, drawn by its seed."""
+        """A model with untrained adapters of the leg's shape, drawn by its seed."""
         torch.manual_seed(leg.seed)
         shapes = {
             "paralinguistic": asdict(recipe.model.paralinguistic),
@@ -238,85 +248,76 @@ class Study:
 
     def trained(self, leg: Leg) -> DualSLM:
         """The leg's model, trained where it is not yet."""
-        recipe, folder = recipe_of(leg), leg.folder(self.out)
+        recipe = recipe_of(leg)
+        folder = leg.folder(self.out)
         model = self.model(leg, recipe)
         if not (folder / leg.stage / ADAPTERS).exists():
             if leg.parent:
-                _begin(model, self.trained(leg.parent), shared=leg.parent.stage == "align")
-            given = {leg.stage: self.conversations.get(leg.variant, self.conversations[leg.stage])}
+                parent = self.trained(leg.parent).adapters
+                if leg.parent.stage == "align":
+                    # L alone: P has learnt nothing yet, and may have another shape in this row.
+                    model.adapters["ling"].load_state_dict(parent["ling"].state_dict())
+                else:
+                    model.adapters.load_state_dict(parent.state_dict())
+            examples = {leg.stage: self.conversations.get(leg.variant, self.conversations[leg.stage])}
             folder.mkdir(parents=True, exist_ok=True)
-            Trainer(recipe, model, folder, given, None, self.cache, Accelerator(cpu=True)).run()
+            Trainer(recipe, model, folder, examples, None, self.cache, Accelerator(cpu=True)).run()
         model.adapters.load_state_dict(read_weights(folder / leg.stage, "cpu"))
         return model.eval()
 
-    def marks(self, leg: Leg) -> Marks:
-        """What the leg's model did with every test utterance, measured where it is not yet."""
+    def counts(self, leg: Leg) -> Counts:
+        """The counts of the leg's model by test utterance, measured where they are not yet."""
         file = leg.folder(self.out) / "marks.json"
         if not file.exists():
             model = self.trained(leg)
-            found = examine(model, self.tested, single=leg.variant == "single")
+            counts = examine(model, self.tested, single=leg.variant == "single")
             if leg.stage == "respond" and leg.variant in ("full", "fixed-history") and leg.seed == 0:
-                found |= context(model, self.tested)
+                counts |= context(model, self.tested)
             with replacing(file) as partial_file:
-                partial_file.write_text(json.dumps(found))
-        read: Marks = json.loads(file.read_text())
-        return read
-
-
-def _begin(model: DualSLM, parent: DualSLM, *, shared: bool) -> None:
-    """Takes the parent's adapters; after the alignment those of L alone, since P has not learnt and may differ."""
-    if shared:
-        model.adapters["ling"].load_state_dict(parent.adapters["ling"].state_dict())
-    else:
-        model.adapters.load_state_dict(parent.adapters.state_dict())
-
-
-def _keep_fixed(source: Path, target: Path) -> None:
-    """Of the conversations, those with the fixed number of exchanges before the last turn; the tasks all."""
-    kept = [row for _, row in rows(source) if row["kind"] != "dual" or len(row["turns"]) == 2 * FIXED + 2]
-    with replacing(target) as partial_file:
-        partial_file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                partial_file.write_text(json.dumps(counts))
+        stored: Counts = json.loads(file.read_text())
+        return stored
 
 
 # ---------------------------------------------------------------------- the command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains, examines and writes, leg after leg."""
+    """Trains, tests and writes the page, leg after leg."""
     parser = argparse.ArgumentParser(description="the study of the paper's claims in the tiny world")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no leg after so long")
-    parser.add_argument("--seed", type=int, action="append", help="this seed alone: two may run side by side")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time after which no leg begins")
+    parser.add_argument("--seed", type=int, action="append", help="only this seed: two may run side by side")
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    study, began = Study(asked.out), time.monotonic()
-    for leg in (leg for leg in order() if asked.seed is None or leg.seed in asked.seed):
-        if (time.monotonic() - began) / 60 > asked.minutes:
+    study = Study(args.out)
+    began = time.monotonic()
+    for leg in (leg for leg in order() if args.seed is None or leg.seed in args.seed):
+        if (time.monotonic() - began) / 60 > args.minutes:
             break
-        took = time.process_time()
-        study.marks(leg)
-        print(
-            f"--- {leg.variant} {leg.stage} seed {leg.seed}: {time.process_time() - took:.0f} CPU seconds", flush=True
-        )
-        write(asked.out)
+        before = time.process_time()
+        study.counts(leg)
+        took = time.process_time() - before
+        print(f"--- {leg.variant} {leg.stage} seed {leg.seed}: {took:.0f} CPU seconds", flush=True)
+        write(args.out)
 
 
 def write(out: Path) -> None:
-    """Writes docs/results/study.json with what there is, and docs/study.md from it."""
-    done = {leg: leg.folder(out) / "marks.json" for leg in order()}
+    """Writes docs/results/study.json with the finished legs, and docs/study.md from it."""
+    files = {leg: leg.folder(out) / "marks.json" for leg in order()}
     result = {
         "command": "python -m studies.tiny_claims",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "n": TESTED,
+        "n": TEST_UTTERANCES,
         "recordings": SIZES["train"],
         "lengths": LENGTHS,
         "unaligned": UNALIGNED,
-        "fixed": FIXED,
-        "missing": [f"{leg.variant} {leg.stage} seed {leg.seed}" for leg, file in done.items() if not file.exists()],
+        "fixed": FIXED_EXCHANGES,
+        "missing": [f"{leg.variant} {leg.stage} seed {leg.seed}" for leg, file in files.items() if not file.exists()],
         "marks": {
             f"{leg.variant}/{leg.stage}/{leg.seed}": json.loads(file.read_text())
-            for leg, file in done.items()
+            for leg, file in files.items()
             if file.exists()
         },
     }

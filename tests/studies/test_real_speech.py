@@ -13,7 +13,7 @@ from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.recipe import Recipe
 from dualslm.tiny import WEIGHTS
-from studies.real_speech import corpora, exam, mind, page, plans
+from studies.real_speech import corpora, exam, llm, page, plans
 from studies.real_speech.wording import EMOTIONS, SPEAKERS, digit, ravdess
 
 
@@ -25,7 +25,7 @@ from studies.real_speech.wording import EMOTIONS, SPEAKERS, digit, ravdess
         ("03-01-08-01-01-01-19.wav", "actor19", "male", "surprised", "Kids"),
     ],
 )
-def test_a_ravdess_file_name_tells_everything(name: str, speaker: str, gender: str, emotion: str, word: str) -> None:
+def test_a_ravdess_file_name_gives_all_fields(name: str, speaker: str, gender: str, emotion: str, word: str) -> None:
     fields = ravdess(Path(name))
     assert fields is not None
     assert (fields["speaker"], fields["labels"]) == (speaker, {"gender": gender, "emotion": emotion})
@@ -54,14 +54,13 @@ def test_actors_become_manifests_that_calm_keeps_its_name_in(tmp_path: Path) -> 
         record(tmp_path / "in" / "Actor_19" / f"03-01-{emotion}-01-01-01-19.wav")
     record(tmp_path / "in" / "Actor_19" / "03-02-05-01-01-01-19.wav")
     assert corpora.actors(tmp_path / "in", tmp_path / "out", copies=1) == ["actor19"]
-    conversations = Examples([tmp_path / "out" / "actor19.jsonl"])
-    told = [
-        conversations.get("paralinguistic", index).conversation
-        for index in range(conversations.count("paralinguistic"))
-    ]
-    answers = {str(conversation.turns[-1].parts[0]) for conversation in told}
+    examples = Examples([tmp_path / "out" / "actor19.jsonl"])
+    indices = range(examples.count("paralinguistic"))
+    conversations = [examples.get("paralinguistic", index).conversation for index in indices]
+    answers = {str(conversation.turns[-1].parts[0]) for conversation in conversations}
     assert answers == {"The speaker is male.", "The speaker sounds calm.", "The speaker sounds angry."}
-    captions = {conversation.turns[0].speeches[0].caption or "" for conversation in told}
+    captions = {conversation.turns[0].speeches[0].caption or "" for conversation in conversations}
+    # Our own emotion task has no "calm": the manifest's choices must win.
     assert any("calm" in caption for caption in captions)
     assert not any("neutral" in caption for caption in captions)
     assert len((tmp_path / "out" / "copy1" / "actor19-1.jsonl").read_text().splitlines()) == 2
@@ -75,7 +74,9 @@ def test_a_folder_without_ravdess_is_refused(tmp_path: Path) -> None:
 
 def test_an_altered_copy_follows_from_its_name() -> None:
     samples = np.random.default_rng(1).standard_normal(8000).astype(np.float32)
-    once, again, other = (corpora.alter(samples, name) for name in ("a-1", "a-1", "a-2"))
+    once = corpora.alter(samples, "a-1")
+    again = corpora.alter(samples, "a-1")
+    other = corpora.alter(samples, "a-2")
     assert np.array_equal(once, again)
     assert len(once) != len(other)
     assert np.abs(once).max() <= 1.0
@@ -88,12 +89,12 @@ def recipes() -> list[Recipe]:
     return [plans.recipe_of(arm, Path("w"), plans.TUNED_WITH, 0, 1.0) for arm in ARMS]
 
 
-def test_nobody_who_is_reported_is_learnt_from() -> None:
+def test_no_test_speaker_is_in_the_training_data() -> None:
     assert not {*plans.TUNED_WITH} & {*plans.REPORTED}
     for arm, recipe in zip(ARMS, recipes(), strict=True):
         named = " ".join(recipe.data.train)
         assert not any(one in named for one in (*plans.REPORTED, *arm.held))
-        assert recipe.data.validation == ()
+        assert recipe.data.validation == ()  # the last step is used: no speaker chooses a checkpoint
 
 
 def test_every_speaker_of_digits_is_reported_once() -> None:
@@ -104,6 +105,7 @@ def test_every_speaker_of_digits_is_reported_once() -> None:
 def test_arms_differ_from_the_chosen_setting_in_what_they_name() -> None:
     found = dict(zip([arm.name for arm in ARMS], recipes(), strict=True))
     steps = {name: [stage.steps for stage in recipe.stages] for name, recipe in found.items()}
+    # Same steps for all, so that only the named setting differs.
     (whole,) = {tuple(steps[arm.name]) for arm in plans.TONE if arm.aligned}
     assert {tuple(steps[arm.name]) for arm in plans.TONE if not arm.aligned} == {whole[1:]}
     assert found["without ERR"].stages[2].learns == {"para", "ling"}
@@ -112,11 +114,12 @@ def test_arms_differ_from_the_chosen_setting_in_what_they_name() -> None:
 
 
 def test_every_word_of_the_study_is_one_token_and_ids_stay() -> None:
-    tokenizer = mind.extend(WEIGHTS / "llm", sorted(mind.spoken_words()))
+    tokenizer = llm.extend(WEIGHTS / "llm", sorted(llm.spoken_words()))
     before = type(tokenizer).from_pretrained(WEIGHTS / "llm")
     assert all(len(tokenizer.encode(f" {word}")) == 1 for word in (*EMOTIONS, "Kids", "seven"))
     text = "Write down what the speaker says."
     assert tokenizer.decode(tokenizer.encode(text)) == text
+    # Ids that moved would give the shipped weights the embeddings of other words.
     assert before.get_vocab().items() <= tokenizer.get_vocab().items()
 
 

@@ -1,4 +1,4 @@
-"""The study: its rows are what they say, and its page tells a planted difference from none."""
+"""The study: its rows have the settings that they are named for, and its page finds a planted difference."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from studies.tiny_claims import run as study
 
 
 def test_every_leg_has_a_recipe_and_a_way_from_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(root)  # recipes are read from the repository's root
     for leg in study.order():
         (stage,) = study.recipe_of(leg).stages
         assert stage.name == leg.stage
         begins = "joint" if leg.variant.startswith("unaligned") else "align"
-        passed = study.STAGES[study.STAGES.index(begins) : study.STAGES.index(leg.stage) + 1]
-        assert tuple(one.stage for one in leg.chain) == passed
+        stages = study.STAGES[study.STAGES.index(begins) : study.STAGES.index(leg.stage) + 1]
+        assert tuple(one.stage for one in leg.chain) == stages
     without = study.recipe_of(study.Leg("without-err", "disentangle", 0)).stages[0]
     assert without.linguistic
     assert without.linguistic.view.para == ("speech",)
@@ -41,42 +41,44 @@ def test_one_adapter_has_about_the_weights_of_two() -> None:
     model = DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), device="cpu", **settings)
     two = sum(weight.numel() for weight in model.adapters.parameters())
     frames = torch.randn(1, 2, 20, model.encoder.width)
-    frames[:, 1, 10:] = 0
+    frames[:, 1, 10:] = 0  # the second clip is half as long
     study.one_adapter(model)
     one = sum(weight.numel() for weight in model.adapters["ling"].parameters())
-    assert 0.95 < one / two <= 1
+    assert 0.95 < one / two <= 1  # a fair rival: as large, and never larger
     together = model.adapt("ling", Frames(frames, torch.tensor([20, 10])))
     alone = model.adapt("ling", Frames(frames[:, 1:, :10], torch.tensor([10])))
-    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-4)  # the company changes nothing
+    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-4)  # padding changes nothing
 
 
-def marks(right: float, seed: int) -> list[list[int]]:
+def counts(right: float, seed: int) -> list[list[int]]:
     rng = random.Random(seed)
     return [[int(rng.random() < right), 1] for _ in range(60)]
 
 
 def test_the_page_tells_a_difference_from_none() -> None:
+    # The second case has the same seed on both sides, so that there is no difference to be found.
     result = {
         "command": "c", "torch": "t", "transformers": "t", "n": 60, "recordings": 1, "fixed": 2,
         "lengths": {"joint": {"steps": 1, "batch": 1}}, "unaligned": {"steps": 2}, "missing": ["mix respond seed 0"],
         "marks": {
-            "full/respond/0": {"emotion/P": marks(0.9, 1), "emotion/both": marks(0.5, 2), "energy/P": marks(0.2, 5)},
+            "full/respond/0": {"emotion/P": counts(0.9, 1), "emotion/both": counts(0.5, 2), "energy/P": counts(0.2, 5)},
             "without-err/respond/0": {
-                "emotion/P": marks(0.4, 3), "emotion/both": marks(0.5, 2), "energy/P": marks(0.8, 6),
+                "emotion/P": counts(0.4, 3), "emotion/both": counts(0.5, 2), "energy/P": counts(0.8, 6),
             },
         },
     }  # fmt: skip
-    told = page.page(json.loads(json.dumps(result)))
-    rows = {row.split(" | ")[0].strip("| "): row for row in told.splitlines() if row.startswith("| ERR")}
+    text = page.page(json.loads(json.dumps(result)))
+    rows = {row.split(" | ")[0].strip("| "): row for row in text.splitlines() if row.startswith("| ERR")}
     assert "**holds**" in rows["ERR: emotion from P alone"]
     assert "not shown" in rows["ERR: emotion with P and L together"]
     assert "**contradicted**" in rows["ERR: energy from P alone"]
     assert "not measured yet" in rows["ERR: words from L alone"]
-    assert "Not done yet: mix respond seed 0" in told
+    assert "Not done yet: mix respond seed 0" in text
 
 
 def test_fewer_word_errors_are_better() -> None:
-    few, many = [[0, 5]] * 20, [[2, 5], [3, 5]] * 10
+    few = [[0, 5]] * 20
+    many = [[2, 5], [3, 5]] * 10
     result = {"marks": {"a/b/0": {"words/L": few}, "c/d/0": {"words/L": many}}}
     found = page.gap(result, page.Claim("", ("a/b", "words/L"), ("c/d", "words/L")))
     assert found

@@ -18,7 +18,7 @@ VERBS = ["build", "--quick", "--device", "cpu", "--processes", "1", "--out"]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("espeakng_loader", reason="the build speaks: pip install 'dualslm[voices]'")
-    out = tmp_path_factory.mktemp("tiny")
+    out = tmp_path_factory.mktemp("tiny")  # one build for all tests: it takes most of a minute
     assert main([*VERBS, str(out)]) == 0
     return out
 
@@ -50,10 +50,10 @@ def test_what_is_not_built_is_the_shipped_part(tmp_path: Path) -> None:
     assert (recipe.model.encoder, recipe.model.llm) == (str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"))
 
 
-def test_the_recipes_talks_are_made_with_nothing_built(tmp_path: Path) -> None:
+def test_the_recipes_conversations_are_made_with_nothing_built(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader", reason="the build speaks: pip install 'dualslm[voices]'")
     assert main([*VERBS, str(tmp_path), "--steps", "talks"]) == 0
-    assert (tmp_path / "talks" / "train.jsonl").read_text()
+    assert (tmp_path / "talks" / "train.jsonl").read_text()  # replies of the shipped LLM
     assert not (tmp_path / "encoder").exists()
 
 

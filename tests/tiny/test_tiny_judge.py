@@ -16,19 +16,20 @@ from dualslm.tiny.style import sample_style
 
 
 def predictions(count: int) -> list[dict[str, Any]]:
-    """Talks of the world, answered by a good listener and by one that is deaf to the voice."""
+    """Conversations of the world, answered by the rule and by a listener that does not hear the tone."""
     rows = []
-    for place in range(count):
-        rng = random.Random(place)
-        said = world.sample_utterance(rng, held_out=True, kinds=("event",))
+    for index in range(count):
+        rng = random.Random(index)
+        utterance = world.sample_utterance(rng, held_out=True, kinds=("event",))
         style = sample_style(rng)
-        conversation = world.sample_talk(rng, Speech(transcript=said.text), said, style)
-        context = [{"role": turn.role, "text": str(turn.parts[0])} for turn in conversation.conversation.turns[:-1]]
-        known = {"id": str(place), "cluster": str(place), "task": "respond", "context": context}
-        known |= {"transcript": said.text, "caption": world.caption(style, drop=0), "truth": conversation.reply.text}
-        deaf = world.Reply("Thank you for telling me.", conversation.reply.content)
-        rows.append({**known, "system": "ours", "view": "speech,speech", "answer": conversation.reply.text})
-        rows.append({**known, "system": "ours", "view": "none,text", "answer": deaf.text})
+        sample = world.sample_talk(rng, Speech(transcript=utterance.text), utterance, style)
+        context = [{"role": turn.role, "text": str(turn.parts[0])} for turn in sample.conversation.turns[:-1]]
+        row = {"id": str(index), "cluster": str(index), "task": "respond", "context": context}
+        row |= {"transcript": utterance.text, "caption": world.caption(style, drop=0), "truth": sample.reply.text}
+        # Right words without tone or memory: what a system that reads the transcript alone can do.
+        toneless = world.ExpectedReply("Thank you for telling me.", sample.reply.content)
+        rows.append({**row, "system": "ours", "view": "speech,speech", "answer": sample.reply.text})
+        rows.append({**row, "system": "ours", "view": "none,text", "answer": toneless.text})
     return rows
 
 
@@ -36,13 +37,14 @@ def test_the_rule_scores_as_the_world_has_it(tmp_path: Path) -> None:
     found = rule.judged(predictions(30), tmp_path)
     assert found.enough
     means = {(row["system"], row["dimension"]): row["mean"] for row in found.report["scores"]}
-    best, deaf = "ours [speech,speech]", "ours [none,text]"
+    best = "ours [speech,speech]"
+    toneless = "ours [none,text]"
     assert [means[best, name] for name in ("content", "style", "C1", "C2", "C3", "C4")] == [5, 5, 10, 10, 10, 10]
-    assert means[deaf, "style"] == 1
-    assert 1 < means[deaf, "content"] < 5
+    assert means[toneless, "style"] == 1
+    assert 1 < means[toneless, "content"] < 5
     assert means["gold", "content"] == 5 > means["generic", "content"] == 2
     assert {row["judge"] for row in found.report["trust"]} == {rule.NAME}
-    assert all(row["usable"] for row in found.report["trust"]), found.told
+    assert all(row["usable"] for row in found.report["trust"]), found.lines
 
 
 def test_what_the_rule_does_not_know_it_does_not_score(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The synthesiser: the same bytes from the same job, and every attribute there to be heard, in any voice."""
+"""The synthesizer: the same bytes from the same job, and every attribute audible in every voice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from dualslm.errors import DualSLMError
-from dualslm.tiny import voices as synthesiser
+from dualslm.tiny import voices as synthesizer
 from dualslm.tiny.build.probes import pool, probe_accuracies
 from dualslm.tiny.build.signals import log_mel, prosody
 from dualslm.tiny.style import ATTRIBUTES, TYPICAL, Style, parse_style, sample_style
@@ -46,7 +46,7 @@ def some_jobs(count: int, *, held_out: bool = False, seed: int = 0) -> list[Job]
 
 def batch(jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
     pcm = list(render_many(jobs, 1, progress=False))
-    waves_BN = torch.zeros(len(pcm), 128_000)
+    waves_BN = torch.zeros(len(pcm), 128_000)  # the window of 8 s
     for row, samples in enumerate(pcm):
         waves_BN[row, : len(samples)] = torch.from_numpy(samples.astype(np.float32) / 32767)
     return waves_BN, torch.tensor([len(samples) for samples in pcm])
@@ -77,10 +77,12 @@ def test_no_value_belongs_to_two_attributes() -> None:
 
 def test_the_cast_is_large_and_held_out_voices_are_apart() -> None:
     for gender in ATTRIBUTES["gender"]:
-        heard, kept = voices(gender), voices(gender, held_out=True)
-        assert len(heard) >= 24
-        assert len(kept) >= 6
-        assert not {v.name for v in heard} & {v.name for v in kept}
+        training = voices(gender)
+        held_out = voices(gender, held_out=True)
+        assert len(training) >= 24
+        assert len(held_out) >= 6
+        assert not {v.name for v in training} & {v.name for v in held_out}
+    # Genders differ by more than any two voices of one gender do by chance.
     assert min(v.tract for v in voices("female")) - max(v.tract for v in voices("male")) > 0.1
 
 
@@ -97,6 +99,7 @@ def test_a_missing_extra_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_job_gives_the_same_bytes_in_any_order_and_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = some_jobs(40)
     first = list(render_many(jobs, 1, progress=False))
+    # espeak-ng has static buffers: without care, an utterance depends on those before it.
     backward = list(render_many(jobs[::-1], 1, progress=False))[::-1]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     elsewhere = list(render_many(jobs, 2, progress=False))
@@ -117,7 +120,7 @@ def test_clips_are_trimmed_and_never_clipped() -> None:
         loud = np.flatnonzero(np.abs(samples) > 0.03 * np.abs(samples).max())
         assert loud[0] < 0.15 * 16_000
         assert len(samples) - loud[-1] < 0.25 * 16_000
-        assert np.abs(samples.astype(int)).max() < 32767
+        assert np.abs(samples.astype(int)).max() < 32767  # as int: |-32768| is negative in 16 bits
 
 
 @needs_voices
@@ -134,14 +137,15 @@ def test_a_lone_full_stop_is_not_read_out() -> None:
 
 
 @needs_voices
-def test_rooms_and_noise_keep_length_and_level() -> None:
+def test_reverberation_and_noise_keep_length_and_level() -> None:
     wave = say(SENTENCES[0], ["loud"])
-    for changed in (synthesiser.room(wave, 3), synthesiser.noise(wave, 3)):
+    for changed in (synthesizer.reverberate(wave, 3), synthesizer.add_noise(wave, 3)):
         assert changed.shape == wave.shape
         assert changed.dtype == np.float32
         assert not np.array_equal(changed, wave)
+        # Not exactly: peaks are limited softly after the level is set.
         assert 0.85 < np.sqrt(np.mean(changed**2) / np.mean(wave**2)) < 1.15
-    assert np.array_equal(synthesiser.room(wave, 3), synthesiser.room(wave, 3))
+    assert np.array_equal(synthesizer.reverberate(wave, 3), synthesizer.reverberate(wave, 3))
 
 
 @needs_voices
@@ -153,19 +157,21 @@ def test_pitch_classes_stand_apart_whatever_the_gender_and_emotion() -> None:
     hz: dict[str, list[float]] = {pitch: [] for pitch in ATTRIBUTES["pitch"]}
     for job, octaves in zip(jobs, mean_B.tolist(), strict=True):
         hz[job.style.pitch].append(66 * 2**octaves)
+    # By the classes' own ranges, with what emotions and the estimate add.
     assert max(hz["low"]) < 115 < 135 < min(hz["middle"])
     assert max(hz["middle"]) < 205 < 225 < min(hz["high"])
 
 
 @needs_voices
-def test_attributes_are_linearly_readable_in_voices_never_heard() -> None:
+def test_attributes_are_linearly_readable_in_held_out_voices() -> None:
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=8)
 
     def features(jobs: Sequence[Job]) -> Tensor:
         waves_BN, lengths_B = batch(jobs)
         return pool(log_mel(waves_BN, extractor).transpose(1, 2), (lengths_B + 159) // 160)
 
-    train, test = some_jobs(400, seed=3), some_jobs(100, held_out=True, seed=4)
+    train = some_jobs(400, seed=3)
+    test = some_jobs(100, held_out=True, seed=4)
     found = probe_accuracies(features(train), [job.style for job in train], features(test), [job.style for job in test])
     # Measured with 1500 and 300 clips: 100, 100, 72, 100, 99 %. Tempo needs more than a mean over time.
     assert min(found[name] for name in ("gender", "energy")) >= 0.97

@@ -1,4 +1,4 @@
-"""The tiny world's grammar: rich enough, split for ever, and a reply that follows from tone, words and memory."""
+"""The tiny world's grammar: large enough, split for ever, and replies that follow from tone, words and memory."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def test_a_sentence_is_in_one_set_for_ever() -> None:
     assert world.is_held_out("I lost my wallet at the station today.") == world.is_held_out(
         "i lost my wallet at the station today"
     )
+    # Golden: another split would put test sentences into the training data of the shipped weights.
     assert [world.is_held_out(f"I live in {town}.") for town in ("Paris", "London", "Oslo")] == [False, False, False]
     for held_out in (True, False):
         rng = random.Random(1)
         drawn = [world.sample_utterance(rng, held_out=held_out, kinds=("event", "fact")) for _ in range(300)]
-        assert {world.is_held_out(said.text) for said in drawn} == {held_out}
+        assert {world.is_held_out(utterance.text) for utterance in drawn} == {held_out}
 
 
 def test_only_known_words_are_spoken() -> None:
@@ -64,23 +65,23 @@ def test_captions_vary_but_never_lie() -> None:
         style = sample_style(rng)
         text = world.caption(style, rng)
         seen.add(text)
-        said = {name: world.chosen(text, name) for name in ATTRIBUTES}
-        assert all(value in (None, style.labels()[name]) for name, value in said.items())
-        assert any(said.values())
+        named = {name: world.chosen(text, name) for name in ATTRIBUTES}
+        assert all(value in (None, style.labels()[name]) for name, value in named.items())
+        assert any(named.values())  # never all are left out
         assert all(world.mentions(world.caption(style, rng, drop=0.0), name) for name in ATTRIBUTES)
     assert len(seen) > 280
 
 
 def test_the_reply_follows_the_tone_the_words_and_the_memory() -> None:
     rng = random.Random(4)
-    said = world.sample_utterance(rng, held_out=False, kinds=("event",))
+    event = world.sample_utterance(rng, held_out=False, kinds=("event",))
     other = world.sample_utterance(rng, held_out=False, kinds=("event",))
     fact = world.sample_utterance(rng, held_out=False, kinds=("fact",))
-    tones = {world.reply_to(said, emotion).tone for emotion in (*ATTRIBUTES["emotion"], None)}
-    assert len(tones) == 6
-    assert world.reply_to(said, "sad").content != world.reply_to(other, "sad").content
-    assert world.reply_to(said, "sad", fact).memory
-    assert not world.reply_to(said, "sad").memory
+    tones = {world.reply_to(event, emotion).tone for emotion in (*ATTRIBUTES["emotion"], None)}
+    assert len(tones) == 6  # five emotions, and none
+    assert world.reply_to(event, "sad").content != world.reply_to(other, "sad").content
+    assert world.reply_to(event, "sad", fact).memory
+    assert not world.reply_to(event, "sad").memory
     assert world.reply_to(None, "sad").content == world.NO_CONTENT
 
 
@@ -95,12 +96,12 @@ def test_the_reply_follows_the_tone_the_words_and_the_memory() -> None:
     ],
 )
 def test_an_answer_is_checked_part_by_part(answer: str, right: tuple[bool, ...]) -> None:
-    marks = world.check(answer, world.Reply("I see.", "Good luck.", "Take care, Anna."))
-    assert tuple(marks.values()) == right
+    found = world.check(answer, world.ExpectedReply("I see.", "Good luck.", "Take care, Anna."))
+    assert tuple(found.values()) == right
 
 
-def test_remembering_what_nobody_told_is_wrong() -> None:
-    reply = world.Reply("I see.", "Good luck.")
+def test_remembering_what_nobody_said_is_wrong() -> None:
+    reply = world.ExpectedReply("I see.", "Good luck.")
     assert world.check("I see. Good luck.", reply)["memory"]
     assert not world.check("I see. Good luck. Take care, Anna.", reply)["memory"]
 
@@ -122,9 +123,10 @@ def test_tasks_have_eight_system_texts_and_shuffled_choices() -> None:
 
 def test_the_same_seed_gives_the_same_example() -> None:
     for seed in range(20):
-        (conversation, view), (again, same) = example(random.Random(seed)), example(random.Random(seed))
+        conversation, view = example(random.Random(seed))
+        again, same_view = example(random.Random(seed))
         assert [str(turn.parts) for turn in conversation.turns] == [str(turn.parts) for turn in again.turns]
-        assert view == same
+        assert view == same_view
 
 
 def test_every_spoken_word_is_one_token() -> None:
@@ -134,4 +136,4 @@ def test_every_spoken_word_is_one_token() -> None:
     conversation, _ = example(random.Random(0))
     prompt = render(conversation, fast, View("text", "text"), supervise="all")
     learnt = [fast.decode(s.ids) for s in prompt.segments if isinstance(s, Text) and s.loss]
-    assert learnt[-1] == "<|im_end|>"
+    assert learnt[-1] == "<|im_end|>"  # the LLM learns to end its turn

@@ -12,9 +12,10 @@ from dualslm.tiny import world
 from dualslm.tiny.style import parse_style
 from dualslm.tiny.voices import RATE, Job, render_many, voices
 
-SEED = 400  # of six renderings of all clips (0, 100, ... 500) the one of which the demo mishears nothing
+# Six renderings of all clips were tried, with the seeds 0, 100, ... 500: of this one the demo mishears nothing.
+SEED = 400
 EXAM = "I have a big French exam next month."
-SAID: dict[str, Sequence[tuple[str, str]]] = {
+SENTENCES: dict[str, Sequence[tuple[str, str]]] = {
     "hear": (
         ("A thief at the bank took my umbrella.", "male middle fast loud angry"),
         ("My daughter had a baby this morning.", "female high fast moderate happy"),
@@ -34,13 +35,15 @@ SAID: dict[str, Sequence[tuple[str, str]]] = {
 
 
 def write(folder: Path) -> None:
-    """Speaks the clips into a folder: wav files, and clips.json that says what each is."""
+    """Renders the clips to a folder: wav files, and clips.json with the text, voice and style of each."""
     folder.mkdir(parents=True, exist_ok=True)
     listed: dict[str, list[Mapping[str, object]]] = {}
-    for part, said in SAID.items():
-        for number, (text, words) in enumerate(said):
+    for part, sentences in SENTENCES.items():
+        for number, (text, words) in enumerate(sentences):
             style = parse_style(words.split())
+            # Small talk has too few sentences to hold any out, and one of them stands in the memory part.
             assert world.is_held_out(text) or part == "memory", text
+            # One speaker says all three tones, and one holds the whole conversation.
             voice = voices(style.gender, held_out=True)[number if part == "hear" else 0]
             (samples,) = render_many([Job(text, style, voice, seed=SEED + number)], 1, progress=False)
             file = f"{part}_{number + 1}_{style.emotion}.wav"

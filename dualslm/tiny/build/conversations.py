@@ -1,10 +1,10 @@
-"""Recordings and talks of the tiny world on disk: what `dualslm train recipes/tiny.toml` learns from (ours).
+"""Recordings and conversations of the tiny world on disk: the data of `dualslm train recipes/tiny.toml` (ours).
 
-A folder of FLAC clips and manifests (docs/manifest.md). Of each recording there is a round of questions and a
-transcription, and, where it is something that one answers, a talk whose last turn it is, with the frozen LLM's
-own reply to the styled transcript (paper §III-B). Transcriptions of random words have a manifest of their own,
-`train-soups.jsonl`: they make every word as frequent as any other, but a small LLM that cannot guess the next
-word gives L poor guidance.
+A folder of FLAC clips and manifests (docs/manifest.md). Each recording has a conversation of questions and a
+transcription. Where it says something that can be answered, it also ends a conversation whose label is the frozen
+LLM's own reply to the styled transcript (paper §III-B). Transcriptions of random words have a manifest of their own,
+`train-soups.jsonl`: they make every word as frequent as any other, but a small LLM that cannot guess the next word
+gives L poor guidance.
 """
 
 from __future__ import annotations
@@ -29,44 +29,49 @@ from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Take, plan, waves
 from dualslm.tiny.voices import RATE
 
-AUGMENTED = 0.3  # share that is heard in a room or in noise
-ANSWERED_AT_ONCE = 256
+AUGMENTED_SHARE = 0.3  # share of the recordings with reverberation or noise
+REPLY_BATCH = 256  # conversations
 Row = tuple[str, TaskKind, Conversation]
 
 
 def write(model: DualSLM, folder: Path, sizes: dict[str, int], processes: int) -> None:
-    """Speaks and writes the manifests, for example of "train" and "validation"; one that is there is kept.
+    """Renders the recordings and writes the manifests; a manifest that exists is left as it is.
 
     Args:
-        model: whose LLM answers; its adapters are not used.
-        folder: gets the manifests, and the clips in `clips`.
-        sizes: how many recordings each manifest has, by name.
-        processes: that speak side by side.
+        model: model whose LLM replies; its adapters are not used.
+        folder: folder of the manifests, and of the clips in `clips`.
+        sizes: number of recordings of each manifest, by name, such as "train" and "validation".
+        processes: number of processes that render side by side.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     for name, count in sizes.items():
         manifest = folder / f"{name}.jsonl"
         if not manifest.exists():
-            takes = _speak(folder, name, count, processes)
+            takes = _render(folder, name, count, processes)
             sentences = [take for take in takes if take.utterance.kind != "soup"]
             soups = [take for take in takes if take.utterance.kind == "soup"]
+            questions: list[Row] = [
+                (f"{take.speech.audio!s}/voice", "paralinguistic", world.questions(take.speech, _rng("voice", take)))
+                for take in takes
+            ]
+            conversations = _with_replies(model, _conversations(takes))
             _write(folder / f"{name}-soups.jsonl", _transcriptions(soups))
-            conversations = _answered(model, _conversations(takes))
-            _write(manifest, [*_transcriptions(sentences), *_questions(takes), *conversations])
+            # Written last: where this manifest exists, the one of the soups is complete as well.
+            _write(manifest, [*_transcriptions(sentences), *questions, *conversations])
 
 
-def _speak(folder: Path, name: str, count: int, processes: int) -> list[Take]:
-    """Renders the recordings; returns takes whose audio is a file."""
+def _render(folder: Path, name: str, count: int, processes: int) -> list[Take]:
+    """Renders the recordings to files; returns their takes."""
     draw = partial(world.sample_utterance, held_out=False)
     takes, jobs = plan(name, count, draw, held_out_voices=False)
-    for index, wave in enumerate(waves(jobs, name, AUGMENTED, processes)):
+    for index, wave in enumerate(waves(jobs, name, AUGMENTED_SHARE, processes)):
         samples = np.clip(wave * 32767, -32768, 32767).astype(np.int16)
         soundfile.write(folder / _file(takes[index].speech), samples, RATE, format="FLAC")
     return takes
 
 
 def _file(speech: Speech) -> str:
-    """Where a recording lies, from the manifest's folder."""
+    """The path of a recording, relative to the manifest's folder."""
     assert isinstance(speech.audio, str)
     return f"clips/{speech.audio.replace('/', '-')}.flac"
 
@@ -78,20 +83,22 @@ def _transcriptions(takes: Sequence[Take]) -> list[Row]:
     ]
 
 
-def _questions(takes: Sequence[Take]) -> list[Row]:
-    return [
-        (f"{take.speech.audio!s}/voice", "paralinguistic", world.questions(take.speech, _rng("voice", take)))
-        for take in takes
-    ]
-
-
 def _rng(task: str, take: Take) -> random.Random:
+    # Each recording and task has a seed of its own: no example depends on how many others there are.
     return random.Random(f"{task}/{take.speech.audio!s}")
 
 
 def _conversations(takes: Sequence[Take]) -> list[Row]:
-    """A talk that ends with each recording that can be answered, earlier turns typed or spoken."""
-    earlier = partial(_earlier, takes)
+    """A conversation without its reply for each recording that can be answered; earlier turns are typed or spoken."""
+
+    def earlier(rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
+        if rng.random() < 0.5:
+            # Among 50 recordings there is nearly always a fact and mostly small talk; else the turn is typed.
+            for take in rng.sample(takes, min(len(takes), 50)):
+                if take.utterance.kind == kind:
+                    return take.utterance, take.speech
+        return world.typed(rng, kind)
+
     rows: list[Row] = []
     for take in takes:
         rng = _rng("talk", take)
@@ -105,37 +112,26 @@ def _conversations(takes: Sequence[Take]) -> list[Row]:
     return rows
 
 
-def _earlier(takes: Sequence[Take], rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
-    """A fact or small talk for the history of a talk: half of them recorded, half typed."""
-    for take in rng.sample(takes, min(len(takes), 50)) if rng.random() < 0.5 else ():
-        if take.utterance.kind == kind:
-            return take.utterance, take.speech
-    return world.typed(rng, kind)
-
-
-def _answered(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
+def _with_replies(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     """The rows with the LLM's own replies to the styled transcripts."""
-    answered: list[Row] = []
-    starts = range(0, len(rows), ANSWERED_AT_ONCE)
+    complete: list[Row] = []
+    starts = range(0, len(rows), REPLY_BATCH)
     for start in track(starts, "answering", console=Console(stderr=True)):
-        some = rows[start : start + ANSWERED_AT_ONCE]
-        replies = model.reply([conversation for _, _, conversation in some], view=ORACLE)
-        answered += [
-            (name, kind, conversation.copy().assistant(reply))
-            for (name, kind, conversation), reply in zip(some, replies, strict=True)
-        ]
-    return answered
+        batch = rows[start : start + REPLY_BATCH]
+        replies = model.reply([conversation for _, _, conversation in batch], view=ORACLE)
+        for (name, kind, conversation), reply in zip(batch, replies, strict=True):
+            # `assistant` appends in place; the caller's rows stay without a reply.
+            complete.append((name, kind, conversation.copy().assistant(reply)))
+    return complete
 
 
 def _write(manifest: Path, rows: Sequence[Row]) -> None:
+    lines = []
+    for name, kind, conversation in rows:
+        turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in conversation.turns]
+        lines.append(json.dumps({"id": name, "kind": kind, "system": conversation.system, "turns": turns}) + "\n")
     with replacing(manifest) as partial_file:
-        partial_file.write_text("".join(map(_line, rows)))
-
-
-def _line(row: Row) -> str:
-    name, kind, conversation = row
-    turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in conversation.turns]
-    return json.dumps({"id": name, "kind": kind, "system": conversation.system, "turns": turns}) + "\n"
+        partial_file.write_text("".join(lines))
 
 
 def _part(part: Part) -> str | dict[str, Any]:

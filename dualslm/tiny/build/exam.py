@@ -1,16 +1,15 @@
-"""The figures of the tiny world: what comes through each channel, and how well it answers (Tables I, III and IV
+"""The figures of the tiny world: what comes through each channel, and how good the replies are (Tables I, III and IV
 in miniature).
 
-Everything is asked in words and answered by the frozen LLM. Leak cells stand beside: what a channel should not
-know.
+Everything is asked in words and answered by the frozen LLM. Leak figures are measured too: what a channel answers about
+things that it should not know.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from dualslm.conversation import (
     CAPTION_AND_L,
@@ -22,7 +21,8 @@ from dualslm.conversation import (
     Part,
     View,
 )
-from dualslm.evaluation.metrics import Figure, share, word_error_rate
+from dualslm.evaluation.metrics.figure import Figure, share
+from dualslm.evaluation.metrics.wer import word_error_rate
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
@@ -30,9 +30,8 @@ from dualslm.tiny import world
 from dualslm.tiny.build.recordings import Recordings, Take
 from dualslm.tiny.style import ATTRIBUTES
 
-SLOTS = ("tone", "content", "memory")
+REPLY_PARTS = ("tone", "content", "memory")
 Figures = dict[str, dict[str, object]]
-Say = Callable[[str], None]
 
 
 def examine(
@@ -40,43 +39,55 @@ def examine(
     sets: dict[str, Recordings],
     *,
     asked: Sequence[str] = tuple(ATTRIBUTES),
-    batch: int = 100,
-    longest: int = 48,
-    say: Say = print,
+    batch_size: int = 100,
+    max_new_tokens: int = 48,
+    show: Callable[[str], None] = print,
 ) -> Figures:
-    """All figures on each set of recordings.
+    """Measures all figures on each set of recordings.
 
     Args:
-        model: with trained adapters.
-        sets: by name, for example "seen" and "unseen" voices.
-        asked: the attributes that are asked about.
-        batch: prompts answered side by side.
-        longest: tokens of an answer.
-        say: gets a line for each figure.
+        model: model with trained adapters.
+        sets: sets of recordings by name, such as "seen" and "unseen" voices.
+        asked: attributes to ask for.
+        batch_size: number of prompts of a batch.
+        max_new_tokens: limit of an answer, in tokens.
+        show: function that gets a line for each figure.
 
     Returns:
-        Figures by a key such as "seen/wer/none,speech": value, low, high (percent) and n.
+        Figures by a key such as "seen/wer/none,speech": value, low and high in percent, and n.
     """
-    found: Figures = {}
+    figures: Figures = {}
     for name, recordings in sets.items():
-        desk = _Desk(model, recordings, batch, GenerationSettings(max_new_tokens=longest))
-        for key, figure in {**desk.words(), **desk.attributes(asked), **desk.replies(), **desk.remembered()}.items():
-            found[f"{name}/{key}"] = asdict(figure)
-            say(f"{name}/{key:<40} {figure}")
-    return found
+        examiner = _Examiner(model, recordings, batch_size, GenerationSettings(max_new_tokens=max_new_tokens))
+        for measure in (
+            examiner.words(),
+            examiner.attributes(asked),
+            examiner.replies(),
+            examiner.memory_of_speech(),
+        ):
+            for key, figure in measure.items():
+                figures[f"{name}/{key}"] = asdict(figure)
+                show(f"{name}/{key:<40} {figure}")
+    return figures
 
 
-class _Desk:
-    """Examines one set of recordings."""
+@dataclass(frozen=True)
+class _Examiner:
+    """Asks a model about one set of recordings.
 
-    def __init__(self, model: DualSLM, recordings: Recordings, batch: int, generation: GenerationSettings) -> None:
-        self.model, self.recordings, self.batch, self.generation = model, recordings, batch, generation
+    Every question is drawn with the seed "exam/INDEX", so that all views and all models get the same wording.
+    """
+
+    model: DualSLM
+    recordings: Recordings
+    batch_size: int
+    generation: GenerationSettings
 
     def words(self) -> dict[str, Figure]:
         """Word error rates by view."""
         right = [take.utterance.text for take in self.recordings.takes]
         conversations = [
-            _question(world.transcription(take.speech, random.Random(f"exam/{index}")))
+            without_answer(world.transcription(take.speech, random.Random(f"exam/{index}")))
             for index, take in enumerate(self.recordings.takes)
         ]
         views = (L_ONLY, NORMAL, CAPTION_AND_L)
@@ -84,69 +95,69 @@ class _Desk:
 
     def attributes(self, asked: Sequence[str]) -> dict[str, Figure]:
         """Accuracy of each attribute by view; an answer that names no choice, or two, is wrong."""
-        found = {}
+        figures = {}
         for attribute in asked:
             conversations = [
-                _question(world.questions(take.speech, random.Random(f"exam/{index}"), (attribute,)))
+                without_answer(world.questions(take.speech, random.Random(f"exam/{index}"), (attribute,)))
                 for index, take in enumerate(self.recordings.takes)
             ]
             truth = [take.speech.labels[attribute] for take in self.recordings.takes]
             for view in (P_ONLY, NORMAL, L_ONLY):
-                heard = [world.chosen(answer, attribute) for answer in self._answers(conversations, view)]
-                found[f"{attribute}/{view}"] = share([a == b for a, b in zip(heard, truth, strict=True)])
+                answers = [world.chosen(answer, attribute) for answer in self._answers(conversations, view)]
+                figures[f"{attribute}/{view}"] = share([a == b for a, b in zip(answers, truth, strict=True)])
+            # What always naming the commonest value would score: a leak is no leak below it.
             most = max(truth.count(value) for value in set(truth))
-            found[f"{attribute}/majority"] = share([True] * most + [False] * (len(truth) - most))
-        return found
+            figures[f"{attribute}/majority"] = share([True] * most + [False] * (len(truth) - most))
+        return figures
 
     def replies(self) -> dict[str, Figure]:
         """Which parts of the reply are those that a good listener gives, by view."""
-        drawn = [
+        samples = [
             world.sample_talk(random.Random(f"exam/{index}"), take.speech, take.utterance, take.style)
             for index, take in enumerate(self.recordings.takes)
         ]
-        found = {}
+        figures = {}
         for view in (NORMAL, L_ONLY, P_ONLY, P_AND_TRANSCRIPT, CAPTION_AND_L):
-            answers = self._answers([conversation.conversation for conversation in drawn], view)
-            marks = [
-                world.check(answer, conversation.reply) for answer, conversation in zip(answers, drawn, strict=True)
-            ]
-            for slot in SLOTS:
-                found[f"reply {slot}/{view}"] = share([mark[slot] for mark in marks])
-            found[f"reply/{view}"] = share([all(mark.values()) for mark in marks])
-        return found
+            answers = self._answers([sample.conversation for sample in samples], view)
+            correct = [world.check(answer, sample.reply) for answer, sample in zip(answers, samples, strict=True)]
+            for part in REPLY_PARTS:
+                figures[f"reply {part}/{view}"] = share([parts[part] for parts in correct])
+            figures[f"reply/{view}"] = share([all(parts.values()) for parts in correct])
+        return figures
 
-    def remembered(self) -> dict[str, Figure]:
-        """Whether the reply ends with the fact that was said aloud earlier; nothing where no facts were recorded."""
-        if not self.recordings.told:
+    def memory_of_speech(self) -> dict[str, Figure]:
+        """How often the reply uses a fact that an earlier turn said aloud; nothing where no facts were recorded."""
+        if not self.recordings.facts:
             return {}
-        conversations = [self._after_a_fact(take, index) for index, take in enumerate(self.recordings.takes)]
-        answers = self._answers([conversation.conversation for conversation in conversations], NORMAL)
-        right = [
-            world.check(answer, conversation.reply)["memory"]
-            for answer, conversation in zip(answers, conversations, strict=True)
-        ]
+        samples = [self._after_spoken_fact(take, index) for index, take in enumerate(self.recordings.takes)]
+        answers = self._answers([sample.conversation for sample in samples], NORMAL)
+        right = [world.check(answer, sample.reply)["memory"] for answer, sample in zip(answers, samples, strict=True)]
         return {f"reply memory of speech/{NORMAL}": share(right)}
 
-    def _after_a_fact(self, take: Take, index: int) -> world.Talk:
-        """A talk that ends with a take, and before it a spoken fact among typed small talk."""
+    def _after_spoken_fact(self, take: Take, index: int) -> world.ConversationSample:
+        """A conversation that ends with a take, and before it has a spoken fact among typed small talk."""
 
         def earlier(rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
-            told = rng.choice(self.recordings.told)
-            return (told.utterance, told.speech) if kind == "fact" else world.typed(rng, kind)
+            fact = rng.choice(self.recordings.facts)
+            return (fact.utterance, fact.speech) if kind == "fact" else world.typed(rng, kind)
 
-        draws = (random.Random(f"exam/{index}/{number}") for number in itertools.count())
-        conversations = (world.sample_talk(rng, take.speech, take.utterance, take.style, earlier) for rng in draws)
-        return next(conversation for conversation in conversations if conversation.memory)
+        number = 0
+        while True:  # some conversations have no fact at all: draw until one has
+            rng = random.Random(f"exam/{index}/{number}")
+            sample = world.sample_talk(rng, take.speech, take.utterance, take.style, earlier)
+            if sample.memory:
+                return sample
+            number += 1
 
     def _answers(self, conversations: Sequence[Conversation], view: View) -> list[str]:
         prompts = [render(conversation, self.model.llm.tokenizer, view) for conversation in conversations]
         answers: list[str] = []
-        for start in range(0, len(prompts), self.batch):
-            some = prompts[start : start + self.batch]
-            answers += self.model.generate(some, hear=self.recordings.hear, generation=self.generation)
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            answers += self.model.generate(batch, hear=self.recordings.hear, generation=self.generation)
         return answers
 
 
-def _question(conversation: Conversation) -> Conversation:
-    """The talk without its answer."""
+def without_answer(conversation: Conversation) -> Conversation:
+    """A conversation without its last turn."""
     return Conversation(conversation.system, conversation.turns[:-1])

@@ -1,17 +1,17 @@
-"""Makes the tiny world's LLM: Qwen2's architecture, trained from scratch on talks of the world (ours).
+"""Trains the tiny world's LLM: Qwen2's architecture, from scratch, on conversations of the world (ours).
 
-It learns what a real chat LLM can do before any adapter exists: to write down words that stand in its prompt, to
-answer questions from a caption, to hold a talk with a memory. Its prompts are those of `prompt.render` with text
-sources, channel by channel: caption or none, transcript or none.
+It learns what a real chat LLM can do before any adapter exists: to write down the words of its prompt, to answer
+questions from a caption, and to hold a conversation and remember its facts. Its prompts are those of `prompt.render`
+with text sources, channel by channel: caption or nothing, transcript or nothing.
 
-In the second part the transcripts in its prompts are stretched to the pace of speech: words drawn out over
-several places, and dots or noise between them. A large LLM reads such a text at once; a small one that has only
-seen fluent text loses its place (measured: 47 % word errors on random words said thrice each, 88 % with noise
-between them), and an adapter could not teach it.
+In the second part the transcripts are stretched to the pace of speech: a word fills several positions, with dots or
+noise between them. A large LLM reads such a text at once. A small one that has seen fluent text alone does not
+(measured: 47 % word errors on random words said three times each, 88 % with noise between them), and an adapter could
+not teach it.
 
-A run that is killed goes on from its last checkpoint.
+A killed run resumes from its last checkpoint.
 
-Dimensions: B rows, T tokens.
+Dimensions: B rows, T tokens, D width of the LLM, K positions with a label, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,30 +39,36 @@ from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.prompt import Text, render
 from dualslm.tiny import world
-from dualslm.tiny.build import tokenizer as words_to_ids
+from dualslm.tiny.build import tokenizer as world_tokenizer
 from dualslm.tiny.build.exam_llm import evaluate
-from dualslm.tiny.style import Style, sample_style
+from dualslm.tiny.style import sample_style
 
-PEAK_LR, SECOND_LR, WARM_UP, CLIP = 1.5e-3, 7e-4, 0.03, 1.0
-SHARES = {"transcribe": 0.35, "ask": 0.3, "listen": 0.35}
-DISFLUENT = 0.4  # share of transcripts with repeated or dropped words
-PLAIN = 0.3  # share of transcripts that are not stretched, in the second part
-BLANKS = (0.5, 0.3, 0.2)  # shares of dots that become a blank, a space, or stay
-BLANK, BLANK_STRENGTH = 0, 1.5  # the id of <|endoftext|>, which no talk holds, and its noise at most
-Heard: TypeAlias = Callable[[str, random.Random], str]
-NOISY = 0.5  # share of batches with noise on the embeddings of the prompt
-BUCKET = 32  # rows are padded to a multiple of this
-CHECKPOINT_EVERY, REPORT_EVERY = 1000, 100  # steps
+PEAK_LR = 1.5e-3  # of the first part
+SECOND_LR = 7e-4  # of the second part
+WARM_UP = 0.03  # of all steps
+CLIP_NORM = 1.0
+TASK_SHARES = {"transcribe": 0.35, "ask": 0.3, "listen": 0.35}
+DISFLUENT_SHARE = 0.4  # transcripts with repeated words or dots, in the first part
+FLUENT_SHARE = 0.3  # transcripts that are not stretched, in the second part
+DOT_SHARES = (0.5, 0.3, 0.2)  # dots that become a blank, a space, or stay
+BLANK_ID = 0  # <|endoftext|>, which stands in no conversation
+BLANK_NOISE = 1.5  # largest noise in place of a blank, in standard deviations of the embeddings
+NOISY_SHARE = 0.5  # batches with noise on the embeddings of the prompt
+BUCKET = 32  # tokens: rows are padded to a multiple of it
+CHECKPOINT_EVERY = 1000  # steps
+REPORT_EVERY = 100  # steps
+Disfluency: TypeAlias = Callable[[str, random.Random], str]
+"""Changes a fluent transcript: `stumble` in the first part of the training, `stretch` in the second."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Training examples end to end.
+    """Tokenized training examples, end to end.
 
     Attributes:
-        ids: tokens of all examples.
-        loss: whether each is to be learnt.
-        starts: where each example begins, and the end of the last.
+        ids: token ids of all examples.
+        loss: whether each token carries loss.
+        starts: position of the first token of each example, and the end of the last.
     """
 
     ids: np.ndarray
@@ -71,7 +77,7 @@ class Pool:
 
 
 def llm_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
-    """The small LLM: 192 wide, 6 layers, 6 heads of which 2 keep keys, tied embeddings."""
+    """The small LLM: 192 wide, 6 layers, 6 heads with 2 key-value heads, tied embeddings."""
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -97,36 +103,40 @@ def pretrain(
     device: str,
     processes: int,
     tested: int = 500,
-    conversations: int = words_to_ids.TALKS,
+    conversations: int = world_tokenizer.CONVERSATIONS,
     resume: bool = True,
 ) -> dict[str, Any]:
     """Writes the examples, trains the LLM in two parts, tests it and writes it to a folder.
 
     Args:
-        out: gets an LLM folder as transformers loads it (half precision) and card.json.
-        fluent: of the first part, on words as they are written: `examples` in the pool that steps draw from,
-            `steps` of the optimizer, `tokens_per_step`, padding included.
-        stretched: the same of the second part, on words at the pace of speech.
-        seed: of everything.
-        device: "cpu", "cuda", ...
-        processes: that write examples.
-        tested: held-out sentences of the closing exam.
-        conversations: that the tokenizer is trained on.
-        resume: go on from a checkpoint in `out`, if there is one.
+        out: output folder, for the LLM as transformers loads it (half precision) and card.json.
+        fluent: settings of the first part, on words as they are written: `examples` in the pool, optimizer `steps`,
+            and `tokens_per_step`, padding included.
+        stretched: settings of the second part, on words at the pace of speech.
+        seed: seed of every draw.
+        device: where the LLM is trained, such as "cpu" or "cuda".
+        processes: number of processes that write examples.
+        tested: number of held-out sentences of the final test.
+        conversations: number of conversations that the tokenizer is trained on.
+        resume: whether to resume from a checkpoint in `out`, if there is one.
 
     Returns:
-        The card: how it was made and what it can do on held-out sentences.
+        The card: the settings, and the share of exact answers on held-out sentences.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    tokenizer = words_to_ids.save(out, seed, conversations)
+    tokenizer = world_tokenizer.load_or_train(out, seed, conversations)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(llm_config(tokenizer)).to(device)
-    for size, heard, peak in ((fluent, stumble, PEAK_LR), (stretched, stretch, SECOND_LR)):
-        made = {**size, "seed": seed}
-        pool = _write_pool(out, size["examples"], seed, processes, heard)
-        fit(model, pool, out / f"checkpoint-{heard.__name__}.pt", made, device, resume, peak)
-        model.bfloat16().float()  # what is shipped, and tested, is in half precision
+    parts: tuple[tuple[Mapping[str, int], Disfluency, float], ...] = (
+        (fluent, stumble, PEAK_LR),
+        (stretched, stretch, SECOND_LR),
+    )
+    for size, disfluency, peak_lr in parts:
+        settings = {**size, "seed": seed}
+        pool = _write_pool(out, size["examples"], seed, processes, disfluency)
+        fit(model, pool, out / f"checkpoint-{disfluency.__name__}.pt", settings, device, resume, peak_lr)
+        model.bfloat16().float()  # rounded to half precision, because that is what is tested and shipped
     model.to(torch.bfloat16).save_pretrained(out)
     card = {"fluent": dict(fluent), "stretched": dict(stretched), "seed": seed}
     card |= {"parameters": sum(p.numel() for p in model.parameters()), **evaluate(out, n=tested, device=device)}
@@ -139,8 +149,8 @@ def pretrain(
 
 
 def stumble(text: str, rng: random.Random) -> str:
-    """The words as an unsure ear gives them: some repeated, some run into dots."""
-    if rng.random() > DISFLUENT:
+    """The words as a poor recognizer writes them: some repeated, some followed by dots."""
+    if rng.random() > DISFLUENT_SHARE:
         return text
     out: list[str] = []
     for word in text.split():
@@ -150,30 +160,36 @@ def stumble(text: str, rng: random.Random) -> str:
 
 
 def stretch(text: str, rng: random.Random) -> str:
-    """The words at the pace of speech, as 10 embeddings a second have them: drawn out, with dots between."""
-    if rng.random() < PLAIN:
+    """The words at the pace of speech, as L gives them with 10 embeddings a second: repeated, with dots between."""
+    if rng.random() < FLUENT_SHARE:
         return text
-    pace, rest = rng.uniform(0.0, 0.7), rng.uniform(0.0, 0.6)
+    repeat_chance = rng.uniform(0.0, 0.7)
+    pause_chance = rng.uniform(0.0, 0.6)
     out: list[str] = [".."] * rng.randint(0, 3)
     for word in text.split():
-        out += [word] * (1 + _runs(rng, pace))
-        out += [".."] * _runs(rng, rest)
+        out += [word] * (1 + _run_length(rng, repeat_chance))
+        out += [".."] * _run_length(rng, pause_chance)
     return " ".join(out)
 
 
-def _runs(rng: random.Random, chance: float) -> int:
-    """How often in a row something of this chance happens, at most thrice."""
+def _run_length(rng: random.Random, chance: float) -> int:
+    """How often in a row a draw of this chance succeeds, at most three times."""
     return next((count for count in range(3) if rng.random() >= chance), 3)
 
 
-def example(rng: random.Random, heard: Heard = stumble) -> tuple[Conversation, View]:
-    """One training talk and its view, text or nothing in each channel; `heard` alters every transcript."""
-    task = rng.choices(list(SHARES), list(SHARES.values()))[0]
+def example(rng: random.Random, disfluency: Disfluency = stumble) -> tuple[Conversation, View]:
+    """One training example: a conversation and its view, with text or nothing in each channel.
+
+    Args:
+        rng: source of every draw.
+        disfluency: function that changes every transcript.
+    """
+    task = rng.choices(list(TASK_SHARES), list(TASK_SHARES.values()))[0]
     if task == "transcribe":
-        return _transcribe(rng, heard)
+        return _transcribe(rng, disfluency)
     if task == "ask":
-        return _ask(rng, heard)
-    return _listen(rng, heard)
+        return _ask(rng, disfluency)
+    return _listen(rng, disfluency)
 
 
 def _speech(rng: random.Random, utterance: world.Utterance) -> Speech:
@@ -181,67 +197,74 @@ def _speech(rng: random.Random, utterance: world.Utterance) -> Speech:
     return Speech(transcript=utterance.text, caption=world.caption(style, rng), labels=style.labels())
 
 
-def _transcribe(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
-    """Write down the words; what is heard may be disfluent, what is written never is."""
+def _transcribe(rng: random.Random, disfluency: Disfluency) -> tuple[Conversation, View]:
+    """A transcription task; the prompt may be disfluent, the label never is."""
+    # Soups cannot be guessed from their context: without them the LLM would complete sentences instead of reading.
     kinds: Sequence[world.Kind] = ("soup",) if rng.random() < 0.35 else ("event", "fact", "small")
-    said = world.sample_utterance(rng, held_out=False, kinds=kinds)
-    conversation = world.transcription(_speech(rng, said), rng)
-    speech = Speech(transcript=heard(said.text, rng), caption=conversation.turns[0].speeches[0].caption)
+    utterance = world.sample_utterance(rng, held_out=False, kinds=kinds)
+    conversation = world.transcription(_speech(rng, utterance), rng)
+    speech = Speech(transcript=disfluency(utterance.text, rng), caption=conversation.turns[0].speeches[0].caption)
     conversation.turns[0] = Turn("user", (speech,))
     return conversation, View(rng.choice(("text", "none")), "text")
 
 
-def _ask(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
-    """Questions that the caption answers, beside the words or without them."""
-    said = world.sample_utterance(rng, held_out=False)
-    speech = _speech(rng, said)
+def _ask(rng: random.Random, disfluency: Disfluency) -> tuple[Conversation, View]:
+    """Questions that the caption answers, with the words or without them."""
+    utterance = world.sample_utterance(rng, held_out=False)
+    speech = _speech(rng, utterance)
+    # Only attributes that the caption names: an LLM that has to guess learns to guess.
     named = [name for name in world.QUESTIONS if world.mentions(speech.caption or "", name)]
     asked = rng.sample(named, rng.randint(1, len(named)))
-    speech = replace(speech, transcript=heard(said.text, rng))
+    speech = replace(speech, transcript=disfluency(utterance.text, rng))
     return world.questions(speech, rng, asked), View("text", rng.choice(("text", "text", "none")))
 
 
-def _listen(rng: random.Random, heard: Heard) -> tuple[Conversation, View]:
-    """A talk with a memory; tone or words may be missing, and then the answer does without them."""
-    said = world.sample_utterance(rng, held_out=False, kinds=("event",))
+def _listen(rng: random.Random, disfluency: Disfluency) -> tuple[Conversation, View]:
+    """A conversation with its reply; without the tone or the words, the reply does without them too."""
+    utterance = world.sample_utterance(rng, held_out=False, kinds=("event",))
     style = sample_style(rng)
     view = View(rng.choice(("text",) * 4 + ("none",)), rng.choice(("text",) * 7 + ("none",)))
-    speech = Speech(transcript=heard(said.text, rng), caption=_with_emotion(style, rng))
-    earlier = partial(_perhaps_spoken, heard=heard) if view.ling == "text" else world.typed
-    conversation = world.sample_talk(rng, speech, said, style, earlier)
+    transcript = disfluency(utterance.text, rng)
+    caption = world.caption(style, rng)
+    while not world.mentions(caption, "emotion"):  # the reply depends on it
+        caption = world.caption(style, rng)
+
+    def typed_or_spoken(rng: random.Random, kind: world.Kind) -> tuple[world.Utterance, Part]:
+        stated, text = world.typed(rng, kind)
+        spoken = Speech(transcript=disfluency(stated.text, rng), caption=world.caption(sample_style(rng), rng))
+        return stated, rng.choice((text, spoken))
+
+    # A view holds for all recordings of a prompt: where it has no words, facts must be typed to be remembered.
+    earlier = typed_or_spoken if view.ling == "text" else world.typed
+    speech = Speech(transcript=transcript, caption=caption)
+    sample = world.sample_talk(rng, speech, utterance, style, earlier)
     emotion = style.emotion if view.para == "text" else None
-    reply = world.reply_to(said if view.ling == "text" else None, emotion, conversation.memory)
-    return conversation.conversation.assistant(reply.text), view
+    reply = world.reply_to(utterance if view.ling == "text" else None, emotion, sample.memory)
+    return sample.conversation.assistant(reply.text), view
 
 
-def _perhaps_spoken(rng: random.Random, kind: world.Kind, heard: Heard) -> tuple[world.Utterance, Part]:
-    """Something said earlier, typed or as a styled transcript."""
-    said, text = world.typed(rng, kind)
-    spoken = Speech(transcript=heard(said.text, rng), caption=world.caption(sample_style(rng), rng))
-    return said, rng.choice((text, spoken))
+def blank_dots(ids: Sequence[int], dots: Sequence[int], rng: random.Random) -> list[int]:
+    """Replaces some of the dots by a blank and some by the space that they begin with.
 
-
-def _with_emotion(style: Style, rng: random.Random) -> str:
-    """A caption that does not leave out the emotion."""
-    text = world.caption(style, rng)
-    return text if world.mentions(text, "emotion") else _with_emotion(style, rng)
-
-
-def blanked(ids: Sequence[int], dots: Sequence[int], rng: random.Random) -> list[int]:
-    """Some of the dots as a blank, some as the space that they begin with."""
+    Args:
+        ids: token ids of a text.
+        dots: token ids of " ..".
+        rng: source of every draw.
+    """
     out: list[int] = []
     for token in ids:
         out.append(token)
         if out[-len(dots) :] == list(dots):
-            out[-len(dots) :] = rng.choices(([BLANK], dots[:1], dots), BLANKS)[0]
+            out[-len(dots) :] = rng.choices(([BLANK_ID], dots[:1], dots), DOT_SHARES)[0]
     return out
 
 
-def _write_pool(out: Path, count: int, seed: int, processes: int, heard: Heard) -> Pool:
-    file = out / f"pool-{heard.__name__}.npz"
+def _write_pool(out: Path, count: int, seed: int, processes: int, disfluency: Disfluency) -> Pool:
+    """The pool of a part of the training, read from its file where that exists."""
+    file = out / f"pool-{disfluency.__name__}.npz"
     if not file.exists():
         chunk = min(1000, -(-count // processes))
-        work = partial(_chunk, folder=out, seed=seed, size=chunk, heard=heard)
+        work = partial(_chunk, folder=out, seed=seed, size=chunk, disfluency=disfluency)
         chunks = range(-(-count // chunk))
         if processes > 1:
             with multiprocessing.get_context("spawn").Pool(processes) as workers:
@@ -256,23 +279,24 @@ def _write_pool(out: Path, count: int, seed: int, processes: int, heard: Heard) 
 
 
 def _chunk(
-    index: int, *, folder: Path, seed: int, size: int, heard: Heard
+    index: int, *, folder: Path, seed: int, size: int, disfluency: Disfluency
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tokenizer = words_to_ids.save(folder)
+    """Token ids, loss flags and lengths of a run of examples; each is seeded by its own number."""
+    tokenizer = world_tokenizer.load_or_train(folder)
     dots = tokenizer.encode(" ..")
     ids: list[int] = []
     loss: list[bool] = []
     lengths = []
     for number in range(index * size, (index + 1) * size):
         rng = random.Random(f"llm/{seed}/{number}")
-        conversation, view = example(rng, heard)
+        conversation, view = example(rng, disfluency)
         prompt = render(conversation, tokenizer, view, supervise="all")
         before = len(ids)
         for segment in prompt.segments:
             assert isinstance(segment, Text)
-            some = blanked(segment.ids, dots, rng)
-            ids += some
-            loss += [segment.loss] * len(some)
+            text_ids = blank_dots(segment.ids, dots, rng)
+            ids += text_ids
+            loss += [segment.loss] * len(text_ids)
         lengths.append(len(ids) - before)
     return np.array(ids, np.int32), np.array(loss), np.array(lengths)
 
@@ -284,32 +308,47 @@ def fit(
     model: Qwen2ForCausalLM,
     pool: Pool,
     checkpoint: Path,
-    made: dict[str, int],
+    settings: dict[str, int],
     device: str,
     resume: bool,
-    peak: float,
+    peak_lr: float,
 ) -> None:
-    """Teaches a model the examples of a pool; goes on from the checkpoint where there is one and `resume` is set."""
-    steps, cuda = made["steps"], device.startswith("cuda")
+    """Trains an LLM on the examples of a pool.
+
+    Args:
+        model: LLM to be trained, in place.
+        pool: examples.
+        checkpoint: file of the checkpoint, written every so many steps and at the end.
+        settings: `steps`, `tokens_per_step` and `seed`; a checkpoint with other settings is refused.
+        device: where the LLM is, such as "cpu".
+        resume: whether to resume from the checkpoint, if there is one.
+        peak_lr: learning rate after the warm-up.
+    """
+    steps = settings["steps"]
+    cuda = device.startswith("cuda")
+    # Norms and biases are not decayed, as is usual.
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     plain = [weight for weight in model.parameters() if weight.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=cuda)
-    first = _restore(model, optimizer, checkpoint, made) if resume and checkpoint.exists() else 0
+    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95), fused=cuda)
+    first = _restore(model, optimizer, checkpoint, settings) if resume and checkpoint.exists() else 0
     model.train()
-    began, recent = time.monotonic(), []
-    for step, rows in enumerate(_batches(pool, made, first), first):
+    began = time.monotonic()
+    recent: list[Tensor] = []
+    for step, rows in enumerate(_batches(pool, settings, first), first):
         for group in optimizer.param_groups:
-            group["lr"] = peak * _schedule(step, steps)
+            group["lr"] = peak_lr * _schedule(step, steps)
         ids_BT, loss_BT = _pad(pool, rows, device)
-        torch.manual_seed(made["seed"] * 1_000_003 + step)
+        torch.manual_seed(settings["seed"] * 1_000_003 + step)  # a resumed run draws what an uninterrupted one does
+        # The first tenth is without noise: it learns the language before it learns to read through noise.
+        noisy = step % 2 < 2 * NOISY_SHARE and step > steps // 10
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=cuda):
-            loss = _loss(model, ids_BT, loss_BT, noisy=step % 2 < 2 * NOISY and step > steps // 10)
+            loss = _loss(model, ids_BT, loss_BT, noisy=noisy)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(loss.detach())
+        recent.append(loss.detach())  # read a hundred at once: reading each would make the CPU wait for the GPU
         done = step + 1
         if done % REPORT_EVERY == 0 or done == steps:
             left = (time.monotonic() - began) / (done - first) * (steps - done) / 60
@@ -317,7 +356,7 @@ def fit(
             print(f"llm {done}/{steps}  loss {mean:.4f}  {left:.1f} min left", file=sys.stderr, flush=True)
             recent = []
         if done % CHECKPOINT_EVERY == 0 or done == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "made": made}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "made": settings}
             with replacing(checkpoint) as partial_file:
                 torch.save(state, partial_file)
 
@@ -325,29 +364,34 @@ def fit(
 def _loss(model: Qwen2ForCausalLM, ids_BT: Tensor, loss_BT: Tensor, *, noisy: bool) -> Tensor:
     """Next-token loss of the assistant's tokens.
 
-    Blanks are noise of a strength of the row's own, and so is, in noisy batches, what lies on the whole prompt.
+    Args:
+        model: the LLM.
+        ids_BT: token ids.
+        loss_BT: whether each token carries loss.
+        noisy: whether the whole prompt gets noise. Blanks always are noise; each row has a strength of its own.
     """
     embeds_BTD = model.get_input_embeddings()(ids_BT)
     strength_B = torch.rand(len(ids_BT), 1, 1, device=ids_BT.device) * embeds_BTD.std().detach()
     noise_BTD = torch.randn_like(embeds_BTD) * strength_B
     if noisy:
         embeds_BTD = embeds_BTD + noise_BTD.masked_fill(loss_BT[..., None], 0.0)
-    blank_BT = (ids_BT == BLANK) & ~loss_BT
-    embeds_BTD = torch.where(blank_BT[..., None], BLANK_STRENGTH * noise_BTD, embeds_BTD)
+    blank_BT = (ids_BT == BLANK_ID) & ~loss_BT
+    embeds_BTD = torch.where(blank_BT[..., None], BLANK_NOISE * noise_BTD, embeds_BTD)
     hidden_BTD = model.model(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
-    wanted_BT = loss_BT[:, 1:]
-    logits_KV = model.lm_head(hidden_BTD[:, :-1][wanted_BT])
-    return F.cross_entropy(logits_KV.float(), ids_BT[:, 1:][wanted_BT])
+    labelled_BT = loss_BT[:, 1:]
+    # The output head runs at positions with a label alone: with so small an LLM it is most of the work.
+    logits_KV = model.lm_head(hidden_BTD[:, :-1][labelled_BT])
+    return F.cross_entropy(logits_KV.float(), ids_BT[:, 1:][labelled_BT])
 
 
-def _batches(pool: Pool, made: dict[str, int], first: int) -> Iterator[np.ndarray]:
-    """Rows of about one length; step i draws by its own number, so that a resumed run goes on alike."""
+def _batches(pool: Pool, settings: dict[str, int], first: int) -> Iterator[np.ndarray]:
+    """Batches of examples of about the same length; step i draws by its own number, so that runs can be resumed."""
     lengths = np.diff(pool.starts)
     order = np.argsort(lengths, kind="stable")
-    for step in range(first, made["steps"]):
-        rng = np.random.default_rng([made["seed"], step])
+    for step in range(first, settings["steps"]):
+        rng = np.random.default_rng([settings["seed"], step])
         at = int(rng.integers(len(order)))
-        rows = made["tokens_per_step"] // (-(-int(lengths[order[at]]) // BUCKET) * BUCKET)
+        rows = settings["tokens_per_step"] // (-(-int(lengths[order[at]]) // BUCKET) * BUCKET)
         start = max(0, min(at - rows // 2, len(order) - rows))
         near = order[max(0, start - rows) : start + 2 * rows]  # neighbours in length, drawn anew each time
         yield rng.choice(near, min(rows, len(near)), replace=False)
@@ -356,11 +400,16 @@ def _batches(pool: Pool, made: dict[str, int], first: int) -> Iterator[np.ndarra
 def _pad(pool: Pool, rows: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
     """Rows side by side, padded on the right to a multiple of `BUCKET`; padding carries no loss."""
     spans = [(int(pool.starts[row]), int(pool.starts[row + 1])) for row in rows]
-    longest = -(-max(end - start for start, end in spans) // BUCKET) * BUCKET
-    ids, loss = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), bool)
+    length = -(-max(end - start for start, end in spans) // BUCKET) * BUCKET
+    ids_BT = np.zeros((len(rows), length), np.int64)
+    loss_BT = np.zeros((len(rows), length), bool)
     for row, (start, end) in enumerate(spans):
-        ids[row, : end - start], loss[row, : end - start] = pool.ids[start:end], pool.loss[start:end]
-    return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in (ids, loss))  # type: ignore[return-value]
+        ids_BT[row, : end - start] = pool.ids[start:end]
+        loss_BT[row, : end - start] = pool.loss[start:end]
+    return (
+        torch.from_numpy(ids_BT).to(device, non_blocking=True),
+        torch.from_numpy(loss_BT).to(device, non_blocking=True),
+    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -369,9 +418,12 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, 0.01 + 0.495 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _restore(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, checkpoint: Path, made: dict[str, int]) -> int:
+def _restore(
+    model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, checkpoint: Path, settings: dict[str, int]
+) -> int:
+    """Loads a checkpoint; returns the number of its finished steps."""
     state = torch.load(checkpoint, map_location=next(model.parameters()).device, weights_only=True)
-    if state["made"] != made:
+    if state["made"] != settings:
         raise DualSLMError(f"{checkpoint} belongs to another run", got=state["made"], do="delete it")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

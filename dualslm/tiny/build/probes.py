@@ -1,4 +1,4 @@
-"""Linear probes: what a straight line can read from features, the measure of what an encoder keeps (ours).
+"""Linear probes: what a linear classifier reads from features, as a measure of what an encoder keeps (ours).
 
 Dimensions: B utterances, T frames, D features of a frame, K classes.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dualslm.tiny.style import ATTRIBUTES, Style
 
-STEPS = 60  # of L-BFGS
-SHRINK = 1e-3  # weight decay on standardized features
+LBFGS_STEPS = 60
+WEIGHT_DECAY = 1e-3  # on standardized features
 
 
 def pool(frames_BTD: Tensor, lengths_B: Tensor) -> Tensor:
@@ -27,21 +27,23 @@ def pool(frames_BTD: Tensor, lengths_B: Tensor) -> Tensor:
 
 def linear_probe(train_BD: Tensor, train_labels_B: Tensor, test_BD: Tensor) -> Tensor:
     """Fits a multinomial logistic regression and returns its predictions (B,) for the test features."""
-    mean, std = train_BD.mean(0), train_BD.std(0) + 1e-6
-    train_BD, test_BD = (train_BD - mean) / std, (test_BD - mean) / std
+    mean_D = train_BD.mean(0)
+    std_D = train_BD.std(0) + 1e-6
+    train_BD = (train_BD - mean_D) / std_D
+    test_BD = (test_BD - mean_D) / std_D  # by the training set's statistics: the test set may not be looked at
     classes = int(train_labels_B.max()) + 1
     weight_DK = train_BD.new_zeros(train_BD.shape[1], classes, requires_grad=True)
     bias_K = train_BD.new_zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight_DK, bias_K], max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight_DK, bias_K], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(train_BD @ weight_DK + bias_K, train_labels_B)
-        loss = loss + SHRINK * weight_DK.square().sum()
+        loss = loss + WEIGHT_DECAY * weight_DK.square().sum()
         torch.autograd.backward(loss)
         return float(loss.detach())
 
-    with torch.enable_grad():
+    with torch.enable_grad():  # callers that encode without gradients probe without them too
         optimizer.step(closure)
     return (test_BD @ weight_DK.detach() + bias_K.detach()).argmax(1)
 
@@ -55,7 +57,7 @@ def labels_of(styles: Sequence[Style], attribute: str) -> Tensor:
 def probe_accuracies(
     train_BD: Tensor, train_styles: Sequence[Style], test_BD: Tensor, test_styles: Sequence[Style]
 ) -> Mapping[str, float]:
-    """Accuracy (0 to 1) of a linear probe for each attribute."""
+    """Accuracy (0 to 1) of one linear probe for each attribute, on features (B, D) of both sets."""
     found = {}
     for attribute in ATTRIBUTES:
         guess_B = linear_probe(train_BD, labels_of(train_styles, attribute).to(train_BD.device), test_BD)

@@ -1,7 +1,6 @@
-"""Writes what was measured, and what the demo prints, into README.md between markers.
+"""Writes the measured figures and the demo's output into README.md, between markers.
 
-Tables are never typed: this file makes them from docs/results/tiny.json, and a test checks that README.md is
-up to date.
+Nobody types these tables: they are made from docs/results/tiny.json, and a test checks that README.md is up to date.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +15,10 @@ from rich.console import Console
 README = Path("README.md")
 RESULT = Path("docs/results/tiny.json")
 ATTRIBUTE_TARGETS = {"emotion": 95, "energy": 92, "tempo": 92, "gender": 95, "pitch": 88}
-P, L, BOTH, NO_ERR = "speech,none", "none,speech", "speech,speech", "without-err"
+P_ALONE = "speech,none"  # views, as the result file spells them
+L_ALONE = "none,speech"
+BOTH = "speech,speech"
+NO_ERR = "without-err"
 Figures = dict[str, dict[str, dict[str, float]]]
 
 
@@ -32,8 +33,15 @@ def write(*, check: bool = False) -> int:
 
 
 def put(text: str, name: str, content: str) -> str:
-    """Replaces what stands between a pair of markers."""
+    """Replaces the content between a pair of markers of a page.
+
+    Args:
+        text: the whole page.
+        name: name of the markers, `<!-- NAME:begin ... -->` and `<!-- NAME:end -->`.
+        content: the new content.
+    """
     pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
+    # A function as replacement: a string would have its backslashes read as group references.
     replaced, count = re.subn(pattern, lambda found: found[1] + content + found[2], text, flags=re.DOTALL)
     assert count == 1, f"no {name} markers"
     return replaced
@@ -53,11 +61,11 @@ def tables(result: dict[str, object]) -> str:
 
 def _main_table(final: dict[str, dict[str, float]]) -> str:
     rows = [
-        ("word error rate, L alone", 3, "wer/" + L),
+        ("word error rate, L alone", 3, "wer/" + L_ALONE),
         ("word error rate, P and L", 3, "wer/" + BOTH),
-        *((f"{name}, P alone", target, f"{name}/{P}") for name, target in ATTRIBUTE_TARGETS.items()),
+        *((f"{name}, P alone", target, f"{name}/{P_ALONE}") for name, target in ATTRIBUTE_TARGETS.items()),
         *((f"{name}, P and L", "", f"{name}/{BOTH}") for name in ATTRIBUTE_TARGETS),
-        ("emotion, L alone (leak)", "at most 32", f"emotion/{L}"),
+        ("emotion, L alone (leak)", "at most 32", f"emotion/{L_ALONE}"),
         ("emotion, always the commonest", "", "emotion/majority"),
         ("reply: tone right", 95, f"reply tone/{BOTH}"),
         ("reply: content right", 90, f"reply content/{BOTH}"),
@@ -83,13 +91,13 @@ def _stage_table(figures: Figures) -> str:
     }
     rows = [
         ("word error rate, P and L", f"seen/wer/{BOTH}"),
-        ("word error rate, L alone", f"seen/wer/{L}"),
+        ("word error rate, L alone", f"seen/wer/{L_ALONE}"),
         ("emotion, P and L", f"seen/emotion/{BOTH}"),
-        ("emotion, P alone", f"seen/emotion/{P}"),
-        ("emotion, L alone (leak)", f"seen/emotion/{L}"),
+        ("emotion, P alone", f"seen/emotion/{P_ALONE}"),
+        ("emotion, L alone (leak)", f"seen/emotion/{L_ALONE}"),
         ("energy, P and L", f"seen/energy/{BOTH}"),
-        ("energy, P alone", f"seen/energy/{P}"),
-        ("energy, L alone (leak)", f"seen/energy/{L}"),
+        ("energy, P alone", f"seen/energy/{P_ALONE}"),
+        ("energy, L alone (leak)", f"seen/energy/{L_ALONE}"),
         ("reply all right, P and L", f"seen/reply/{BOTH}"),
         ("reply all right, caption and L", "seen/reply/text,speech"),
         ("reply all right, P and transcript", "seen/reply/speech,text"),
@@ -116,16 +124,12 @@ def _row(*cells: str) -> str:
 
 
 def _session() -> str:
-    """The demo's real output, without the lines that name this machine's folders."""
+    """The demo's real output, without the last part, which names folders of this machine."""
     from dualslm.tiny import demo
 
     console = Console(file=io.StringIO(), width=110, highlight=False, color_system=None)
     demo.main(console)
     assert isinstance(console.file, io.StringIO)
-    return "```text\n" + _without_paths(console.file.getvalue().splitlines()) + "\n```\n"
-
-
-def _without_paths(lines: Sequence[str]) -> str:
-    shown = [line.rstrip() for line in lines]
-    end = next(i for i, line in enumerate(shown) if line.startswith("next"))
-    return "\n".join(shown[:end]).strip()
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    end = next(index for index, line in enumerate(lines) if line.startswith("next"))
+    return "```text\n" + "\n".join(lines[:end]).strip() + "\n```\n"

@@ -1,7 +1,7 @@
-"""Spoken utterances of the tiny world with their frames: what the three stages learn from and are tested on.
+"""Spoken utterances of the tiny world with their frames, for the manifests and the test sets (ours).
 
-Every recording is rendered once, encoded once, and only its frames are kept; `hear` stands in for the model's
-own ears, so that training never touches audio again (cached frames equal live ones: tested).
+Every recording is rendered and encoded once, and only its frames stay in memory. `Recordings.hear` takes the place of
+the model's encoder, so that no test encodes audio again (cached frames equal fresh ones: a test says so).
 
 Dimensions: N encoder layers, B clips, T frames, D encoder width.
 """
@@ -23,7 +23,7 @@ from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.tiny import voices, world
 from dualslm.tiny.style import Style, sample_style
 
-ENCODED_AT_ONCE = 64
+ENCODE_BATCH = 64  # clips
 Samples: TypeAlias = NDArray[np.float32]
 
 
@@ -32,9 +32,9 @@ class Take:
     """One utterance as one speaker says it in one style.
 
     Attributes:
-        speech: its transcript, caption and labels; `audio` is the key of its frames.
+        speech: the recording with its transcript, caption and labels; its `audio` is the key of its frames.
         utterance: what is said.
-        style: how.
+        style: how it is said.
     """
 
     speech: Speech
@@ -47,21 +47,21 @@ class Recordings:
     """Takes and their frames.
 
     Attributes:
-        takes: in the order in which they were recorded.
-        frames: each (N, T, D), by key.
-        told: facts for the beginning of talks that end with a take; their frames stand among the others.
+        takes: the takes, in order of their numbers.
+        frames: frames (N, T, D) of each take and fact, by key.
+        facts: recorded facts that a conversation may state before it ends with a take.
     """
 
     takes: list[Take]
     frames: dict[str, Tensor]
-    told: Sequence[Take] = ()
+    facts: Sequence[Take] = ()
 
     def hear(self, clips: Sequence[Speech]) -> Frames:
-        """The frames of takes, in place of `DualSLM.hear`."""
+        """The frames of some takes, in place of `DualSLM.hear`."""
         return Frames.stack([self.frames[str(clip.audio)] for clip in clips])
 
     def after(self, facts: Recordings) -> Recordings:
-        """The same takes, with recordings of facts for what was said before them."""
+        """The same takes, with recorded facts to be stated before them."""
         return Recordings(self.takes, self.frames | facts.frames, facts.takes)
 
 
@@ -78,24 +78,24 @@ def record(
     """Renders and encodes `count` utterances, each in a style and voice of its own.
 
     Args:
-        encoder: whose frames are kept, in bfloat16.
-        name: of the set; it seeds everything.
-        count: how many.
-        draw: gives an utterance.
-        held_out_voices: speak in voices that no training hears.
-        processes: that render side by side.
-        every_layer: keep all layers for a learned mix.
+        encoder: the frozen encoder; its frames are stored in bfloat16.
+        name: name of the set, which also seeds every draw.
+        count: number of utterances.
+        draw: function that draws an utterance.
+        held_out_voices: whether to use the voices of the test set.
+        processes: number of processes that render side by side.
+        every_layer: whether to store all layers, for a learned mix.
     """
     takes, jobs = plan(name, count, draw, held_out_voices=held_out_voices)
     frames: dict[str, Tensor] = {}
     batch: list[Samples] = []
     for index, wave in enumerate(waves(jobs, name, 0.0, processes)):
         batch.append(wave)
-        if len(batch) == ENCODED_AT_ONCE or index + 1 == count:
-            heard = encoder.encode(batch, every_layer=every_layer)
-            for row, length in enumerate(heard.lengths_B.tolist()):
+        if len(batch) == ENCODE_BATCH or index + 1 == count:
+            encoded = encoder.encode(batch, every_layer=every_layer)
+            for row, length in enumerate(encoded.lengths_B.tolist()):
                 key = f"{name}/{index + 1 - len(batch) + row}"
-                frames[key] = heard.layers_NBTD[:, row, :length].to(torch.bfloat16)
+                frames[key] = encoded.layers_NBTD[:, row, :length].to(torch.bfloat16)
             batch = []
     return Recordings(takes, frames)
 
@@ -103,16 +103,28 @@ def record(
 def plan(
     name: str, count: int, draw: Callable[[random.Random], world.Utterance], *, held_out_voices: bool
 ) -> tuple[list[Take], list[voices.Job]]:
-    """What is said, by whom and how: take i, whose audio is named "name/i", and the job that renders it."""
-    takes, jobs = [], []
+    """Draws the takes of a set; the audio of take i is named "name/i".
+
+    Args:
+        name: name of the set, which also seeds every draw.
+        count: number of takes.
+        draw: function that draws an utterance.
+        held_out_voices: whether to use the voices of the test set.
+
+    Returns:
+        The takes, and the job that renders each.
+    """
+    takes: list[Take] = []
+    jobs: list[voices.Job] = []
     for index in range(count):
         rng = random.Random(f"{name}/{index}")
-        utterance, style = draw(rng), sample_style(rng)
+        utterance = draw(rng)
+        style = sample_style(rng)
         voice = rng.choice(voices.voices(style.gender, held_out=held_out_voices))
         speech = Speech(
             f"{name}/{index}",
             transcript=utterance.text,
-            caption=world.caption(style, rng, drop=0.0),
+            caption=world.caption(style, rng, drop=0.0),  # complete: it stands in for P, which has every attribute
             labels=style.labels(),
         )
         takes.append(Take(speech, utterance, style))
@@ -121,14 +133,18 @@ def plan(
 
 
 def waves(jobs: Sequence[voices.Job], name: str, augmented: float, processes: int) -> Iterator[Samples]:
-    """The rendered jobs in their order; a share of them in a room or in noise."""
-    for index, wave in enumerate(voices.render_many(jobs, processes)):
-        yield _in_the_world((wave / 32767).astype(np.float32), index, name, augmented)
+    """Renders the jobs, in their order.
 
-
-def _in_the_world(wave: Samples, index: int, name: str, augment: float) -> Samples:
-    rng = random.Random(f"{name}/{index}/augment")
-    if rng.random() < augment:
-        wave = voices.room(wave, index) if rng.random() < 0.5 else wave
-        wave = voices.noise(wave, index) if rng.random() < 0.5 else wave
-    return wave
+    Args:
+        jobs: the jobs to render.
+        name: name of the set, which seeds the augmentation.
+        augmented: share of the clips that may get reverberation, noise or both.
+        processes: number of processes that render side by side.
+    """
+    for index, pcm in enumerate(voices.render_many(jobs, processes)):
+        wave = (pcm / 32767).astype(np.float32)
+        rng = random.Random(f"{name}/{index}/augment")
+        if rng.random() < augmented:
+            wave = voices.reverberate(wave, index) if rng.random() < 0.5 else wave
+            wave = voices.add_noise(wave, index) if rng.random() < 0.5 else wave
+        yield wave

@@ -1,8 +1,7 @@
 """Batched signal processing for training the small encoder, on the device where the clips are (ours).
 
-The log-mel is Whisper's own, equal to `WhisperFeatureExtractor` (a test says so) without its round trip
-through numpy. Rooms and noise are those of `effects`, drawn anew for every batch. Prosody is estimated from
-clean clips.
+The log-mel equals that of `WhisperFeatureExtractor` (a test says so), without its round trip through numpy.
+Reverberation and noise are those of `effects`, drawn anew for every batch. Prosody is estimated from clean clips.
 
 Dimensions: B clips, N samples of a full window, T encoder frames (50 Hz), M mel bins, F mel frames (100 Hz),
 L lags. Randomness comes from torch's global generator.
@@ -20,7 +19,8 @@ from transformers import WhisperFeatureExtractor
 RATE = 16_000  # Hz
 SAMPLES_PER_FRAME = 320
 PITCH_WINDOW = 640  # samples (40 ms): three periods of the lowest voice
-LOWEST_HZ, HIGHEST_HZ = 66.0, 420.0
+LOWEST_HZ = 66.0  # below the lowest pitch of a low voice
+HIGHEST_HZ = 420.0  # above the highest pitch of a high voice
 VOICED = 0.55  # of perfect periodicity
 FIRST_PEAK = 0.88  # the first peak this near to the best one is the period, not a multiple of it
 
@@ -35,17 +35,24 @@ def log_mel(waves_BN: Tensor, extractor: WhisperFeatureExtractor) -> Tensor:
 
 
 def augment(waves_BN: Tensor, lengths_B: Tensor, share: float = 0.5) -> Tensor:
-    """Puts a share of the clips in rooms (T60 0.1-0.4 s) with noise (15-35 dB below); the level stays."""
+    """Adds reverberation (T60 0.1-0.4 s) and noise (15-35 dB below) to a share of the clips, at the same level.
+
+    Args:
+        waves_BN: clips, padded with zeros.
+        lengths_B: samples of each clip without padding.
+        share: share of the clips that are changed.
+    """
+    # All clips are computed and some chosen: on a GPU that is quicker than to gather the chosen ones first.
     batch, samples = waves_BN.shape
     inside_BN = torch.arange(samples, device=waves_BN.device) < lengths_B[:, None]
     loudness_B1 = _rms(waves_BN, lengths_B)
-    heard_BN = _reverberate(waves_BN) * inside_BN
-    heard_BN = heard_BN * loudness_B1 / _rms(heard_BN, lengths_B)
-    hiss_BN = _coloured_noise(waves_BN) * inside_BN
+    reverberant_BN = _reverberate(waves_BN) * inside_BN
+    reverberant_BN = reverberant_BN * loudness_B1 / _rms(reverberant_BN, lengths_B)
+    hiss_BN = _colored_noise(waves_BN) * inside_BN
     snr_B1 = 15 + 20 * torch.rand(batch, 1, device=waves_BN.device)  # dB
     hiss_BN = hiss_BN * loudness_B1 / _rms(hiss_BN, lengths_B) * 10 ** (-snr_B1 / 20)
     chosen_B1 = torch.rand(batch, 1, device=waves_BN.device) < share
-    return torch.where(chosen_B1, heard_BN + hiss_BN, waves_BN)
+    return torch.where(chosen_B1, reverberant_BN + hiss_BN, waves_BN)
 
 
 def _reverberate(waves_BN: Tensor) -> Tensor:
@@ -58,13 +65,13 @@ def _reverberate(waves_BN: Tensor) -> Tensor:
     wet_B1 = 0.2 + 0.4 * torch.rand(batch, 1, device=device)
     echoes_BL = wet_B1 * echoes_BL / echoes_BL.norm(dim=1, keepdim=True)
     echoes_BL[:, 0] = 1.0  # the direct sound
-    size = samples + tail
+    size = samples + tail  # room for the tail of the last sample: the convolution must not wrap around
     spectrum = torch.fft.rfft(waves_BN, size) * torch.fft.rfft(echoes_BL, size)
-    heard_BN: Tensor = torch.fft.irfft(spectrum, size)
-    return heard_BN[:, :samples]
+    reverberant_BN: Tensor = torch.fft.irfft(spectrum, size)
+    return reverberant_BN[:, :samples]
 
 
-def _coloured_noise(waves_BN: Tensor) -> Tensor:
+def _colored_noise(waves_BN: Tensor) -> Tensor:
     """Noise from white to brownish: its amplitude falls as frequency to the power 0 to -1 above 100 Hz."""
     batch, samples = waves_BN.shape
     spectrum = torch.fft.rfft(torch.randn_like(waves_BN))
@@ -79,18 +86,19 @@ def _rms(waves_BN: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def mask_mel(mel_BMF: Tensor, lengths_B: Tensor, share: float = 0.5) -> Tensor:
-    """SpecAugment on a share of the clips: blanks a band of up to 8 mel bins, two spans of up to 120 ms."""
+    """SpecAugment on a share of the clips: masks one band of up to 8 mel bins and two spans of up to 120 ms."""
     batch, bins, frames = mel_BMF.shape
     device = mel_BMF.device
+    # Masked bins get the clip's own floor, which is what silence looks like after Whisper's normalization.
     floor_B11 = mel_BMF.amin((1, 2), keepdim=True)
 
     def span(size: int, widest: int, end_B: Tensor) -> Tensor:
         width_B1 = torch.rand(batch, 1, device=device) * widest
         start_B1 = torch.rand(batch, 1, device=device) * (end_B[:, None] - width_B1).clamp(min=0)
-        place = torch.arange(size, device=device)
-        return (place >= start_B1) & (place < start_B1 + width_B1)
+        index = torch.arange(size, device=device)
+        return (index >= start_B1) & (index < start_B1 + width_B1)
 
-    ends_B = lengths_B / (SAMPLES_PER_FRAME // 2)
+    ends_B = lengths_B / (SAMPLES_PER_FRAME // 2)  # in mel frames, of which an encoder frame has two
     hidden_BMF = span(bins, 8, torch.full_like(ends_B, bins))[:, :, None]
     for _ in range(2):
         hidden_BMF = hidden_BMF | span(frames, 12, ends_B)[:, None, :]
@@ -100,10 +108,10 @@ def mask_mel(mel_BMF: Tensor, lengths_B: Tensor, share: float = 0.5) -> Tensor:
 
 @dataclass(frozen=True)
 class Prosody:
-    """What a clean clip's prosody is, frame by frame.
+    """The prosody of clean clips, frame by frame.
 
     Attributes:
-        octaves_BT: log2 of the fundamental over `LOWEST_HZ`; means nothing where unvoiced.
+        octaves_BT: log2 of the fundamental over `LOWEST_HZ`; without meaning where unvoiced.
         voiced_BT: whether the frame is periodic and audible.
         energy_BT: log10 of the frame's mean power, at least -9.
     """
@@ -114,13 +122,15 @@ class Prosody:
 
 
 def prosody(waves_BN: Tensor) -> Prosody:
-    """Estimates prosody by normalised autocorrelation (Boersma, 1993), 40 ms around each frame's centre."""
+    """Estimates prosody by normalized autocorrelation (Boersma, 1993), 40 ms around each frame's centre."""
     edge = (PITCH_WINDOW - SAMPLES_PER_FRAME) // 2
     padded_BN = torch.nn.functional.pad(waves_BN, (edge, edge))
     frames_BTN = padded_BN.unfold(1, PITCH_WINDOW, SAMPLES_PER_FRAME)
     energy_BT = frames_BTN.square().mean(2).clamp(min=1e-9).log10()
     window_N = torch.hann_window(PITCH_WINDOW, device=waves_BN.device)
-    shortest, longest = int(RATE / HIGHEST_HZ), math.ceil(RATE / LOWEST_HZ)
+    shortest = int(RATE / HIGHEST_HZ)  # lags in samples
+    longest = math.ceil(RATE / LOWEST_HZ)
+    # Divided by the window's own autocorrelation: a windowed frame would else favor short lags (Boersma's eq. 9).
     similar_BTL = _autocorrelation(frames_BTN * window_N)[..., : longest + 2]
     similar_BTL = similar_BTL / _autocorrelation(window_N)[: longest + 2]
     similar_BTL = similar_BTL / similar_BTL[..., :1].clamp(min=1e-12)
@@ -136,6 +146,6 @@ def prosody(waves_BN: Tensor) -> Prosody:
 
 
 def _autocorrelation(frames: Tensor) -> Tensor:
-    size = 2 * frames.shape[-1]
+    size = 2 * frames.shape[-1]  # twice the frame: without padding, lags would wrap around
     similar: Tensor = torch.fft.irfft(torch.fft.rfft(frames, size).abs().square(), size)
     return similar

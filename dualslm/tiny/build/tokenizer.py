@@ -20,6 +20,7 @@ from dualslm.tiny.style import sample_style
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SIZE = 3072
+# Qwen2's own pattern, so that texts are split as a large Qwen LLM splits them.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -27,11 +28,16 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TALKS = 20_000
+CONVERSATIONS = 20_000
 
 
-def train(seed: int = 0, conversations: int = TALKS) -> PreTrainedTokenizerFast:
-    """Trains it on talks of the world; the same seed and number of talks give the same ids."""
+def train(seed: int = 0, conversations: int = CONVERSATIONS) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer on conversations of the world.
+
+    Args:
+        seed: seed of the conversations.
+        conversations: number of conversations; the same seed and number give the same ids.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,8 +63,15 @@ def train(seed: int = 0, conversations: int = TALKS) -> PreTrainedTokenizerFast:
     return fast
 
 
-def save(folder: Path, seed: int = 0, conversations: int = TALKS) -> PreTrainedTokenizerFast:
-    """Trains it once and keeps it in a folder; a second call reads it: ids must never move."""
+def load_or_train(folder: Path, seed: int = 0, conversations: int = CONVERSATIONS) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder; trained and saved there first where there is none, and never again.
+
+    Args:
+        folder: folder of the LLM.
+        seed: seed of the conversations.
+        conversations: number of conversations to train on.
+    """
+    # Ids must never change: the weights of the LLM, the adapters and all checkpoints depend on them.
     if not (folder / "tokenizer.json").exists():
         train(seed, conversations).save_pretrained(folder)
     fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -69,19 +82,16 @@ def _texts(seed: int, conversations: int) -> Iterator[str]:
     rng = random.Random(f"tokenizer/{seed}")
     seen: set[str] = set()
     for _ in range(conversations):
-        utterance, style = world.sample_utterance(rng, held_out=False, kinds=("event",)), sample_style(rng)
+        utterance = world.sample_utterance(rng, held_out=False, kinds=("event",))
+        style = sample_style(rng)
         speech = Speech(transcript=utterance.text, caption=world.caption(style, rng), labels=style.labels())
-        conversation = world.sample_talk(rng, speech, utterance, style)
+        sample = world.sample_talk(rng, speech, utterance, style)
         asked = world.questions(speech, rng)
-        parts = [part for turn in (*conversation.conversation.turns, *asked.turns) for part in turn.parts]
+        parts = [part for turn in (*sample.conversation.turns, *asked.turns) for part in turn.parts]
         texts = [part if isinstance(part, str) else part.transcript or "" for part in parts]
-        texts += [
-            speech.caption or "",
-            conversation.reply.text,
-            conversation.conversation.system or "",
-            asked.system or "",
-        ]
+        texts += [speech.caption or "", sample.reply.text, sample.conversation.system or "", asked.system or ""]
         yield from texts
         seen |= {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
+    # So often that BPE merges each word, rare ones too, both with and without a space in front.
     for word in sorted(seen | set(world.vocabulary())):
         yield from [word, f" {word}"] * (conversations // 20)

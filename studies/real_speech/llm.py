@@ -1,9 +1,9 @@
-"""The study's LLM: the tiny one, taught in text alone the words of these corpora and the wording of our tasks.
+"""The study's LLM: the tiny one, trained further in text alone on the words of these corpora and of our tasks.
 
 The tiny LLM has never met a digit, five of RAVDESS' eight emotions, or the questions of `dualslm.data.tasks`. A large
-chat LLM reads all of these at once. So each missing word becomes one token, and a few hundred steps on talks made
-of text teach it to write words down, to read a caption and to answer. It hears nothing of any recording, and is
-frozen before an adapter is made.
+chat LLM knows all of these. So each missing word becomes one token, and a few hundred steps on conversations in text
+train it to write words down, to read a caption and to answer. It gets no recording, and is frozen before the adapters
+are made.
 
 Dimensions: V vocabulary, D width.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,33 +21,39 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from dualslm.conversation import Conversation, Turn, View
+from dualslm.conversation import Conversation, Source, Turn, View
 from dualslm.data.manifest import read_conversation
-from dualslm.data.tasks import ATTRIBUTES, TASKS, one_task
+from dualslm.data.tasks import TASKS, one_task
+from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.files import replacing
+from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Text, render
 from dualslm.tiny import WEIGHTS, world
 from dualslm.tiny.build import pretrain_llm
-from studies.real_speech import blends as blended
+from studies.real_speech.blends import teach
 from studies.real_speech.wording import DIGITS, EMOTIONS, conversation
 
 PEAK_LR = 1e-3
+# The pattern of RAVDESS' two sentences with other words: the LLM learns to write any such sentence, not these two.
 WHO = ["Kids", "Dogs", "Cats", "Birds", "Men", "Women", "Boys", "Girls", "Horses", "Rabbits"]
 DOING = ["talking", "sitting", "standing", "waiting", "running", "playing", "sleeping", "eating"]
 WHERE = ["door", "window", "table", "tree", "house", "station", "river", "garden"]
-ATTRIBUTE_CHANCE = {"emotion": 0.5, "gender": 0.12, "asr": 0.26, "respond": 0.12}
+TASK_SHARES = {"emotion": 0.5, "gender": 0.12, "asr": 0.26, "respond": 0.12}
 
 
 def build(out: Path, *, examples: int, steps: int, tokens_per_step: int, blends: int, seed: int = 0) -> Path:
-    """Makes the LLM in two parts, on text and on blends; what is finished is kept.
+    """Trains the LLM in two parts, on text and on blends, where it does not exist yet.
 
     Args:
-        out: gets an LLM folder as transformers loads it.
-        examples: in the pool that steps draw from.
-        steps: on text.
-        tokens_per_step: padding included.
-        blends: steps on blends.
-        seed: of everything.
+        out: output folder, for the LLM as transformers loads it.
+        examples: number of examples in text.
+        steps: number of optimizer steps on text.
+        tokens_per_step: number of tokens of a step, padding included.
+        blends: number of optimizer steps on blends.
+        seed: seed of every draw.
+
+    Returns:
+        The output folder.
     """
     if (out / "card.json").exists():
         return out
@@ -57,16 +62,17 @@ def build(out: Path, *, examples: int, steps: int, tokens_per_step: int, blends:
     tokenizer.save_pretrained(out)
     torch.manual_seed(seed)
     model = widened(Qwen2ForCausalLM.from_pretrained(WEIGHTS / "llm", dtype=torch.float32), tokenizer)
-    made = {"examples": examples, "steps": steps, "tokens_per_step": tokens_per_step, "seed": seed}
+    settings = {"examples": examples, "steps": steps, "tokens_per_step": tokens_per_step, "seed": seed}
     pool = write_pool(tokenizer, examples, seed)
-    pretrain_llm.fit(model, pool, out / "checkpoint.pt", made, "cpu", True, PEAK_LR)
+    pretrain_llm.fit(model, pool, out / "checkpoint.pt", settings, "cpu", True, PEAK_LR)
     model.save_pretrained(out)
     if blends:
-        frozen = blended.load(out)
-        blended.teach(frozen.model, frozen, example, blends, seed)
+        # Read anew as `FrozenLM`, whose embeddings and prompts are those of the real adapters.
+        frozen = FrozenLM.from_pretrained(str(out), dtype=torch.float32, device="cpu")
+        teach(frozen.model, frozen, example, blends, seed)
         frozen.model.save_pretrained(out)
     with replacing(out / "card.json") as partial:
-        partial.write_text(json.dumps({**made, "blends": blends}) + "\n")
+        partial.write_text(json.dumps({**settings, "blends": blends}) + "\n")
     return out
 
 
@@ -81,11 +87,18 @@ def spoken_words() -> set[str]:
 
 
 def extend(folder: Path, words: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which each word is one token after a space, and ids that were there stay."""
+    """A byte-level BPE tokenizer in which each word is one token.
+
+    Args:
+        folder: folder of the LLM with the tokenizer to extend; its ids stay as they are.
+        words: words that become one token each, with and without a space in front.
+    """
     known = PreTrainedTokenizerFast.from_pretrained(folder)
     raw = json.loads(known.backend_tokenizer.to_str())
-    vocabulary, merges = raw["model"]["vocab"], raw["model"]["merges"]
+    vocabulary = raw["model"]["vocab"]
+    merges = raw["model"]["merges"]
     for text in (form for word in words for form in (f" {word}", word)):
+        # BPE reaches a token by merges alone: the pieces are joined from the left, each step a token of its own.
         pieces = known.tokenize(text)
         while len(pieces) > 1:
             whole = pieces[0] + pieces[1]
@@ -104,7 +117,7 @@ def extend(folder: Path, words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def widened(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """The LLM with an embedding for each new token: the mean of those of its pieces, so that nothing starts blank."""
+    """The LLM with an embedding for each new token: the mean of those of its former pieces."""
     known = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "llm")
     before = model.get_input_embeddings().weight.data.clone()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -118,33 +131,37 @@ def widened(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Qwen
 
 
 def example(rng: random.Random) -> tuple[Conversation, View]:
-    """One talk in text and its view; words are said at the pace of speech."""
-    task = rng.choices(list(ATTRIBUTE_CHANCE), list(ATTRIBUTE_CHANCE.values()))[0]
+    """One conversation in text and its view; the transcript is stretched to the pace of speech."""
+    task = rng.choices(list(TASK_SHARES), list(TASK_SHARES.values()))[0]
     labels = {"gender": rng.choice(("male", "female")), "emotion": rng.choice(EMOTIONS)}
-    fields = {"id": str(rng.random()), "speaker": "text", "labels": labels, "transcript": sentence(rng, task)}
+    fields: dict[str, Any] = {
+        "id": str(rng.random()),
+        "speaker": "text",
+        "labels": labels,
+        "transcript": sentence(rng, task),
+    }
     if task == "asr" and rng.random() < 0.3:
-        del labels["emotion"]
-    row = one_task(conversation(fields, fields["id"], (task,)), task)
+        del labels["emotion"]  # digits have a gender and no emotion
+    row = dict(one_task(conversation(fields, fields["id"], (task,)), task))
     if task == "respond":
         row["turns"] = [*row["turns"], {"role": "assistant", "parts": [reply(fields["transcript"], labels["emotion"])]}]
-    told = read_conversation(row, Path())
-    clip = told.turns[0].speeches[0]
-    told.turns[0] = Turn("user", (replace(clip, transcript=pretrain_llm.stretch(clip.transcript or "", rng)),))
-    sources = (
-        {"asr": ("text", "none")}.get(task, ("text",)),
-        ("text", "text", "none") if task in ATTRIBUTES else ("text",),
-    )
-    return told, View(rng.choice(sources[0]), rng.choice(sources[1]))
+    spoken = read_conversation(row, Path())
+    clip = spoken.turns[0].speeches[0]
+    spoken.turns[0] = Turn("user", (replace(clip, transcript=pretrain_llm.stretch(clip.transcript or "", rng)),))
+    # A channel may be missing where its task can be answered without it, as in the stages of the recipe.
+    para: tuple[Source, ...] = ("text", "none") if task == "asr" else ("text",)
+    ling: tuple[Source, ...] = ("text", "text", "none") if task in ATTRIBUTES else ("text",)
+    return spoken, View(rng.choice(para), rng.choice(ling))
 
 
 def reply(transcript: str, emotion: str) -> str:
-    """What a listener says who took in both: how it was said, and what."""
-    said = transcript.rstrip(".")
-    return f"You sound {emotion}, and you say that {said[0].lower()}{said[1:]}."
+    """A reply that shows both channels: how it was said, and what."""
+    statement = transcript.rstrip(".")
+    return f"You sound {emotion}, and you say that {statement[0].lower()}{statement[1:]}."
 
 
 def sentence(rng: random.Random, task: str) -> str:
-    """Something to say: digits, somebody doing something somewhere, or anything of the tiny world."""
+    """A transcript: digits, a sentence like RAVDESS', random words, or a sentence of the tiny world."""
     kind = rng.choices(("digits", "scene", "soup", "world"), (0.3, 0.3, 0.25, 0.15))[0]
     if kind == "scene" or task == "respond":
         return f"{rng.choice(WHO)} are {rng.choice(DOING)} by the {rng.choice(WHERE)}."
@@ -157,23 +174,18 @@ def sentence(rng: random.Random, task: str) -> str:
 
 
 def write_pool(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> pretrain_llm.Pool:
-    """The examples end to end."""
+    """Tokenizes the examples, end to end."""
     dots = tokenizer.encode(" ..")
     ids: list[int] = []
     loss: list[bool] = []
     starts = [0]
     for number in range(count):
         rng = random.Random(f"study/{seed}/{number}")
-        told, view = example(rng)
-        for piece, learnt in _pieces(render(told, tokenizer, view, supervise="all").segments):
-            some = pretrain_llm.blanked(piece, dots, rng)
-            ids += some
-            loss += [learnt] * len(some)
+        spoken, view = example(rng)
+        for segment in render(spoken, tokenizer, view, supervise="all").segments:
+            assert isinstance(segment, Text)
+            text_ids = pretrain_llm.blank_dots(segment.ids, dots, rng)
+            ids += text_ids
+            loss += [segment.loss] * len(text_ids)
         starts.append(len(ids))
     return pretrain_llm.Pool(np.array(ids, np.int32), np.array(loss), np.array(starts))
-
-
-def _pieces(segments: Any) -> Iterator[tuple[tuple[int, ...], bool]]:
-    for segment in segments:
-        assert isinstance(segment, Text)
-        yield segment.ids, segment.loss

@@ -1,10 +1,10 @@
-"""How far the labels that `dualslm label` makes agree with labels that others gave: docs/label.md.
+"""How far the labels of `dualslm label` agree with labels that others gave: docs/label.md.
 
-    python bench/label.py DATA      measures, writes docs/results/label.json and the table of docs/label.md
-    python bench/label.py --page    writes the table anew from the result file
+    python -m studies.label_agreement DATA      measures, writes docs/results/label.json and the table of docs/label.md
+    python -m studies.label_agreement --page    writes the table anew from the result file
 
 DATA holds `ravdess/` (RAVDESS with a labels.csv of flac, gender, emotion, text) and `textrolspeech/VccmDataset/`,
-whose test lists carry labels of some RAVDESS clips. Only figures are kept.
+whose test lists have labels of some RAVDESS clips. The result has figures alone, no row of these corpora.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.tiny.build.readme import put
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULT = ROOT / "docs" / "label.md", ROOT / "docs" / "results" / "label.json"
+PAGE = ROOT / "docs" / "label.md"
+RESULT = ROOT / "docs" / "results" / "label.json"
 LISTS = ("controlspeech_test.csv", "controlspeech_test_prompt.csv")
 THEIRS = {"pitch": "pitch", "energy": "energy", "tempo": "dur"}  # columns of these lists
 VCCM_PITCH = {"male": (108.22, 167.15), "female": (179.22, 252.10)}  # Hz, ControlSpeech's own thresholds
@@ -45,21 +46,22 @@ def main() -> int:
 
 
 def measured(data: Path) -> dict[str, Any]:
-    """The agreement of each way of binning, by attribute."""
-    wanted = given_labels(data)
+    """The agreement of each way of setting thresholds, by attribute."""
+    given = given_labels(data)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "ravdess.jsonl"
         clips = manifest(data / "ravdess", source)
         ways = {}
         for name, settings in WAYS.items():
-            start, out = time.perf_counter(), Path(folder) / "labelled.jsonl"
+            out = Path(folder) / "labelled.jsonl"
+            start = time.perf_counter()
             report = label(source, out, Labelling(**settings))
             seconds = time.perf_counter() - start
-            ways[name] = {"thresholds": report["thresholds"], **compared(out, wanted)}
+            ways[name] = {"thresholds": report["thresholds"], **compared(out, given)}
     return {
         "recordings": clips,
-        "with_labels": len(wanted),
-        "present": sum((data / "ravdess" / name).exists() for name in wanted),
+        "with_labels": len(given),
+        "present": sum((data / "ravdess" / name).exists() for name in given),
         "recordings_a_second": round(clips / seconds, 1),
         "units": dict(MEASURED),
         "ways": ways,
@@ -95,17 +97,20 @@ def turn(clip: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "parts": [clip]}
 
 
-def compared(out: Path, wanted: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """How many labels are the same, and how many are one step away, by attribute."""
-    same, near, total = Counter[str](), Counter[str](), 0
+def compared(out: Path, given: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """How many labels are the same, and how many at most one step away, by attribute."""
+    same = Counter[str]()
+    near = Counter[str]()
+    total = 0
     for line in out.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row["id"] in wanted:
+        if row["id"] in given:
             total += 1
             ours = row["turns"][0]["parts"][0]["labels"]
             for name, column in THEIRS.items():
                 values = ATTRIBUTES[name].values
-                theirs = ATTRIBUTES[name].value({"labels": {name: wanted[row["id"]][column]}})
+                theirs = ATTRIBUTES[name].value({"labels": {name: given[row["id"]][column]}})
+                # Values are in order, from low to high: a step apart may be a threshold set a little elsewhere.
                 step = abs(values.index(ours[name]) - values.index(str(theirs)))
                 same[name] += step == 0
                 near[name] += step <= 1
@@ -114,7 +119,7 @@ def compared(out: Path, wanted: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The agreement as a table."""
-    said = [
+    lines = [
         f"{result['recordings']} RAVDESS clips, {result['recordings_a_second']} a second on one core; "
         f"{result['present']} of the {result['with_labels']} clips with labels are among them. "
         "Same label / at most one step away:\n",
@@ -123,8 +128,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, way in result["ways"].items():
         cells = [f"{way['same'][one]} / {way['within_one'][one]} of {way['total']}" for one in THEIRS]
-        said.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(said) + "\n"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""What the small encoder learns to hear: its heads and losses (ours; all heads are thrown away afterwards).
+"""The small encoder with its pretraining heads and their losses (ours; the heads are dropped after training).
 
 - words: CTC over the world's spoken words, from the last layer: what the linguistic adapter will need;
-- letters: CTC over characters, from a middle layer: helps with voices never heard;
-- spectrum: the log-mel of the clean clip, two mel frames for each encoder frame, from the last layer:
-  label-free, it keeps what transcription would shed;
-- prosody: pitch (in twelfths of an octave, or unvoiced) and energy of each frame of the clean clip,
-  label-free;
-- style: the five attributes from the mean and deviation of the last layer. This one does use labels, at a
-  small weight: OpenAI's Whisper never saw such labels, so a tone that is easy to read here says nothing of
-  Whisper.
+- letters: CTC over characters, from the middle layer: helps with voices of the test set;
+- spectrum: the log-mel of the clean clip, two mel frames for each encoder frame, from the last layer. It needs no
+  labels, and keeps what a pure transcription model would lose;
+- prosody: pitch (in twelfths of an octave, or unvoiced) and energy of each frame of the clean clip, without labels;
+- style: the five attributes, from the mean and deviation of the last layer. This head does use labels, at a small
+  weight. OpenAI's Whisper never saw such labels, so a tone that is easy to read here says nothing about Whisper.
 
 Dimensions: B clips, T encoder frames, F mel frames (2T), M mel bins, D width, S symbols of a target, V
 vocabulary.
@@ -33,6 +31,7 @@ from dualslm.tiny.style import ATTRIBUTES
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 STEPS_PER_OCTAVE = 12
 PITCH_CLASSES = 2 + int(STEPS_PER_OCTAVE * torch.tensor(HIGHEST_HZ / LOWEST_HZ).log2())  # and unvoiced, class 0
+# Chosen so that no head's gradient outweighs that of the words.
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {"words": 1.0, "letters": 0.3, "spectrum": 1.0, "pitch": 0.3, "energy": 0.3, "style": 0.2}
 )
@@ -48,7 +47,7 @@ def encoder_config(mels: int = 80, frames: int = 400) -> WhisperConfig:
         encoder_ffn_dim=1024,
         max_source_positions=frames,
         dropout=0.1,
-        # A Whisper config cannot leave out the decoder, which we neither train nor ship.
+        # A Whisper config must describe a decoder too, which we neither train nor ship.
         decoder_layers=1,
         decoder_attention_heads=4,
         decoder_ffn_dim=256,
@@ -56,12 +55,12 @@ def encoder_config(mels: int = 80, frames: int = 400) -> WhisperConfig:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The two layers that are listened to.
+class HiddenStates:
+    """The two layers that the heads read.
 
     Attributes:
-        middle_BTD: half-way through the encoder.
-        last_BTD: its output.
+        middle_BTD: output of the layer half-way through the encoder.
+        last_BTD: output of the encoder.
     """
 
     middle_BTD: Tensor
@@ -69,16 +68,16 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class EncoderSample:
-    """What a batch should have been heard as.
+class EncoderLabels:
+    """The labels of a batch of clips.
 
     Attributes:
-        frames_B: valid encoder frames of each clip.
-        words_BS: word numbers, 1 and up; 0 fills.
-        letters_BS: letter numbers, 1 and up; 0 fills.
+        frames_B: number of valid encoder frames of each clip.
+        words_BS: word numbers from 1; 0 is padding.
+        letters_BS: letter numbers from 1; 0 is padding.
         styles_BA: class number of each attribute, in the order of `ATTRIBUTES`.
         mel_BMF: log-mel of the clean clips.
-        prosody: of the clean clips.
+        prosody: prosody of the clean clips.
     """
 
     frames_B: Tensor
@@ -89,12 +88,12 @@ class EncoderSample:
     prosody: Prosody
 
 
-class Learner(nn.Module):
+class EncoderForPretraining(nn.Module):
     """The encoder with its heads.
 
     Args:
-        config: of the encoder.
-        vocabulary: spoken words that the word head knows; its class 0 is CTC's blank.
+        config: configuration of the encoder.
+        vocabulary: classes of the word head from 1 on; its class 0 is CTC's blank.
     """
 
     def __init__(self, config: WhisperConfig, vocabulary: Sequence[str]) -> None:
@@ -108,29 +107,32 @@ class Learner(nn.Module):
         self.energy = nn.Linear(width, 1)
         self.style = nn.ModuleDict({name: nn.Linear(2 * width, len(values)) for name, values in ATTRIBUTES.items()})
 
-    def forward(self, mel_BMF: Tensor) -> Heard:
-        """Listens to log-mels of full windows."""
+    def forward(self, mel_BMF: Tensor) -> HiddenStates:
+        """Encodes log-mels of full windows."""
         out = self.encoder(mel_BMF, output_hidden_states=True)
-        return Heard(out.hidden_states[len(out.hidden_states) // 2], out.last_hidden_state)
+        return HiddenStates(out.hidden_states[len(out.hidden_states) // 2], out.last_hidden_state)
 
-    def losses(self, heard: Heard, lesson: EncoderSample) -> dict[str, Tensor]:
-        """The loss of each head, unweighted, each a mean over the batch."""
-        last_BTD, frames_B = heard.last_BTD, lesson.frames_B
+    def losses(self, hidden: HiddenStates, labels: EncoderLabels) -> dict[str, Tensor]:
+        """The unweighted loss of each head, a mean over the batch."""
+        last_BTD = hidden.last_BTD
+        frames_B = labels.frames_B
         valid_BT = torch.arange(last_BTD.shape[1], device=last_BTD.device) < frames_B[:, None]
-        two_BTM = lesson.mel_BMF.transpose(1, 2).reshape(*last_BTD.shape[:2], -1)
-        pitch_BT = pitch_classes(lesson.prosody)
+        # An encoder frame lasts two mel frames: the spectrum head predicts both.
+        pairs_BTM = labels.mel_BMF.transpose(1, 2).reshape(*last_BTD.shape[:2], -1)
+        pitch_BT = pitch_classes(labels.prosody)
         energy_BT = self.energy(last_BTD).float().squeeze(-1)
         pooled_BD = pool(last_BTD.float(), frames_B)
+        # In single precision, whatever the autocast: log-softmax over hundreds of words loses too much in bfloat16.
         style = [
-            functional.cross_entropy(head(pooled_BD).float(), lesson.styles_BA[:, column])
+            functional.cross_entropy(head(pooled_BD).float(), labels.styles_BA[:, column])
             for column, head in enumerate(self.style.values())
         ]
         return {
-            "words": ctc(self.words(last_BTD), frames_B, lesson.words_BS),
-            "letters": ctc(self.letters(heard.middle_BTD), frames_B, lesson.letters_BS),
-            "spectrum": 10 * (self.spectrum(last_BTD).float() - two_BTM).square()[valid_BT].mean(),
+            "words": ctc(self.words(last_BTD), frames_B, labels.words_BS),
+            "letters": ctc(self.letters(hidden.middle_BTD), frames_B, labels.letters_BS),
+            "spectrum": 10 * (self.spectrum(last_BTD).float() - pairs_BTM).square()[valid_BT].mean(),
             "pitch": functional.cross_entropy(self.pitch(last_BTD).float()[valid_BT], pitch_BT[valid_BT]),
-            "energy": (energy_BT - lesson.prosody.energy_BT)[valid_BT].square().mean(),
+            "energy": (energy_BT - labels.prosody.energy_BT)[valid_BT].square().mean(),
             "style": torch.stack(style).mean(),
         }
 
@@ -146,17 +148,18 @@ def pitch_classes(prosody: Prosody) -> Tensor:
     return torch.where(prosody.voiced_BT, 1 + step_BT, 0)
 
 
-def ctc(logits_BTV: Tensor, frames_B: Tensor, targets_BS: Tensor) -> Tensor:
-    """CTC loss per symbol; class 0 is the blank and fills the targets."""
+def ctc(logits_BTV: Tensor, frames_B: Tensor, labels_BS: Tensor) -> Tensor:
+    """CTC loss of each symbol; class 0 is the blank, and the padding of the labels."""
     log_probs_TBV = logits_BTV.float().log_softmax(2).transpose(0, 1)
-    lengths_B = (targets_BS > 0).sum(1)
-    return functional.ctc_loss(log_probs_TBV, targets_BS, frames_B, lengths_B, zero_infinity=True)
+    lengths_B = (labels_BS > 0).sum(1)
+    # A clip with fewer frames than symbols has an infinite loss: it is left out instead of spoiling the batch.
+    return functional.ctc_loss(log_probs_TBV, labels_BS, frames_B, lengths_B, zero_infinity=True)
 
 
-def read_out(logits_BTV: Tensor, frames_B: Tensor, symbols: Sequence[str]) -> list[list[str]]:
+def greedy_ctc(logits_BTV: Tensor, frames_B: Tensor, symbols: Sequence[str]) -> list[list[str]]:
     """Greedy CTC decoding: the best class of each frame, repeats merged, blanks dropped."""
-    found = []
+    decoded = []
     for best_T, frames in zip(logits_BTV.argmax(2).cpu(), frames_B.tolist(), strict=True):
         merged = torch.unique_consecutive(best_T[:frames]).tolist()
-        found.append([symbols[number - 1] for number in merged if number])
-    return found
+        decoded.append([symbols[number - 1] for number in merged if number])
+    return decoded
