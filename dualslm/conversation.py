@@ -14,7 +14,7 @@ import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast, get_args
 
 from dualslm.errors import DualSLMError
 
@@ -188,6 +188,21 @@ class Conversation:
                 conversation.system = "\n".join(map(str, parts))
         return conversation
 
+    @classmethod
+    def of(cls, said: Said, system: str | None = None) -> Conversation:
+        """Whatever can be answered, as a conversation.
+
+        Args:
+            said: a recording, a conversation, or chat messages.
+            system: system text, where `said` brings none; a Conversation is taken as it is.
+        """
+        if isinstance(said, Conversation):
+            return said
+        if are_messages(said):
+            conversation = cls.from_messages(said)
+            return conversation if conversation.system is not None else cls(system, conversation.turns)
+        return cls(system).user(said if isinstance(said, Speech) else Speech(cast("Audio", said)))
+
     def copy(self) -> Conversation:
         """The same conversation, to be continued without changing this one."""
         return Conversation(self.system, list(self.turns))
@@ -204,6 +219,11 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"Conversation({len(self.turns)} turn{'s' * (len(self.turns) != 1)})"
+
+
+def are_messages(said: object) -> TypeGuard[Messages]:
+    """Whether this is a list of chat messages."""
+    return isinstance(said, list | tuple) and bool(said) and all(isinstance(one, Mapping) for one in said)
 
 
 def _parts_of(content: object, number: int) -> tuple[Part, ...]:
@@ -231,3 +251,11 @@ def _part_of(part: object, number: int) -> Part:
     got = f"type {part.get('type')!r}" if isinstance(part, Mapping) else type(part).__name__
     do = 'use parts of type "text", "input_audio" or "audio"'
     raise DualSLMError(f"message {number} has a part that cannot be read", got=got, do=do)
+
+
+Audio: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]"
+"""A recording: a path, the bytes of a file, or 16 kHz samples."""
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Chat messages as OpenAI's clients write them."""
+Said: TypeAlias = "Audio | Speech | Conversation | Messages"
+"""What can be answered: a recording, a conversation, or chat messages."""

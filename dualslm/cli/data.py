@@ -110,7 +110,7 @@ def _features(args: argparse.Namespace) -> int:
 
 def _teacher(args: argparse.Namespace, model: ModelRecipe) -> Teacher:
     """The recipe's LLM in this process, or behind a server."""
-    from dualslm.model.dualslm import resolve_device
+    from dualslm.model.execution import resolve_device
     from dualslm.model.generation import GenerationSettings
     from dualslm.model.llm import FrozenLM
     from dualslm.training.teacher import LocalTeacher, ServerTeacher

@@ -12,7 +12,9 @@ frames, K frames in a group times S, D width of the LLM (d_llm).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -349,3 +351,23 @@ def random_stretches(shape: torch.Size, share: float) -> Tensor:
     frame_T = torch.arange(shape[1])
     ends_BT = torch.where(starts_BT, frame_T + lengths_BT, 0).cummax(1).values
     return ends_BT > frame_T
+
+
+ADAPTERS: Mapping[str, type[nn.Module]] = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAdapter}
+TRAINING_ONLY = {"dropout", "mask"}  # settings that change neither weights nor what they compute afterwards
+
+
+def build_differences(name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that decide the build of an adapter and differ; one that is not stated has its default.
+
+    Args:
+        name: name of the adapter in `ADAPTERS`.
+        saved: settings of the saved adapter.
+        wanted: settings of the adapter that it is to become.
+    """
+    defaults = {key: parameter.default for key, parameter in signature(ADAPTERS[name]).parameters.items()}
+    for key in sorted({*saved, *wanted} - TRAINING_ONLY):
+        one = {**defaults, **saved}.get(key)
+        other = {**defaults, **wanted}.get(key)
+        if one != other:
+            yield f"{name}.{key} {one}, not {other}"

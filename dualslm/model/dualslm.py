@@ -13,23 +13,21 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast, overload
+from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualslm.audio import frame_count, load
-from dualslm.conversation import NORMAL, Channel, Conversation, Speech, View
+from dualslm.conversation import NORMAL, Channel, Conversation, Said, Speech, View, are_messages
 from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, build_differences
 from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
+from dualslm.model.execution import resolve_device
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.inputs import Hear, fill
 from dualslm.model.llm import FrozenLM
@@ -37,12 +35,6 @@ from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
 from dualslm.prompt import Prompt, SlotLengths, render
 from dualslm.recipe import Quantize
 
-Audio: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]
-"""A recording: a path, the bytes of a file, or 16 kHz samples."""
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-"""Chat messages as OpenAI's clients write them."""
-Said: TypeAlias = Audio | Speech | Conversation | Messages
-"""What can be answered: a recording, a conversation, or chat messages."""
 One = TypeVar("One", bound=Said)
 
 
@@ -197,8 +189,8 @@ class DualSLM(nn.Module):
         Raises:
             DualSLMError: a recording that cannot be used, or a conversation with nothing to answer.
         """
-        several = isinstance(said, list) and not _are_messages(said)
-        conversations = [self.as_conversation(one, system) for one in cast("list[Said]", said if several else [said])]
+        several = isinstance(said, list) and not are_messages(said)
+        conversations = [Conversation.of(one, system) for one in cast("list[Said]", said if several else [said])]
         prompts = [render(conversation, self.llm.tokenizer, view) for conversation in conversations]
         settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         replies = self.generate(prompts, generation=settings)
@@ -234,7 +226,7 @@ class DualSLM(nn.Module):
         No piece splits a character.
         """
         settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        prompt = render(self.as_conversation(said, system), self.llm.tokenizer, view)
+        prompt = render(Conversation.of(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
         streamer = TextStreamer(self.llm.tokenizer)
@@ -243,15 +235,6 @@ class DualSLM(nn.Module):
                 yield piece
         if rest := streamer.rest():
             yield rest
-
-    def as_conversation(self, said: Said, system: str | None = None) -> Conversation:
-        """A recording, a conversation or chat messages, as a Conversation to be answered."""
-        if isinstance(said, Conversation):
-            return said
-        if _are_messages(said):
-            conversation = Conversation.from_messages(said)
-            return conversation if conversation.system is not None else Conversation(system, conversation.turns)
-        return Conversation(system).user(said if isinstance(said, Speech) else Speech(cast("Audio", said)))
 
     # ------------------------------------------------------------------ keeping
 
@@ -363,8 +346,9 @@ class DualSLM(nn.Module):
         if card.window != self.encoder.window:
             got = f"window {card.window}, not {self.encoder.window}"
             raise DualSLMError(f"the adapters in {name} learnt from other frames", got=got, do="set model.window")
-        theirs = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
-        if other := [line for part, own in self.settings.items() for line in _differences(part, theirs[part], own)]:
+        saved = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
+        other = [line for part, own in self.settings.items() for line in build_differences(part, saved[part], own)]
+        if other:
             do = "write their values in the recipe, or begin from fresh ones"
             raise DualSLMError(f"the adapters in {name} are of another build", got="; ".join(other), do=do)
         strict_load(
@@ -407,39 +391,6 @@ def _audio(clip: Speech) -> Any:
     return clip.audio
 
 
-def _are_messages(said: object) -> TypeGuard[Messages]:
-    return isinstance(said, list | tuple) and bool(said) and all(isinstance(one, Mapping) for one in said)
-
-
-ADAPTERS = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAdapter}
-
-
-def _differences(part: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """What decides the build of an adapter and differs; a setting that is not stated is the one by default."""
-    unset = {name: one.default for name, one in signature(ADAPTERS[part]).parameters.items()}
-    for key in sorted({*theirs, *own} - {"dropout", "mask"}):
-        saved = {**unset, **theirs}.get(key)
-        wanted = {**unset, **own}.get(key)
-        if saved != wanted:
-            yield f"{part}.{key} {saved}, not {wanted}"
-
-
 def _absolute(name: str) -> str:
     """A folder by its full path, so that a card that names it holds wherever it is read from; a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def resolve_device(device: str | None, dtype: torch.dtype | None = None) -> tuple[str, torch.dtype]:
-    """Where the frozen parts go and in which dtype: the GPU where there is one, bfloat16 there, float32 on a CPU.
-
-    Raises:
-        DualSLMError: a GPU that is not there, or float16.
-    """
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise DualSLMError("PyTorch sees no GPU", got=f"device {device}", do="give cpu, or install PyTorch for CUDA")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == torch.float16:
-        raise DualSLMError(
-            "float16 overflows in many LLMs", got="dtype float16", do="use torch.bfloat16 or torch.float32"
-        )
-    return where, dtype or (torch.float32 if where.startswith("cpu") else torch.bfloat16)

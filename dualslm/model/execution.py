@@ -1,7 +1,8 @@
 """How the frozen LLM's layers are carried out: quantized, checkpointed, compiled, or sharded over processes.
 
 Each is one line of a recipe, and none changes what is learnt beyond rounding (tested); only quantizing changes
-the LLM itself. All act on the decoder layers alone: embedding table, norms and output head stay as they are.
+the LLM itself. All act on the decoder layers alone: embedding table, norms and output head stay as they are. Where and
+in which dtype the frozen parts are carried out is `resolve_device`.
 """
 
 from __future__ import annotations
@@ -119,3 +120,19 @@ def read_only(cache: DynamicCache) -> DynamicCache:
     """The cache with layers that are read and never grow."""
     cache.layers = [ReadOnlyLayer(layer) for layer in cache.layers]
     return cache
+
+
+def resolve_device(device: str | None, dtype: torch.dtype | None = None) -> tuple[str, torch.dtype]:
+    """Where the frozen parts go and in which dtype: the GPU where there is one, bfloat16 there, float32 on a CPU.
+
+    Raises:
+        DualSLMError: a GPU that is not there, or float16.
+    """
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise DualSLMError("PyTorch sees no GPU", got=f"device {device}", do="give cpu, or install PyTorch for CUDA")
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == torch.float16:
+        raise DualSLMError(
+            "float16 overflows in many LLMs", got="dtype float16", do="use torch.bfloat16 or torch.float32"
+        )
+    return where, dtype or (torch.float32 if where.startswith("cpu") else torch.bfloat16)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from support.factory import FAMILIES, save_encoder, save_llm
 
-from dualslm.conversation import Channel, Conversation, Speech, View
+from dualslm.conversation import Channel, Conversation, Said, Speech, View
 from dualslm.errors import DualSLMError
-from dualslm.model.dualslm import DualSLM, Said
+from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import weights_hash
 from dualslm.prompt import Text, render

@@ -106,7 +106,7 @@ def _checkpoint(given: Mapping[str, str], means: Means) -> System:
 
 
 def _lm(name: str, means: Means) -> FrozenLM:
-    from dualslm.model.dualslm import resolve_device
+    from dualslm.model.execution import resolve_device
     from dualslm.model.llm import FrozenLM
 
     where, dtype = resolve_device(means.device)
@@ -143,7 +143,7 @@ def _cascade(given: Mapping[str, str], means: Means) -> System:
 
 def _qwen2_audio(given: Mapping[str, str], means: Means) -> System:
     from dualslm.evaluation.systems.qwen2_audio import Qwen2Audio
-    from dualslm.model.dualslm import resolve_device
+    from dualslm.model.execution import resolve_device
 
     where, dtype = resolve_device(means.device)
     name = given.get("name", "qwen2-audio")

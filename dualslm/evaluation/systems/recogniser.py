@@ -7,7 +7,7 @@ from typing import Any
 
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.errors import DualSLMError
-from dualslm.model.dualslm import resolve_device
+from dualslm.model.execution import resolve_device
 
 
 def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], list[str]]:
