@@ -37,6 +37,7 @@ def test_every_measure_of_full_size_has_a_floor_and_most_a_rival(bench: Any) -> 
     here = module.rates(module.Machine("cpu", torch.float32, 1), shape)
     found = list(module.measure("Llama-3.1-8B", shape, here, 4))
     rows = list({row["what"]: row for row in found}.values())
+    # A result file is written after every row: what was measured before a failure is not lost.
     assert len(found) == len(rows) + 4, "ours first, and again beside the rival's"
     assert [row["what"] for row in rows][-1] == "a token"
     assert all(row["seconds"] > 0 and row["floor"] > 0 for row in rows)

@@ -29,6 +29,7 @@ def main() -> int:
         text = (DOCS / page).read_text()
         fresh = text
         for name, (file, table) in parts.items():
+            # In memory first, so that a table that cannot be made leaves the page as it is.
             fresh = put(fresh, name, _table(file, name, table))
         stale |= fresh != text
         if not check:
@@ -116,6 +117,7 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+# By page: the name of the markers, the result file, and what makes its table.
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     "benchmarks.md": {
         "train_step": ("train_step", train_step),

@@ -94,6 +94,7 @@ def scaling(result: dict[str, Any]) -> str:
 
 def quantized(result: dict[str, Any]) -> str:
     """The loss through quantized LLMs; on a GPU their seconds and memory as well."""
+    # Times and memory of a CPU would say nothing: the kernels of fewer bits are made for GPUs.
     on_gpu = {"seconds": "s", "peak_mb": "most in memory, MB"} if "seconds" in result["rows"][0] else {}
     headings = on_gpu.values()
     lines = [
@@ -119,6 +120,7 @@ def data_paths(result: dict[str, Any]) -> str:
     for name in ("manifest, first opening, one core", "manifest, first opening", "manifest", "cache"):
         one = result[name]
         holds = f"{one['talks']:,} examples" if "talks" in one else f"{one['recordings']:,} recordings"
+        # A cache has no list of recordings to make: its index is one.
         listed = f"{one['listed_s']:.1f}" if "listed_s" in one else ""
         times = (f"{one['get_ms']:.2f}", f"{one['get_p99_ms']:.2f}", f"{one['grown_mb']:.0f}")
         lines.append(row(name, holds, f"{one['open_s']:.1f}", listed, f"{one['open_mb']:.0f}", *times))

@@ -29,7 +29,7 @@ from dualslm.files import replacing
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Text, render
 from dualslm.tiny import WEIGHTS, world
-from dualslm.tiny.build import pretrain_llm
+from dualslm.tiny.build import llm_examples, pretrain_llm
 from studies.real_speech.blends import teach
 from studies.real_speech.wording import DIGITS, EMOTIONS, conversation
 
@@ -147,7 +147,7 @@ def example(rng: random.Random) -> tuple[Conversation, View]:
         row["turns"] = [*row["turns"], {"role": "assistant", "parts": [reply(fields["transcript"], labels["emotion"])]}]
     spoken = read_conversation(row, Path())
     clip = spoken.turns[0].speeches[0]
-    spoken.turns[0] = Turn("user", (replace(clip, transcript=pretrain_llm.stretch(clip.transcript or "", rng)),))
+    spoken.turns[0] = Turn("user", (replace(clip, transcript=llm_examples.stretch(clip.transcript or "", rng)),))
     # A channel may be missing where its task can be answered without it, as in the stages of the recipe.
     para: tuple[Source, ...] = ("text", "none") if task == "asr" else ("text",)
     ling: tuple[Source, ...] = ("text", "text", "none") if task in ATTRIBUTES else ("text",)
@@ -173,7 +173,7 @@ def sentence(rng: random.Random, task: str) -> str:
     return world.sentence(rng, held_out=False)
 
 
-def write_pool(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> pretrain_llm.Pool:
+def write_pool(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> llm_examples.Pool:
     """Tokenizes the examples, end to end."""
     dots = tokenizer.encode(" ..")
     ids: list[int] = []
@@ -184,8 +184,8 @@ def write_pool(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> pre
         spoken, view = example(rng)
         for segment in render(spoken, tokenizer, view, supervise="all").segments:
             assert isinstance(segment, Text)
-            text_ids = pretrain_llm.blank_dots(segment.ids, dots, rng)
+            text_ids = llm_examples.blank_dots(segment.ids, dots, rng)
             ids += text_ids
             loss += [segment.loss] * len(text_ids)
         starts.append(len(ids))
-    return pretrain_llm.Pool(np.array(ids, np.int32), np.array(loss), np.array(starts))
+    return llm_examples.Pool(np.array(ids, np.int32), np.array(loss), np.array(starts))

@@ -171,7 +171,7 @@ def _one_channel(stage: Stage) -> Stage:
 def one_adapter(model: DualSLM) -> None:
     """Puts P's transformer layer in front of L's two linear layers: as many weights, and one sequence at 10 Hz."""
     layers = copy.deepcopy(model.para.layers)  # P itself stays as it is, and no prompt has a slot for it
-    model.adapters["ling"].add_module("layers", layers)  # as a submodule, so that it is trained and saved with L
+    model.adapters["ling"].add_module("transformer", layers)  # trained and saved with L; "layers" is its own name
 
     def attend(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         frames_BTS = inputs[0].float()

@@ -41,6 +41,7 @@ def test_the_rule_scores_as_the_world_has_it(tmp_path: Path) -> None:
     toneless = "ours [none,text]"
     assert [means[best, name] for name in ("content", "style", "C1", "C2", "C3", "C4")] == [5, 5, 10, 10, 10, 10]
     assert means[toneless, "style"] == 1
+    # "Thank you for telling me." claims nothing wrong, and the words are right.
     assert 1 < means[toneless, "content"] < 5
     assert means["gold", "content"] == 5 > means["generic", "content"] == 2
     assert {row["judge"] for row in found.report["trust"]} == {rule.NAME}

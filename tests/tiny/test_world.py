@@ -12,7 +12,7 @@ from dualslm import tiny
 from dualslm.conversation import Speech, View
 from dualslm.prompt import Text, render
 from dualslm.tiny import world
-from dualslm.tiny.build.pretrain_llm import example
+from dualslm.tiny.build.llm_examples import example
 from dualslm.tiny.events import EVENTS, FACTS, slots_of
 from dualslm.tiny.lexicon import SLOTS
 from dualslm.tiny.style import ATTRIBUTES, Style, sample_style
@@ -25,7 +25,7 @@ def fillings(phrasing: str) -> int:
 def test_forty_families_of_sixty_fillings_and_hundreds_of_words() -> None:
     assert len(EVENTS) >= 40
     assert all(sum(map(fillings, family.phrasings)) >= 60 for family in EVENTS)
-    assert 450 <= len(world.vocabulary()) <= 700
+    assert 450 <= len(world.vocabulary()) <= 700  # each is one token of a vocabulary of 3,072
 
 
 def test_every_answer_can_be_filled_from_every_phrasing() -> None:
@@ -69,7 +69,7 @@ def test_captions_vary_but_never_lie() -> None:
         assert all(value in (None, style.labels()[name]) for name, value in named.items())
         assert any(named.values())  # never all are left out
         assert all(world.mentions(world.caption(style, rng, drop=0.0), name) for name in ATTRIBUTES)
-    assert len(seen) > 280
+    assert len(seen) > 280  # of 300: few are drawn twice
 
 
 def test_the_reply_follows_the_tone_the_words_and_the_memory() -> None:
@@ -118,7 +118,7 @@ def test_tasks_have_eight_system_texts_and_shuffled_choices() -> None:
         assert len(set(prompts)) >= 8
     speech = Speech(transcript="Hello.", caption="sad", labels=Style().labels())
     asked = {str(world.questions(speech, random.Random(seed), ("emotion",)).turns[0].parts[1]) for seed in range(40)}
-    assert len(asked) > 10
+    assert len(asked) > 10  # 3 wordings by 120 orders of the choices
 
 
 def test_the_same_seed_gives_the_same_example() -> None:
