@@ -59,7 +59,7 @@ def tried(text: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         found = run(Order((judge,), ("cs", "egs", "cs-words", "egs-words")), Path(folder))
         tables = summary(verdicts(Path(folder) / TRIAL))
-    print("\n".join(found.told))
+    print("\n".join(found.lines))
     return {
         "command": f"python bench/judges.py --judge {shlex.quote(text)}",
         "server": _version(judge.base_url),
