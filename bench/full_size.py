@@ -200,7 +200,7 @@ def _needed_flops(shape: Shape, encoder: EncoderShape, llm: LLMShape, work: Work
     stage = Stage(name="one", lr=1.0, batch=1, steps=1, dual=Kind(learns=("para", "ling")))
     model = ModelRecipe(encoder="", llm="", paralinguistic=Paralinguistic(), linguistic=Linguistic(hidden=shape.hidden))
     lengths = estimate.Lengths(work.context, work.seconds, CLOSE_TOKENS, work.reply, shared=work.branches)
-    return estimate.lesson_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths).total
+    return estimate.sample_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths).total
 
 
 def _training_row(step: Step, work: Work, here: Machine) -> Row:

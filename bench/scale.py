@@ -156,7 +156,7 @@ def modelled(recipe: Recipe, weights: int) -> Iterator[dict[str, Any]]:
     """A step of the last stage on so many GPUs, with the paper's batch and one eight times as large."""
     encoder = encoder_shape(recipe.model.encoder)
     llm = llm_shape(recipe.model.llm)
-    sample = estimate.lesson_cost(recipe, encoder, llm, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
+    sample = estimate.sample_cost(recipe, encoder, llm, replace(estimate.PAPER_LENGTHS["dual"], shared=4)).total / RATE
     for batch in (48, 384):
         alone = batch * sample + OVERHEAD_S
         for gpus in GPUS:

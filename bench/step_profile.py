@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from train_step import COUNTED, OURS, SHAPES, ours, works
 
 from dualslm.recipe import Kind, Linguistic, ModelRecipe, Recipe, Stage
-from dualslm.training.estimate import Lengths, lesson_cost
+from dualslm.training.estimate import Lengths, sample_cost
 from dualslm.training.shapes import EncoderShape, LLMShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
@@ -91,7 +91,7 @@ def parts(shape: Shape, work: Work) -> dict[str, float]:
         shape.d_llm, shape.layers, shape.heads, shape.kv_heads, shape.d_llm // shape.heads, shape.ffn, shape.vocabulary
     )
     lengths = Lengths(work.context, work.seconds, 4, work.reply, work.branches)
-    cost = lesson_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths)
+    cost = sample_cost(Recipe(model=model, stages=(stage,)), encoder, llm, lengths)
     return {
         "context, forward alone, shared": work.samples * cost.prefix,
         "P, L and reply, forward and back": work.samples * cost.llm,

@@ -16,7 +16,7 @@ No torch here: the model fills the slots.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -78,34 +78,6 @@ class Prompt:
 
     segments: tuple[Text | Slot, ...]
     clips: tuple[Speech, ...]
-
-
-@dataclass(frozen=True)
-class SlotLengths:
-    """The number of embeddings that a recording becomes in each channel.
-
-    Attributes:
-        para: m, the soft-prompt embeddings of P.
-        stack: k, the frames in one embedding of L.
-    """
-
-    para: int
-    stack: int
-
-    def ling(self, frames: int) -> int:
-        """Embeddings of L for so many frames; the last group may be short."""
-        return -(-frames // self.stack)
-
-    def slot(self, slot: Slot, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
-        """The embeddings of one slot of a prompt; `frames` gives the number of encoder frames of a recording."""
-        return self.para if slot.channel == "para" else self.ling(frames(prompt.clips[slot.clip]))
-
-    def prompt(self, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
-        """The positions that a prompt takes, before anything is encoded."""
-        return sum(
-            self.slot(segment, prompt, frames) if isinstance(segment, Slot) else len(segment.ids)
-            for segment in prompt.segments
-        )
 
 
 def styled(caption: str, transcript: str) -> str:
@@ -231,7 +203,7 @@ class _Writer:
             if isinstance(item, str):
                 self._add(lead * bool(item) + item, quoted=True, loss=True)
             else:
-                self._spoken(*item)
+                self._place_p_and_l(*item)
         self._plain(pieces[-1], after_target=learnt)
         if ends:
             self.segments.append(Text((self.habits.end,), loss=True))
@@ -248,7 +220,7 @@ class _Writer:
         for text in (Text(ids[:at]), Text(ids[at : at + 1], loss=True), Text(ids[at + 1 :])):
             self._append(text)
 
-    def _spoken(self, speech: Speech, view: View) -> None:
+    def _place_p_and_l(self, speech: Speech, view: View) -> None:
         """P before L (paper eq. 3)."""
         tone = speech
         while tone.tone is not None:

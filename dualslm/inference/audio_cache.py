@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dualslm.audio import Samples
     from dualslm.model.dualslm import DualSLM
 
-CACHE_BYTES = 256 * 2**20  # of embeddings: some 70 minutes of speech beside a 7 B LLM in bfloat16
+AUDIO_CACHE_BYTES = 256 * 2**20  # of embeddings: some 70 minutes of speech beside a 7 B LLM in bfloat16
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class AudioCache:
         encoded: number of recordings that went through the encoder.
     """
 
-    def __init__(self, model: DualSLM, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, model: DualSLM, max_bytes: int = AUDIO_CACHE_BYTES) -> None:
         self.model = model
         self.max_bytes = max_bytes
         self.encoded = 0

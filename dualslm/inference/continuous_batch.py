@@ -35,7 +35,7 @@ class ActiveRequest:
         keys: what stands at each position that was read: its prompt, then tokens of its reply.
         positions: number of positions of its prompt.
         reused: number of them that had been read before.
-        left: number of tokens that may still be drawn.
+        tokens_left: number of tokens that may still be drawn.
         sampler: draws its tokens.
         logits_V: for its next token.
         unread: the token that was drawn last and is not in the cache yet.
@@ -44,7 +44,7 @@ class ActiveRequest:
     keys: list[Hashable]
     positions: int
     reused: int
-    left: int
+    tokens_left: int
     sampler: Sampler
     logits_V: Tensor
     unread: int | None = None
@@ -105,12 +105,12 @@ class ContinuousBatch:
         drawn: list[tuple[ActiveRequest, int | None]] = []
         going = []
         for request, token in zip(self.requests, self._sample(), strict=True):
-            request.left -= 1
+            request.tokens_left -= 1
             ended = token in self.llm.stops
             drawn.append((request, None if ended else token))
             # It is read at the next step: whoever waits for this token has it before that work begins.
             request.unread = None if ended else token
-            if not ended and request.left:
+            if not ended and request.tokens_left:
                 going.append(request)
         self._keep_rows(going)
         return drawn
@@ -163,8 +163,8 @@ class ContinuousBatch:
         """A request alone: its keys and values stay in a static cache until others come or it ends."""
         assert self.llm.graph_decoder is not None
         if self._static is None:
-            left = self.requests[0].left
-            self._static = StaticDecode(self.llm.graph_decoder, self._cache, self._mask_BT, left)
+            tokens_left = self.requests[0].tokens_left
+            self._static = StaticDecode(self.llm.graph_decoder, self._cache, self._mask_BT, tokens_left)
         return self._static.step(ids_B).clone()  # the next step writes over what a graph gave
 
     def _release_static(self) -> None:
@@ -211,8 +211,8 @@ class ContinuousBatch:
         mask_BT = self._mask_BT[rows]
         first = int(mask_BT.any(0).long().argmax())
         self._mask_BT = mask_BT[:, first:]
-        left = [(keys[rows][:, :, first:], values[rows][:, :, first:]) for keys, values in _layers(self._cache)]
-        self._cache = _cache_of(self.llm, left)
+        remaining = [(keys[rows][:, :, first:], values[rows][:, :, first:]) for keys, values in _layers(self._cache)]
+        self._cache = _cache_of(self.llm, remaining)
 
 
 def _layers(cache: DynamicCache) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,8 +22,8 @@ from dualslm.prompt import render
 if TYPE_CHECKING:
     from dualslm.inference.audio_cache import AudioCache
 
-WORDS = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
-ANSWER = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
+TRANSCRIPT_SETTINGS = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
+ANSWER_SETTINGS = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> D
     prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L_ONLY)]
     prompts += [render(question.about(speech), llm.tokenizer, P_ONLY) for question in asked.values()]
     embeds = [prompt.embeds_TD for prompt in audio_cache.embed(prompts)]
-    (words,) = llm.generate(embeds[:1], WORDS)
-    answers = {name: reply.text for name, reply in zip(asked, llm.generate(embeds[1:], ANSWER), strict=True)}
+    (words,) = llm.generate(embeds[:1], TRANSCRIPT_SETTINGS)
+    answers = {name: reply.text for name, reply in zip(asked, llm.generate(embeds[1:], ANSWER_SETTINGS), strict=True)}
     attributes = {name: question.value(answers[name]) for name, question in asked.items()}
     known = {name: value for name, value in attributes.items() if value is not None}
     return Description(words.text.strip(), attributes, questions.caption(known), answers)

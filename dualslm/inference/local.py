@@ -14,7 +14,7 @@ from threading import Condition, Thread
 
 from dualslm.inference.backend import Piece, Reason, StopStrings, UnavailableError
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
-from dualslm.inference.prefix_cache import CACHE_BYTES, PrefixCache
+from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
 from dualslm.model.generation import GenerationSettings, TextStreamer
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
@@ -33,7 +33,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     request: ActiveRequest | None = None
-    left: bool = False
+    client_gone: bool = False
     tokens: int = 0
 
     def send(self, what: Piece | Exception) -> None:
@@ -46,7 +46,7 @@ class _Job:
         assert self.request is not None
         self.tokens += token is not None
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
-        reason: Reason | None = None if self.request.left else "length"
+        reason: Reason | None = None if self.request.tokens_left else "length"
         reason = "stop" if token is None or self.until.met else reason
         if reason is not None:
             text += self.until.add(self.pieces.rest()) if not self.until.met else ""
@@ -66,7 +66,7 @@ class LocalBackend:
         max_bytes: of keys and values to keep of replies that were given.
     """
 
-    def __init__(self, llm: FrozenLM, size: int = 32, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, llm: FrozenLM, size: int = 32, max_bytes: int = PREFIX_CACHE_BYTES) -> None:
         self.llm, self.batch = llm, ContinuousBatch(llm, size, PrefixCache(max_bytes))
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[ActiveRequest, _Job] = {}
@@ -98,7 +98,7 @@ class LocalBackend:
                 if piece.reason:
                     return
         finally:
-            job.left = True
+            job.client_gone = True
 
     def state(self) -> Mapping[str, float]:
         """See `Backend.state`."""
@@ -120,7 +120,7 @@ class LocalBackend:
     def _run(self) -> None:
         while self._awaits_work():
             try:
-                for request in [request for request, job in self._jobs.items() if job.left]:
+                for request in [request for request, job in self._jobs.items() if job.client_gone]:
                     self.batch.leave(request)  # whoever asked has hung up
                     del self._jobs[request]
                 for _ in range(JOINS_PER_STEP):
@@ -141,7 +141,7 @@ class LocalBackend:
             return bool(self._waiting or self._jobs)
 
     def _join(self, job: _Job) -> None:
-        if job.left:
+        if job.client_gone:
             return
         try:
             job.request = self.batch.join(job.prompt, job.generation)

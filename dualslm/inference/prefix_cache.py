@@ -19,7 +19,7 @@ from torch import Tensor
 KeysValues: TypeAlias = list[tuple[Tensor, Tensor]]
 """Attention keys and values (B, H, T, D) of each layer."""
 
-CACHE_BYTES = 512 * 2**20  # of keys and values: 9,000 positions of a 7 B LLM
+PREFIX_CACHE_BYTES = 512 * 2**20  # of keys and values: 9,000 positions of a 7 B LLM
 MIN_SHARED_TOKENS = 8  # a shorter common beginning is read again
 
 
@@ -33,7 +33,7 @@ class PrefixCache:
         tokens: number of positions that are kept.
     """
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = PREFIX_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
         self.tokens = 0
         self._entries: OrderedDict[int, tuple[list[Hashable], KeysValues]] = OrderedDict()

@@ -86,7 +86,7 @@ class Session:
         view: where the channels of the last spoken turn come from.
         past: where those of earlier spoken turns come from; as `view` when None. Words that a text source needs and
             a recording lacks are read from L, captions from P.
-        how: decoding settings.
+        generation: settings of replies.
         context: positions that prompt and reply may take together; what the LLM was made for when None.
         questions: put to the LLM to describe a recording.
         audio_cache: embeddings of recordings, which several sessions may share.

@@ -89,16 +89,10 @@ class VLLMBackend:
         await self.web.aclose()
 
     def _body(self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": generation.max_new_tokens,
-            "temperature": generation.temperature,
-        }
+        body: dict[str, Any] = {"model": self.model, **generation.as_openai()}
         # The stop tokens are those of the chat template; vLLM knows only the eos of the LLM's configuration.
-        body |= {"top_p": generation.top_p, "stop": [*stop], "stop_token_ids": self.stops, "stream": True}
+        body |= {"stop": [*stop], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-        if generation.seed is not None:
-            body["seed"] = generation.seed
         if (token_ids := prompt.token_ids) is not None:
             return body | {"prompt": token_ids}
         return body | {"prompt_embeds": packed(prompt.embeds_TD)}

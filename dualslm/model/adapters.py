@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
-from dualslm.prompt import SlotLengths
+from dualslm.model.inputs import SlotLengths
 
 MAX_MASK_FRAMES = 15  # 0.3 s
 SILENT = 0.5  # an embedding's distance from the middle of the tokens, in their deviations, up to which it says nothing

@@ -29,10 +29,10 @@ from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
 from dualslm.model.execution import resolve_device
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
-from dualslm.model.inputs import Hear, fill
+from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
-from dualslm.prompt import Prompt, SlotLengths, render
+from dualslm.prompt import Prompt, render
 from dualslm.recipe import Quantize
 
 One = TypeVar("One", bound=Said)

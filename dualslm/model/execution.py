@@ -63,7 +63,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         raise DualSLMError(
             "this LLM's layers cannot be told apart",
             got=type(model).__name__,
-            do="leave checkpoint, compile, shard out",
+            do="leave out loop.activation_checkpointing, loop.compile and loop.fsdp",
         )
     return found
 

@@ -21,7 +21,7 @@ from transformers import (
 from dualslm.errors import DualSLMError
 
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
-WINDOW_TOKENS = 16  # to twice as many, of which `TextStreamer` makes text at each step
+DECODE_WINDOW = 16  # tokens, to twice as many, that `TextStreamer` decodes at each step
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class GenerationSettings:
     def changed(self, **values: Any) -> GenerationSettings:
         """The same settings with other values; what is None stays as it was."""
         return replace(self, **{key: value for key, value in values.items() if value is not None})
+
+    def as_openai(self) -> dict[str, Any]:
+        """The settings as fields of an OpenAI-compatible request; what another server draws by is stated here alone."""
+        fields = {"max_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return fields if self.seed is None else {**fields, "seed": self.seed}
 
     @property
     def stated(self) -> dict[str, Any]:
@@ -87,16 +92,16 @@ class Sampler:
 class TextStreamer:
     """The text of a reply as it grows; joined, the pieces are the text of all tokens. None splits a character.
 
-    A tokenizer of single bytes (Llama 2's) writes a run of them as one; where a byte that belongs to no character ends
-    such a run, what was shown of the run stays as it was shown. The last tokens alone are turned into text at each
-    step, some of them shown before, because what a token is written as may depend on the one before it (as vLLM and
+    A character is shown once all its bytes are there, and shown text is never taken back. Each step decodes the last 16
+    to 32 tokens alone, some of them already shown, because a token's text may depend on the one before it (as vLLM and
     TGI do).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.start = self.next_start = 0  # of the tokens that are looked at, now and later: no character begins before
+        self.start = 0  # of the tokens that are decoded now; no character begins before it
+        self.next_start = 0  # of those that will be decoded next
         self.seen = ""  # the text of these tokens that was shown
         self.shown = 0  # letters
 
@@ -111,7 +116,7 @@ class TextStreamer:
             return self.rest()
         piece, self.seen = text[len(self.seen) :], text
         self.shown += len(piece)
-        if len(self.ids) - self.next_start >= WINDOW_TOKENS:
+        if len(self.ids) - self.next_start >= DECODE_WINDOW:
             self._look_from(self.next_start)
         return piece
 

@@ -1,7 +1,8 @@
 """Prompts → input embeddings, with P and L where their slots are (paper eq. 3, Fig. 2).
 
-`splice` is the one place where P and L enter a prompt, in training, in a conversation and on a server alike: text is
-embedded by the LLM's own table, a slot takes what an adapter made of its recording, and the pieces are joined in order.
+`prompt.py` decides where P and L stand; `splice` puts their embeddings there, in training, in a conversation and on a
+server alike: text is embedded by the LLM's own table, a slot takes what an adapter made of its recording, and the
+pieces are joined in order.
 
 `fill` is what training calls: it also encodes the recordings and runs the adapters, each recording once, however many
 prompts of a batch it stands in.
@@ -59,6 +60,34 @@ class PromptEmbeds:
         """The same prompt without some of its positions."""
         rest = [position for position in range(len(self.keys)) if position not in span]
         return PromptEmbeds(self.embeds_TD[rest], [self.keys[position] for position in rest], self.labels_T[rest])
+
+
+@dataclass(frozen=True)
+class SlotLengths:
+    """The number of embeddings that a recording becomes in each channel.
+
+    Attributes:
+        para: m, the soft-prompt embeddings of P.
+        stack: k, the frames in one embedding of L.
+    """
+
+    para: int
+    stack: int
+
+    def ling(self, frames: int) -> int:
+        """Embeddings of L for so many frames; the last group may be short."""
+        return -(-frames // self.stack)
+
+    def slot(self, slot: Slot, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
+        """The embeddings of one slot of a prompt; `frames` gives the number of encoder frames of a recording."""
+        return self.para if slot.channel == "para" else self.ling(frames(prompt.clips[slot.clip]))
+
+    def prompt(self, prompt: Prompt, frames: Callable[[Speech], int]) -> int:
+        """The positions that a prompt takes, before anything is encoded."""
+        return sum(
+            self.slot(segment, prompt, frames) if isinstance(segment, Slot) else len(segment.ids)
+            for segment in prompt.segments
+        )
 
 
 def splice(

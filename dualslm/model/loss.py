@@ -59,10 +59,10 @@ def next_token_loss(
     """
     if not any(bool((prompt.labels_T != IGNORE_INDEX).any()) for prompt in prompts):
         raise DualSLMError("nothing to learn in this batch", got="no label", do='render with supervise="last"')
-    prefixes, owners = share_prefixes(numbered_prefixes(prompts))
+    prefixes, read_from = share_prefixes(numbered_prefixes(prompts))
     shares = any(prefixes) and saved_share(prompts, prefixes) >= min_saved_share and llm.keeps_every_position
     logits_KV, labels_BT = (
-        _logits_after_prefixes(llm, prompts, prefixes, owners) if shares else label_logits(llm, prompts)
+        _logits_after_prefixes(llm, prompts, prefixes, read_from) if shares else label_logits(llm, prompts)
     )
     # Summed by prompt and divided by nobody yet: the trainer divides by the labels of all processes, so that a loss
     # depends neither on their number nor on the parts that a batch is gone through in.
@@ -111,14 +111,18 @@ def numbered_prefixes(prompts: Sequence[PromptEmbeds]) -> list[tuple[int, ...]]:
 
 
 def share_prefixes(prefixes: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The prefixes that no other one begins with, and for each prompt the index of the one that holds its own."""
+    """Leaves out prefixes that a longer one begins with.
+
+    Returns:
+        The prefixes that are read, and for each prompt the index of the one that begins with its own.
+    """
     longest: list[tuple[int, ...]] = []
-    owner_of: dict[tuple[int, ...], int] = {}
+    read_index: dict[tuple[int, ...], int] = {}
     for prefix in sorted(set(prefixes), reverse=True):  # a longer one comes before those that it begins with
         if not longest or longest[-1][: len(prefix)] != prefix:
             longest.append(prefix)
-        owner_of[prefix] = len(longest) - 1
-    return longest, [owner_of[prefix] for prefix in prefixes]
+        read_index[prefix] = len(longest) - 1
+    return longest, [read_index[prefix] for prefix in prefixes]
 
 
 def saved_share(prompts: Sequence[PromptEmbeds], prefixes: Sequence[tuple[int, ...]]) -> float:
@@ -128,22 +132,22 @@ def saved_share(prompts: Sequence[PromptEmbeds], prefixes: Sequence[tuple[int, .
 
 
 def _logits_after_prefixes(
-    llm: FrozenLM, prompts: Sequence[PromptEmbeds], prefixes: Sequence[tuple[int, ...]], owners: Sequence[int]
+    llm: FrozenLM, prompts: Sequence[PromptEmbeds], prefixes: Sequence[tuple[int, ...]], read_from: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """As `label_logits`, with every prefix read once without gradient and then only what follows it in each prompt."""
     holders = [
         next(
             prompt
-            for prompt, owner in zip(prompts, owners, strict=True)
-            if owner == index and prompt.fixed == len(prefix)
+            for prompt, read in zip(prompts, read_from, strict=True)
+            if read == index and prompt.fixed == len(prefix)
         )
         for index, prefix in enumerate(prefixes)
     ]
     read = llm.prefill([holder.embeds_TD[: holder.fixed].detach() for holder in holders])
-    owner_B = torch.tensor(owners, device=llm.device)
-    read.cache.batch_select_indices(owner_B)
-    # A prompt with a shorter prefix than its owner's sees only its own first positions of what was read.
-    position_BT = read.mask_BT[owner_B].cumsum(1) * read.mask_BT[owner_B]
+    read_B = torch.tensor(read_from, device=llm.device)
+    read.cache.batch_select_indices(read_B)
+    # A prompt with a shorter prefix than the one that is read sees only its own first positions of what was read.
+    position_BT = read.mask_BT[read_B].cumsum(1) * read.mask_BT[read_B]
     fixed_B1 = torch.tensor([prompt.fixed for prompt in prompts], device=llm.device)[:, None]
     before_BT = ((position_BT > 0) & (position_BT <= fixed_B1)).to(read.mask_BT.dtype)
     embeds_BTD, after_BT = pad_left([prompt.embeds_TD[prompt.fixed :] for prompt in prompts])

@@ -15,7 +15,7 @@ from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Backend
 from dualslm.inference.describe import Questions
 from dualslm.inference.local import LocalBackend
-from dualslm.inference.prefix_cache import CACHE_BYTES
+from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
 from dualslm.serve.limits import Limits
@@ -46,7 +46,7 @@ class Settings:
     key: str | None = None
     page: bool = True
     clips: Path | None = None
-    cache_bytes: int = CACHE_BYTES
+    cache_bytes: int = PREFIX_CACHE_BYTES
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None

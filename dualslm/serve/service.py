@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 from dualslm.conversation import L_ONLY, NORMAL, P_ONLY, Conversation, Speech, View
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.backend import Backend, Piece
-from dualslm.inference.describe import ANSWER, WORDS, Description, Questions
+from dualslm.inference.describe import ANSWER_SETTINGS, TRANSCRIPT_SETTINGS, Description, Questions
 from dualslm.inference.session import fitted
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
@@ -139,7 +139,7 @@ class Service:
 
     async def transcribe(self, speech: Speech) -> str:
         """The words of a recording, from L alone."""
-        ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, WORDS)
+        ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, TRANSCRIPT_SETTINGS)
         return (await self.reply(ask)).strip()
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
@@ -156,7 +156,7 @@ class Service:
     async def _attribute_answers(self, speech: Speech) -> dict[str, str]:
         """The LLM's own words on each attribute; all questions are asked at once and share the backend's batch."""
         questions = self.questions.attributes
-        asks = [Ask(question.about(speech), P_ONLY, ANSWER) for question in questions.values()]
+        asks = [Ask(question.about(speech), P_ONLY, ANSWER_SETTINGS) for question in questions.values()]
         return dict(zip(questions, await asyncio.gather(*map(self.reply, asks)), strict=True))
 
     def _attribute_values(self, answers: Mapping[str, str]) -> dict[str, str | None]:

@@ -21,7 +21,8 @@ from dualslm.conversation import Conversation, Source, Speech, View
 from dualslm.data.manifest import Example, Examples, permuted
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import Frames
-from dualslm.prompt import Prompt, SlotLengths, Text, render
+from dualslm.model.inputs import SlotLengths
+from dualslm.prompt import Prompt, Text, render
 from dualslm.recipe import Kind, Stage, TaskKind, ViewDraw
 from dualslm.training.feature_cache import FrameCache
 

@@ -145,7 +145,7 @@ def estimate(recipe: Recipe) -> Estimate:
         for name, kind in stage.kinds.items():
             samples = steps[stage.name] * stage.batch * kind.share / shares
             shared = replace(lengths[name], shared=kind.together)
-            flops += samples * lesson_cost(recipe, encoder, llm, shared, align=align).total
+            flops += samples * sample_cost(recipe, encoder, llm, shared, align=align).total
         stage_flops[stage.name] = flops
     windows = seconds * FRAMES_PER_SECOND / encoder.window
     if assumed:  # how many recordings the paper's corpora have is not known: taken to be half as many as examples
@@ -162,7 +162,7 @@ def estimate(recipe: Recipe) -> Estimate:
     )
 
 
-def lesson_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, align: bool = False) -> Cost:
+def sample_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, align: bool = False) -> Cost:
     """FLOPs of learning from one sample: frames from the cache, prefix without gradient, logits at labels alone.
 
     Args:

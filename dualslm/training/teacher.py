@@ -121,17 +121,15 @@ class ServerTeacher:
             return [self._reply(answer) for answer in pool.map(self.client.chat, bodies)]
 
     def _request_body(self, conversation: Conversation, seed: int) -> dict[str, Any]:
-        body: dict[str, Any] = {
+        # Servers read a seed as a signed 32-bit number, and some refuse one where nothing is drawn.
+        own_seed = seed % 2**31 if self.generation.temperature else None
+        settings = replace(self.generation, seed=own_seed)
+        return {
             "model": self.model,
             "messages": messages(conversation),
             "stream": False,
-            "max_tokens": self.generation.max_new_tokens,
-            "temperature": self.generation.temperature,
-            "top_p": self.generation.top_p,
+            **settings.as_openai(),
         }
-        if self.generation.temperature:
-            body["seed"] = seed % 2**31  # servers read it as a signed 32-bit number
-        return body
 
     def _reply(self, answer: Mapping[str, Any]) -> Reply:
         text, finished, served = self.client.said(answer)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ class Trainer:
         self.log = RunLog(self.out, active=self.accelerator.is_main_process)
         self.adapters = self.model.adapters
         self.weights = list(self.adapters.parameters())
-        # Whether a prefix is shared depends on a process's own prompts. Under FSDP all processes must call every layer
-        # equally often, or they wait for each other for ever, so there no prefix is read by itself.
+        # Reading a shared prefix is one more forward. Under FSDP all processes must make equally many, or they wait for
+        # each other for ever, and how many a process makes depends on its own prompts: so sharing is off there.
         self.min_saved_share = NEVER_SHARE if self.recipe.loop.fsdp else MIN_SAVED_SHARE
 
     def run(self) -> None:
@@ -97,7 +97,7 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> None:
         dataset = self.samples(stage, self.examples[stage.name], self.recipe.seed)
-        optimizer, scheduler = optimizer_of(self.model, stage, self.recipe.optimizer, dataset.steps)
+        optimizer, scheduler = optimizer_and_schedule(self.model, stage, self.recipe.optimizer, dataset.steps)
         self._load_state(optimizer, scheduler)
         steps_left = range(self.state.step, dataset.steps)
         workers = self.recipe.loop.workers
@@ -279,8 +279,8 @@ class Trainer:
                 "adamw": optimizer.state_dict(),
                 "schedule": scheduler.state_dict(),
             }
-            with replacing(self.out / STATE_FILE) as partial:
-                torch.save(saved, partial)
+            with replacing(self.out / STATE_FILE) as partial_file:
+                torch.save(saved, partial_file)
         self.accelerator.wait_for_everyone()
 
     def _load_state(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
@@ -299,21 +299,22 @@ class Trainer:
         self.adapters.load_state_dict(read_weights(self.out / stage.name, str(self.accelerator.device)))
 
 
-def optimizer_of(
+def optimizer_and_schedule(
     model: DualSLM, stage: Stage, settings: Optimizer, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up, then linear decay to zero (paper §IV-C), over the adapters that the stage teaches."""
-    rates = {"para": settings.paralinguistic_lr * stage.lr, "ling": stage.lr}
+    max_lr = {"para": settings.paralinguistic_lr * stage.lr, "ling": stage.lr}
     # An adapter that nothing teaches is left out, or weight decay would shrink it.
     groups = [
-        {"params": list(model.adapters[channel].parameters()), "lr": rate}
-        for channel, rate in rates.items()
+        {"params": list(model.adapters[channel].parameters()), "lr": lr}
+        for channel, lr in max_lr.items()
         if channel in stage.learns
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    warmup = max(1, stage.warmup)
+    factor = partial(learning_rate_factor, warmup=max(1, stage.warmup), steps=steps)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    def rate(step: int) -> float:
-        return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+def learning_rate_factor(step: int, *, warmup: int, steps: int) -> float:
+    """The share of the largest learning rate at a step: up linearly over the warm-up, then down linearly to zero."""
+    return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))

@@ -78,7 +78,7 @@ def session(model: DualSLM) -> Session:
 @pytest.fixture(autouse=True)
 def short_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights never end, so they are cut short where they write down what they heard."""
-    monkeypatch.setattr(describe, "WORDS", SHORT)
+    monkeypatch.setattr(describe, "TRANSCRIPT_SETTINGS", SHORT)
 
 
 TURNS: list[tuple[Part, ...]] = [

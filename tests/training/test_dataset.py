@@ -17,8 +17,9 @@ from dualslm.data import manifest_index
 from dualslm.data.manifest import Examples, recordings
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import SpeechEncoder
+from dualslm.model.inputs import SlotLengths
 from dualslm.model.llm import FrozenLM
-from dualslm.prompt import Slot, SlotLengths
+from dualslm.prompt import Slot
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
 from dualslm.training.dataset import BLOCK, StageDataset, _block_kinds
 from dualslm.training.feature_cache import FrameCache, Rule, build

@@ -69,7 +69,7 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
         prompt = PromptEmbeds(torch.cat([before, *slots, after]), range(len(labels)), labels, fixed=60)
         next_token_loss(model, [prompt], min_saved_share=0.0).nll_B.sum().backward()
     counted = counter.get_total_flops()
-    assert estimate.lesson_cost(recipe, ENCODER, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
+    assert estimate.sample_cost(recipe, ENCODER, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
 
 
 def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:

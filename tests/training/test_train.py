@@ -26,7 +26,7 @@ from dualslm.recipe import Linguistic, Paralinguistic, Recipe, Stage, to_toml
 from dualslm.training.dataset import Batch, StageDataset
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.train import train
-from dualslm.training.trainer import Trainer, optimizer_of
+from dualslm.training.trainer import Trainer, optimizer_and_schedule
 
 STAGES = ["joint", "disentangle"]
 
@@ -188,7 +188,7 @@ def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Rec
     parts = calm.model
     model = DualSLM.from_parts(parts.encoder, parts.llm, dtype=torch.bfloat16, device="cpu").train()
     stage = replace(calm.stages[0], lr=5e-6, warmup=0)
-    adamw, _ = optimizer_of(model, stage, calm.optimizer, steps=1)
+    adamw, _ = optimizer_and_schedule(model, stage, calm.optimizer, steps=1)
     before = {key: value.clone() for key, value in model.adapters.state_dict().items()}
     frozen = weights_hash(model.llm), weights_hash(model.encoder)
     batch = first_batch(calm, model, stage)
