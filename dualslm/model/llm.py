@@ -266,7 +266,20 @@ class FrozenLM(nn.Module):
     def embed_text(self, prompt: Prompt) -> Tensor:
         """The input embeddings (T, D) of a prompt without slots."""
         ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
-        return self.embed(torch.tensor(ids, device=self.device))
+        return self.embed(torch.tensor(self.known(ids), device=self.device))
+
+    def known(self, ids: list[int]) -> list[int]:
+        """Token ids as they are.
+
+        Raises:
+            DualSLMError: one that the LLM has no embedding for, as of images: looked up, it would end a GPU's process.
+        """
+        size = self.input_embeddings.weight.shape[0]
+        if ids and (beyond := max(ids)) >= size:
+            got = f"{self.tokenizer.convert_ids_to_tokens(beyond)!r}, id {beyond} of {size}"
+            do = "leave it out, or use the tokenizer that belongs to the LLM"
+            raise DualSLMError("a token that the LLM has no embedding for", got=got, do=do)
+        return ids
 
     @classmethod
     def from_pretrained(

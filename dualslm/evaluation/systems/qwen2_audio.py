@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dualslm.audio import SAMPLE_RATE, load
+from dualslm.chat_template import format_of
 from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.systems.item import Item, transcript_unless_asked
@@ -46,6 +47,7 @@ class Qwen2Audio:
         self.model = model.to(device).eval()
         # Generation goes on from the last position, which padding on the right would fill in all rows but the longest.
         self.processor.tokenizer.padding_side = "left"
+        self.controls = format_of(self.processor.tokenizer).controls
         self.source = source
         self.name = name
         self.max_new_tokens = max_new_tokens
@@ -64,6 +66,10 @@ class Qwen2Audio:
         """It must have the recording, and take all of it in."""
         if not item.speech.audio:
             return "no recording"
+        texts = [item.conversation.system or "", *_texts(item.conversation, item.speech)]
+        # Its processor reads a control token in any text as one, and would look for a recording that is not there.
+        if any(self.controls.pattern.search(text) for text in texts):
+            return "spells out a control token"
         return "longer than 30 s" if (item.seconds or 0) > MAX_SECONDS else None
 
     @torch.no_grad()
@@ -109,6 +115,11 @@ def _part(part: Part, asked: Speech) -> dict[str, Any]:
     if isinstance(shown, str):
         return {"type": "text", "text": shown}
     return {"type": "audio", "audio_url": str(shown.audio)}
+
+
+def _texts(conversation: Conversation, asked: Speech) -> list[str]:
+    shown = [transcript_unless_asked(part, asked) for turn in conversation.turns for part in turn.parts]
+    return [part for part in shown if isinstance(part, str)]
 
 
 def _audio_parts(conversation: Conversation, asked: Speech) -> list[Speech]:
