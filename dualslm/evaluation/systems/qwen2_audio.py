@@ -36,9 +36,11 @@ class Qwen2Audio:
         from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(source)
+            self.processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
             # Safetensors alone: a hub id may be anybody's, and unpickling runs what is in it.
-            model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             got = str(error).strip().splitlines()[0]
             raise DualSLMError(

@@ -61,7 +61,7 @@ def save(folder: Path, seed: int = 0, conversations: int = TALKS) -> PreTrainedT
     """Trains it once and keeps it in a folder; a second call reads it: ids must never move."""
     if not (folder / "tokenizer.json").exists():
         train(seed, conversations).save_pretrained(folder)
-    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     return fast
 
 
