@@ -7,8 +7,8 @@ becomes its P slot and its L slot, in that order, or their text, or nothing, as 
 
 Conventions: the parts of a turn, and turns of one speaker in a row, are joined by a newline; a system text
 that the template cannot take opens the first user turn, followed by an empty line; an LLM without a chat
-template gets `PLAIN`. Captions, transcripts and targets are stripped, and a special token spelt out in them
-stays plain text. In other text it is a special token, as transformers has it.
+template gets `PLAIN`. Captions, transcripts and targets are stripped. A control token spelt out in any of
+these texts stays plain text, whoever wrote it: a turn cannot be forged.
 
 No torch here: the model fills the slots.
 """
@@ -18,12 +18,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jinja2 import TemplateError
-
+from dualslm.chat_template import ANCHOR, CLOSE, OPEN, Ids, format_of, plain_ids, rendered, token_ids
+from dualslm.chat_template import PLAIN as PLAIN
+from dualslm.chat_template import special_ids as special_ids
 from dualslm.conversation import CHANNELS, NORMAL, NOTHING, Channel, Conversation, Speech, Turn, View
 from dualslm.errors import DualSLMError
 
@@ -31,17 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Supervise: TypeAlias = Literal["none", "last", "all"]
-Ids: TypeAlias = tuple[int, ...]
 BOTH: frozenset[Channel] = frozenset(CHANNELS)
 JOIN = "\n"
-OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around a placeholder
-ANCHOR = "\n"
-PLAIN = (  # "User: …", newline, "Assistant:"; a reply ends with eos
-    "{{ bos }}{% for m in messages %}"
-    "{{ m['role'].capitalize() + ': ' if m['role'] != 'system' }}{{ m['content'] }}"
-    "{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -133,9 +124,9 @@ def render(
         content = writer.target(turn) if index in targets else writer.content(turn, sources)
         messages.append({"role": turn.role, "content": content})
     if supervise == "none":
-        return writer.write(_rendered(tokenizer, conversation.system, messages), ends=False)
-    text = _rendered(tokenizer, conversation.system, messages[:-1])
-    return writer.write(text + _habits(tokenizer).lead + messages[-1]["content"], ends=not cut_off)
+        return writer.write(writer.rendered(conversation.system, messages), ends=False)
+    text = writer.rendered(conversation.system, messages[:-1])
+    return writer.write(text + writer.format.lead + messages[-1]["content"], ends=not cut_off)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -145,12 +136,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         DualSLMError: the tokenizer has neither.
     """
     eos = tokenizer.eos_token_id
-    return frozenset({_habits(tokenizer).end} | ({int(eos)} if eos is not None else set()))
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids of every special and every added token."""
-    return frozenset({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
+    return frozenset({format_of(tokenizer).end} | ({int(eos)} if eos is not None else set()))
 
 
 # ---------------------------------------------------------------------- segments
@@ -160,10 +146,11 @@ class _Writer:
     """Gives spoken parts and targets their placeholders, and turns the rendered text into segments."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, learns: frozenset[Channel], strings: Sequence[str]) -> None:
-        self.tokenizer, self.learns = tokenizer, learns
-        self.habits = _habits(tokenizer)
-        # A number that makes a placeholder which nobody has typed: else a user could forge a slot.
-        self.key = next(f"{OPEN}{n}:" for n in count() if not any(f"{OPEN}{n}:" in text for text in strings))
+        self.tokenizer = tokenizer
+        self.learns = learns
+        self.format = format_of(tokenizer)
+        self.key = _unused_key(strings)
+        self.quote = f"{self.key}q"  # begins the placeholder of a control token that is text
         self.held: list[tuple[Speech, View] | str] = []
         self.segments: list[Text | Slot] = []
         self.clips: list[Speech] = []
@@ -172,7 +159,32 @@ class _Writer:
         """A turn's content, with placeholders for its spoken parts; without any source they leave nothing."""
         silent = view == NOTHING and not all(isinstance(part, Speech) for part in turn.parts)
         parts = [part for part in turn.parts if isinstance(part, str) or not silent]
-        return JOIN.join(part if isinstance(part, str) else self._hold((part, view)) for part in parts)
+        reply = turn.role == "assistant"
+        return JOIN.join(
+            self.typed(part, reply=reply) if isinstance(part, str) else self._hold((part, view)) for part in parts
+        )
+
+    def typed(self, text: str, *, reply: bool = False) -> str:
+        """A text with placeholders for the control tokens that it spells out, so that no template can read them.
+
+        The text around them stays, because templates trim it and tokens reach across its ends. Of a reply the template
+        may read where a chain of thought ends, and drop it.
+        """
+        controls = self.format.controls
+        spared = self.format.parsed if reply else frozenset()
+        return controls.replaced(
+            text, lambda name: name if name in spared else f"{self.quote}{controls.ids[name]}{CLOSE}"
+        )
+
+    def rendered(self, system: str | None, messages: list[dict[str, str]]) -> str:
+        """The template's text up to the reply."""
+        if system is not None and self.format.system:
+            messages = [{"role": "system", "content": self.typed(system)}, *messages]
+        elif system:
+            first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+            opened = {"role": "user", "content": self.typed(system) + JOIN * 2 + messages[first]["content"]}
+            messages = [*messages[:first], opened, *messages[first + 1 :]]
+        return rendered(self.tokenizer, messages, generation=True)
 
     def target(self, turn: Turn) -> str:
         """The placeholder of a turn whose words are to be learnt."""
@@ -188,7 +200,7 @@ class _Writer:
 
     def write(self, text: str, *, ends: bool) -> Prompt:
         """Cuts the text at the placeholders and tokenises each piece; `ends`: the last target ends."""
-        pieces = re.split(f"{self.key}(\\d+){CLOSE}", text)
+        pieces = re.split(f"{self.key}([0-9]+){CLOSE}", text)
         if pieces[1::2] != [str(index) for index in range(len(self.held))]:
             raise DualSLMError(
                 "the LLM's chat template drops, repeats or moves turns",
@@ -197,7 +209,7 @@ class _Writer:
             )
         learnt = False
         for item, before in zip(self.held, pieces[::2], strict=False):
-            lead = self.habits.lead if isinstance(item, str) and before.endswith(self.habits.lead) else ""
+            lead = self.format.lead if isinstance(item, str) and before.endswith(self.format.lead) else ""
             self._plain(before.removesuffix(lead), after_target=learnt)
             learnt = isinstance(item, str)
             if isinstance(item, str):
@@ -206,13 +218,13 @@ class _Writer:
                 self._place_p_and_l(*item)
         self._plain(pieces[-1], after_target=learnt)
         if ends:
-            self.segments.append(Text((self.habits.end,), loss=True))
+            self.segments.append(Text((self.format.end,), loss=True))
         return Prompt(tuple(self.segments), tuple(self.clips))
 
     def _plain(self, piece: str, *, after_target: bool) -> None:
         """Text of the template; the end-of-turn token that follows a target is to be learnt."""
         ids = self._encode(piece)
-        end = self.habits.end
+        end = self.format.end
         at = ids.index(end) if after_target and end in ids else -1
         if at < 0 or self.tokenizer.decode(ids[:at]).strip():
             self._append(Text(ids))
@@ -251,16 +263,41 @@ class _Writer:
 
     def _encode(self, text: str, *, quoted: bool = False) -> Ids:
         """The ids of a piece as it continues what stands before it."""
-        anchor = self.habits.anchor if self.segments else ()
-        ids = _ids(self.tokenizer, ANCHOR * bool(anchor) + text, quoted=quoted) if text else ()
+        if self.quote not in text:
+            return self._continued(text, quoted=quoted, begun=bool(self.segments))
+        # Between two control tokens of the template's own, text in which others are spelt out is read as text.
+        ids: Ids = ()
+        own = ""
+        for stretch in self.format.controls.cut(text):
+            if self.quote not in stretch:
+                own += stretch
+                continue
+            ids += self._continued(own, quoted=False, begun=bool(self.segments or ids))
+            ids += self._continued(self._spelt(stretch), quoted=True, begun=bool(self.segments or ids))
+            own = ""
+        return ids + self._continued(own, quoted=False, begun=bool(self.segments or ids))
+
+    def _spelt(self, text: str) -> str:
+        """A text whose control tokens are spelt out again."""
+        names = {str(number): name for name, number in self.format.controls.ids.items()}
+        return re.sub(f"{self.quote}([0-9]+){CLOSE}", lambda match: names[match[1]], text)
+
+    def _continued(self, text: str, *, quoted: bool, begun: bool) -> Ids:
+        """The ids of a text that begins a prompt or continues it; `quoted`: control tokens in it are text."""
+        if not text:
+            return ()
+        encode = plain_ids if quoted else token_ids
+        anchor = self.format.anchor if begun else ()
+        ids = encode(self.tokenizer, ANCHOR * bool(anchor) + text)
         if ids[: len(anchor)] == anchor:
             return ids[len(anchor) :]
-        return _ids(self.tokenizer, text, quoted=quoted) if text else ()
+        return encode(self.tokenizer, text)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, quoted: bool = False) -> Ids:
-    """Token ids of a text on its own; `quoted`: special tokens spelt out in it are plain text."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=quoted))
+def _unused_key(strings: Sequence[str]) -> str:
+    """Begins a placeholder which nobody has typed: else a user could forge a slot."""
+    typed = set(re.findall(f"{OPEN}([0-9]+):", "".join(strings)))  # joined, as a template may join them
+    return next(f"{OPEN}{number}:" for number in count() if str(number) not in typed)
 
 
 def _known(value: Any, field: str, need: str) -> Any:
@@ -292,98 +329,3 @@ def _check_end(turns: Sequence[Turn], supervise: Supervise) -> None:
             got=" ".join(turn.role for turn in turns) or "no turns",
             do="add it: " + "".join(f".{role}(...)" for role in wanted),
         )
-
-
-# ---------------------------------------------------------------------- the template
-
-
-@dataclass(frozen=True)
-class _Habits:
-    """What a tokenizer and its chat template do, found by trying.
-
-    Attributes:
-        system: the template takes a system text.
-        lead: white space between the generation prompt and a reply, which the LLM has to produce.
-        end: the token after a reply, else eos.
-        anchor: ids of `ANCHOR` where the tokenizer puts a space before every text, as SentencePiece models
-            do: a piece then borrows the anchor, lest it begin with a space of its own. Empty elsewhere.
-    """
-
-    system: bool
-    lead: str
-    end: int
-    anchor: Ids
-
-
-def _habits(tokenizer: PreTrainedTokenizerBase) -> _Habits:
-    return _tried(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id)
-
-
-@lru_cache(maxsize=8)
-def _tried(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -> _Habits:
-    """The template and eos are named for the cache: they can be set anew on the same tokenizer."""
-    system, user, reply = ({"role": role, "content": OPEN + role} for role in ("system", "user", "assistant"))
-    asked = _apply(tokenizer, [user], generation=True)
-    before, _, after = _apply(tokenizer, [user, reply], generation=False).partition(reply["content"])
-    lead = before.removeprefix(asked) if before.startswith(asked) else ""
-    try:
-        takes_system = system["content"] in _apply(tokenizer, [system, user], generation=True)
-    except DualSLMError:
-        takes_system = False
-    one = list(_ids(tokenizer, "a"))
-    spaced = tokenizer.decode(one + one) != tokenizer.decode(one) * 2
-    return _Habits(
-        system=takes_system,
-        lead=lead if lead.isspace() else "",
-        end=_end(tokenizer, after.lstrip(), eos),
-        anchor=_ids(tokenizer, ANCHOR) if spaced else (),
-    )
-
-
-def _end(tokenizer: PreTrainedTokenizerBase, after: str, eos: int | None) -> int:
-    ids = _ids(tokenizer, after) if after else ()
-    if ids and ids[0] in special_ids(tokenizer):
-        return ids[0]
-    if eos is None:
-        raise DualSLMError(
-            "nothing tells where a reply of this LLM ends",
-            got="no eos token, and no special token after a reply in the chat template",
-            do="set tokenizer.eos_token",
-        )
-    return int(eos)
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None, messages: list[dict[str, str]]) -> str:
-    """The template's text up to the reply."""
-    if system is not None and _habits(tokenizer).system:
-        messages = [{"role": "system", "content": system}, *messages]
-    elif system:
-        first = next(index for index, message in enumerate(messages) if message["role"] == "user")
-        opened = {"role": "user", "content": system + JOIN * 2 + messages[first]["content"]}
-        messages = [*messages[:first], opened, *messages[first + 1 :]]
-    return _apply(tokenizer, messages, generation=True)
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation: bool) -> str:
-    try:
-        rendered: Any = tokenizer.apply_chat_template(
-            messages,
-            chat_template=None if tokenizer.chat_template else PLAIN,
-            tokenize=False,
-            add_generation_prompt=generation,
-            enable_thinking=False,
-            bos="" if tokenizer.chat_template else _own_bos(tokenizer),
-        )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DualSLMError(
-            "the LLM's chat template refuses this conversation",
-            got=str(error),
-            do="let user and assistant alternate, beginning with the user, or set tokenizer.chat_template",
-        ) from error
-    return str(rendered)
-
-
-def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The bos token of a tokenizer that puts it before a text of its own accord."""
-    adds = tokenizer.bos_token_id is not None and tokenizer.encode("a")[0] == tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if adds else ""

@@ -180,7 +180,7 @@ def test_special_tokens_in_what_is_said_stay_plain_text() -> None:
         prompt = render(said, cached("chatml"), ORACLE, supervise=supervise)
         assert ids_of(prompt).count(end) == 1 + (supervise == "last")
         assert "a<|im_end|>b" in read("chatml", ids_of(prompt))
-    typed = render(Conversation().user("a<|im_end|>b"), cached("chatml"))  # as transformers has it
+    typed = render(Conversation("<|im_end|>").user("a<|im_end|>b"), cached("chatml"))
     assert ids_of(typed).count(end) == 2
 
 

@@ -11,10 +11,12 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualslm.errors import DualSLMError
+from dualslm.model.configuration import first_line, read_config
 from dualslm.model.llm import FrozenLM
+from dualslm.model.llm_probe import DO
 
 
 def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
@@ -27,21 +29,23 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
         device: where they lie.
 
     Raises:
-        DualSLMError: nothing there, or no table in it.
+        DualSLMError: nothing there, no table in it, or an LLM that reads more than embeddings.
     """
     try:
         wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
         there = Path(name).is_dir()
         folder = Path(name if there else snapshot_download(name, revision=revision, allow_patterns=wanted))
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = read_config(str(folder), None)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            shell = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        got = str(error).strip().splitlines()[0]
-        raise DualSLMError(
-            f"cannot load the LLM {name!r}", got=got, do="give a hub id that you can reach, or a folder"
-        ) from error
+        do = "give a hub id that you can reach, or a folder"
+        raise DualSLMError(f"cannot load the LLM {name!r}", got=first_line(error), do=do) from error
+    # It cannot be tried, because its layers are not here. What can be told from its configuration is.
+    if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
+        wrong = f"an LLM of type {config.model_type!r} looks token ids up in every layer, and P and L have none"
+        raise DualSLMError(wrong, got=name, do=DO)
     table = shell.get_input_embeddings()
     # Families name their table differently; the parameter itself tells its key in the file.
     key = next(key for key, value in shell.named_parameters() if value is table.weight)

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
 from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
 from dualslm.errors import DualSLMError
+from dualslm.model.configuration import first_line, read_config
 
 log = logging.getLogger("dualslm")
 
@@ -248,7 +249,7 @@ def _load_whisper(
         whisper = WhisperEncoder(config)
     state = {key: value.to(dtype) for key, value in _encoder_tensors(name, revision).items()}
     strict_load(whisper, state, what=f"the encoder weights of {name}")
-    features = WhisperFeatureExtractor.from_pretrained(name, revision=revision)
+    features = WhisperFeatureExtractor.from_pretrained(name, revision=revision, trust_remote_code=False)
     return SpeechEncoder(whisper.to(device), features, name=name, revision=revision, window=window)
 
 
@@ -285,18 +286,18 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     return [Path(file) for file in found if file is not None]
 
 
-def load_config(name: str, revision: str | None, what: str) -> AutoConfig:
+def load_config(name: str, revision: str | None, what: str) -> Any:
     """The transformers configuration of a hub id or folder.
 
     Raises:
         DualSLMError: nothing there, or nothing that transformers knows.
     """
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return read_config(name, revision)
     except (OSError, ValueError) as error:
         raise DualSLMError(
             f"cannot find the {what} {name!r}",
-            got=str(error).strip().splitlines()[0],
+            got=first_line(error),
             do="give a hub id that you can reach, or a folder with config.json and model.safetensors",
         ) from error
 

@@ -105,7 +105,8 @@ def splice(
         name: gives the name of a recording in the keys: equal names, equal embeddings.
     """
     texts = [segment for prompt in prompts for segment in prompt.segments if isinstance(segment, Text)]
-    ids_T = torch.tensor([token for text in texts for token in text.ids], dtype=torch.long, device=llm.device)
+    ids = llm.known([token for text in texts for token in text.ids])
+    ids_T = torch.tensor(ids, dtype=torch.long, device=llm.device)
     text_embeds = iter(llm.embed(ids_T).split([len(text.ids) for text in texts]))  # one look-up for the whole batch
     spliced = []
     for prompt in prompts:

@@ -32,10 +32,13 @@ from transformers.cache_utils import DynamicLayer
 
 from dualslm.conversation import Reply
 from dualslm.errors import DualSLMError
+from dualslm.model.configuration import first_line, read_config
 from dualslm.model.cuda_graphs import GraphDecoder, Step
 from dualslm.model.execution import keep_unpacked, quantization_of
 from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_of
 from dualslm.model.gguf import source_of
+from dualslm.model.llm_probe import probe
+from dualslm.model.rope import length_rope
 from dualslm.prompt import Prompt, Text, stop_ids
 from dualslm.recipe import Quantize
 
@@ -82,6 +85,7 @@ class FrozenLM(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.revision, self.identity = name, revision, identity
         self.stops = stop_ids(tokenizer) | _configured_stops(model)
+        self.length_rope = length_rope(model)
         self.graph_decoder: GraphDecoder | None = None
 
     @property
@@ -99,7 +103,7 @@ class FrozenLM(nn.Module):
     def keeps_every_position(self) -> bool:
         """Whether its cache keeps all keys and values as they were, so that rows can share a reading."""
         layers = DynamicCache(config=self.model.config).layers
-        return all(type(layer) is DynamicLayer for layer in layers)
+        return self.length_rope is None and all(type(layer) is DynamicLayer for layer in layers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +154,17 @@ class FrozenLM(nn.Module):
             mask_BT: 1 for tokens, 0 for left padding, cache included; None when nothing is padded.
             keep_BT: true where logits are wanted: the output head is the dearest part of a step.
             cache: keys and values of what came before; what is read is added to it.
+
+        Raises:
+            DualSLMError: a padded batch that is longer than the positions of this LLM allow; see `dualslm.model.rope`.
         """
+        if self.length_rope is None:
+            return self._read(embeds_BTD, mask_BT, keep_BT, cache)
+        return self.length_rope.read(self.model, self._read, embeds_BTD, mask_BT, keep_BT, cache)
+
+    def _read(
+        self, embeds_BTD: Tensor, mask_BT: Tensor | None, keep_BT: Tensor | None, cache: DynamicCache | None
+    ) -> Tensor:
         positions = None
         if mask_BT is not None:
             # Counted from a prompt's own first token: padding must not shift the positions that the LLM sees.
@@ -239,11 +253,13 @@ class FrozenLM(nn.Module):
         """Replays decoding steps as CUDA graphs from now on; one short reply is recorded now, others when they come.
 
         Raises:
-            DualSLMError: its cache drops keys (a sliding window).
+            DualSLMError: its cache drops keys (a sliding window), or its positions depend on the length.
         """
         if not self.keeps_every_position:
             raise DualSLMError(
-                "this LLM's steps cannot be CUDA graphs", got="a cache that drops keys", do="leave CUDA graphs out"
+                "this LLM's steps cannot be CUDA graphs",
+                got="a cache that drops keys, or positions that depend on the length",
+                do="leave CUDA graphs out",
             )
         self.graph_decoder = GraphDecoder(self.model)
         id_B = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -253,6 +269,8 @@ class FrozenLM(nn.Module):
 
     def generate(self, prompts: Sequence[Tensor], generation: GenerationSettings = GREEDY) -> list[Reply]:
         """Whole replies to prompts of embeddings, each (T, D)."""
+        if self.length_rope is not None and len(prompts) > 1:
+            return [reply for prompt_TD in prompts for reply in self.generate([prompt_TD], generation)]
         replies: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
         for tokens in self.decode(self.prefill(prompts), generation):
@@ -266,7 +284,20 @@ class FrozenLM(nn.Module):
     def embed_text(self, prompt: Prompt) -> Tensor:
         """The input embeddings (T, D) of a prompt without slots."""
         ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
-        return self.embed(torch.tensor(ids, device=self.device))
+        return self.embed(torch.tensor(self.known(ids), device=self.device))
+
+    def known(self, ids: list[int]) -> list[int]:
+        """Token ids as they are.
+
+        Raises:
+            DualSLMError: one that the LLM has no embedding for, as of images: looked up, it would end a GPU's process.
+        """
+        size = self.input_embeddings.weight.shape[0]
+        if ids and (beyond := max(ids)) >= size:
+            got = f"{self.tokenizer.convert_ids_to_tokens(beyond)!r}, id {beyond} of {size}"
+            do = "leave it out, or use the tokenizer that belongs to the LLM"
+            raise DualSLMError("a token that the LLM has no embedding for", got=got, do=do)
+        return ids
 
     @classmethod
     def from_pretrained(
@@ -281,26 +312,33 @@ class FrozenLM(nn.Module):
         """Loads any causal LM with its tokenizer, from the hub, a folder or a GGUF file, in fewer bits if asked.
 
         Raises:
-            DualSLMError: nothing there, not a causal LM, or weights that do not match it key for key.
+            DualSLMError: nothing there, not a causal LM, weights that do not match it key for key, or an LLM that
+                cannot be served rightly; see `dualslm.model.llm_probe`.
         """
         bits = quantization_of(quantize, device, dtype) if quantize else {}
         source = source_of(name)
         try:
+            # A GGUF file names no code; its configuration is read with its tensors.
+            config = None if source.gguf_file else read_config(source.name, revision)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source.name,
                 revision=revision,
+                config=config,
                 dtype=dtype,
                 output_loading_info=True,
                 use_safetensors=source.gguf_file is None,  # pickles are never opened
+                trust_remote_code=False,
                 **source.options,
                 **bits,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source.name, revision=revision, **source.options)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.name, revision=revision, trust_remote_code=False, **source.options
+            )
         # Broken GGUF files end in errors of struct, numpy or the reader's own look-ups.
         except (OSError, ValueError, RuntimeError, struct.error, KeyError, IndexError, TypeError) as error:
             raise DualSLMError(
                 f"cannot load the LLM {name!r}",
-                got=str(error).strip().splitlines()[0],
+                got=first_line(error),
                 do="give the hub id of a causal LM that you can reach, or its folder with safetensors weights",
             ) from error
         faults = [f"{key} missing" for key in info["missing_keys"]]
@@ -313,8 +351,11 @@ class FrozenLM(nn.Module):
             )
         if quantize:
             keep_unpacked(model)
-            return cls(model, tokenizer, name=name, revision=revision, identity="")
-        return cls(model.to(device), tokenizer, name=name, revision=revision)
+        else:
+            model = model.to(device)
+        llm = cls(model, tokenizer, name=name, revision=revision, identity="" if quantize else None)
+        probe(llm)
+        return llm
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from dualslm.chat_template import plain_ids
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
@@ -54,7 +55,7 @@ TONE_PULL_WEIGHT = 1.0  # weight of P's squared distance from the mix of words t
 def spoken_tokens(model: DualSLM, transcripts: Iterable[str]) -> Tensor:
     """The distinct tokens of transcripts that are spoken (V), sorted: those with a letter or a digit."""
     tokenizer = model.llm.tokenizer
-    ids = {token for text in set(transcripts) for token in tokenizer.encode(text, add_special_tokens=False)}
+    ids = {token for text in set(transcripts) for token in plain_ids(tokenizer, text)}
     return torch.tensor(sorted(token for token in ids if any(map(str.isalnum, tokenizer.decode([token])))))
 
 
@@ -106,7 +107,7 @@ def _class_ids(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
     """The tokens of a recording's transcript that are classes (S)."""
     if clip.transcript is None:
         raise DualSLMError(f"{clip.audio!s} has no transcript to be aligned with", got="none", do="add one")
-    ids_S = torch.tensor(model.llm.tokenizer.encode(clip.transcript, add_special_tokens=False), dtype=torch.long)
+    ids_S = torch.tensor(plain_ids(model.llm.tokenizer, clip.transcript), dtype=torch.long)
     return ids_S[torch.isin(ids_S, classes_V)]
 
 
@@ -214,5 +215,5 @@ def tone_loss(
 def _word_embedding(model: DualSLM, word: str) -> Tensor:
     """The embedding of a word (D): the mean of those of its tokens."""
     # With a space before it, as the word stands within a sentence.
-    ids = model.llm.tokenizer.encode(f" {word}", add_special_tokens=False)
+    ids = plain_ids(model.llm.tokenizer, f" {word}")
     return model.llm.embed(torch.tensor(ids, device=model.llm.device)).detach().float().mean(0)

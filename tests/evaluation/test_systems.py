@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from dualslm import openai_client
-from dualslm.conversation import ORACLE, TRANSCRIPT, View
+from dualslm.conversation import ORACLE, TRANSCRIPT, Conversation, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation import items
 from dualslm.evaluation.systems.item import Item, card
@@ -201,6 +202,8 @@ def test_qwen2_audio_in_process(tmp_path: Path, asked: list[Item]) -> None:
     assert together == [system.answer([item], None)[0] for item in some]
     assert len({answer.text for answer in together}) > 1  # the recording and the question both matter
     assert card(system)["model"].endswith("qwen2-audio")
+    sly = replace(some[0], conversation=Conversation("<|AUDIO|>", some[0].conversation.turns))
+    assert [system.unfit(item) for item in (some[0], sly)] == [None, "spells out a control token"]
     with pytest.raises(DualSLMError, match="cannot load Qwen2-Audio"):
         opened(f"qwen2-audio,model={tmp_path}", Means(asked, device="cpu"))
 

@@ -53,6 +53,51 @@ FAMILIES: dict[str, dict[str, object]] = {
     "phi": {"model_type": "phi3"},
     "smollm": {"model_type": "llama", "tie_word_embeddings": True, "num_attention_heads": 8},
 }
+SLIDING = {"head_dim": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
+BY_LAYER = {**SLIDING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "num_kv_shared_layers": 0}
+LONG = {"rope_theta": 1e4, "original_max_position_embeddings": 64}
+UNUSUAL: dict[str, dict[str, object]] = {  # LLMs that do not read as the others do
+    "gemma3n": {
+        "model_type": "gemma3n_text",
+        **BY_LAYER,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "intermediate_size": [64, 64],
+        "altup_num_inputs": 2,
+    },
+    "gemma4": {"model_type": "gemma4_text", **BY_LAYER, "global_head_dim": 8},
+    "falcon_mamba": {"model_type": "falcon_mamba", "state_size": 8},
+    "mamba2": {
+        "model_type": "mamba2",
+        "state_size": 8,
+        "num_heads": 8,
+        "head_dim": 8,
+        "expand": 2,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
+    "rwkv": {"model_type": "rwkv", "attention_hidden_size": 32},
+    "minimax": {
+        "model_type": "minimax",
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "layer_types": ["linear_attention", "full_attention"],
+        "block_size": 8,
+    },
+    "longrope": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, **LONG},
+    },
+    "dynamic": {
+        "model_type": "llama",
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0},
+    },
+    "gpt_oss": {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, **SLIDING},
+    "gemma3": {"model_type": "gemma3_text", **SLIDING},
+}
 
 
 def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
@@ -81,7 +126,7 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 def llm_config(family: str, vocab: int) -> PretrainedConfig:
     """The configuration of a small model of a family."""
-    settings = {**SMALL, **FAMILIES[family], "vocab_size": vocab}
+    settings = {**SMALL, **{**FAMILIES, **UNUSUAL}[family], "vocab_size": vocab}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return AutoConfig.for_model(str(settings.pop("model_type")), **settings, **ids)
 
@@ -95,6 +140,8 @@ def save_llm(folder: Path, family: str = "qwen2", seed: int = 0) -> Path:
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(4)  # random replies that vary, not one token for ever
+            elif family in UNUSUAL and not weight.any():
+                weight.add_(1)  # norms and scales that begin at zero would hide what the layers do
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

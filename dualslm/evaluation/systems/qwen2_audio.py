@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dualslm.audio import SAMPLE_RATE, load
+from dualslm.chat_template import format_of
 from dualslm.conversation import Conversation, Part, Reply, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.systems.item import Item, transcript_unless_asked
@@ -35,9 +36,11 @@ class Qwen2Audio:
         from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(source)
+            self.processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
             # Safetensors alone: a hub id may be anybody's, and unpickling runs what is in it.
-            model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             got = str(error).strip().splitlines()[0]
             raise DualSLMError(
@@ -46,6 +49,7 @@ class Qwen2Audio:
         self.model = model.to(device).eval()
         # Generation goes on from the last position, which padding on the right would fill in all rows but the longest.
         self.processor.tokenizer.padding_side = "left"
+        self.controls = format_of(self.processor.tokenizer).controls
         self.source = source
         self.name = name
         self.max_new_tokens = max_new_tokens
@@ -64,6 +68,10 @@ class Qwen2Audio:
         """It must have the recording, and take all of it in."""
         if not item.speech.audio:
             return "no recording"
+        texts = [item.conversation.system or "", *_texts(item.conversation, item.speech)]
+        # Its processor reads a control token in any text as one, and would look for a recording that is not there.
+        if any(self.controls.pattern.search(text) for text in texts):
+            return "spells out a control token"
         return "longer than 30 s" if (item.seconds or 0) > MAX_SECONDS else None
 
     @torch.no_grad()
@@ -109,6 +117,11 @@ def _part(part: Part, asked: Speech) -> dict[str, Any]:
     if isinstance(shown, str):
         return {"type": "text", "text": shown}
     return {"type": "audio", "audio_url": str(shown.audio)}
+
+
+def _texts(conversation: Conversation, asked: Speech) -> list[str]:
+    shown = [transcript_unless_asked(part, asked) for turn in conversation.turns for part in turn.parts]
+    return [part for part in shown if isinstance(part, str)]
 
 
 def _audio_parts(conversation: Conversation, asked: Speech) -> list[Speech]:

@@ -24,7 +24,9 @@ def recogniser(source: str, device: str | None) -> Callable[[Sequence[Any]], lis
 
     where, dtype = resolve_device(device)
     try:
-        pipe = pipeline("automatic-speech-recognition", model=source, device=where, dtype=dtype)
+        pipe = pipeline(
+            "automatic-speech-recognition", model=source, device=where, dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         got = str(error).strip().splitlines()[0]
         raise DualSLMError(

@@ -74,7 +74,7 @@ def load_or_train(folder: Path, seed: int = 0, conversations: int = CONVERSATION
     # Ids must never change: the weights of the LLM, the adapters and all checkpoints depend on them.
     if not (folder / "tokenizer.json").exists():
         train(seed, conversations).save_pretrained(folder)
-    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     return fast
 
 

@@ -1,0 +1,53 @@
+"""The configuration in a model's folder, read so that nothing in the folder is executed.
+
+Code beside the weights is never run (`trust_remote_code=False`, at every call of transformers), nor is anybody asked
+whether it may be. A configuration may also name a way of computing attention or experts that transformers would
+download from the hub as compiled code: only names that are part of transformers itself are taken from it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import AutoConfig
+
+log = logging.getLogger("dualslm")
+
+OWN_IMPLEMENTATIONS = {
+    "_attn_implementation": ("eager", "sdpa", "flex_attention"),
+    "_experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+
+
+def read_config(name: str, revision: str | None) -> Any:
+    """The transformers configuration of a hub id or folder.
+
+    Raises:
+        OSError: nothing there.
+        ValueError: nothing that transformers knows, without code of its own.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    for part in _with_parts(config):
+        for field, own in OWN_IMPLEMENTATIONS.items():
+            asked = getattr(part, field, None)
+            if asked is not None and asked not in own:
+                log.warning("%s asks for %s, which is no part of transformers: its own choice is taken", name, asked)
+                setattr(part, field, None)
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error; of one about code in a model's folder, what it means here."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return "code of its own in the model's folder, which is never run"
+    return (text or type(error).__name__).splitlines()[0]
+
+
+def _with_parts(config: Any) -> Iterator[Any]:
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        if (part := getattr(config, name, None)) is not None:
+            yield from _with_parts(part)
