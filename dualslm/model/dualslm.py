@@ -30,6 +30,7 @@ from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
 from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
+from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
 from dualslm.model.inputs import Hear, fill
 from dualslm.model.llm import FrozenLM
@@ -44,6 +45,9 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Said: TypeAlias = Audio | Speech | Conversation | Messages
 """What can be answered: a recording, a conversation, or chat messages."""
 One = TypeVar("One", bound=Said)
+
+UNTRAINED = "has untrained adapters: a reply to speech means nothing yet"
+UNSTATED = "does not say what it was trained to understand: try it on recordings of your own before you rely on it"
 
 
 class ReplyOptions(TypedDict, total=False):
@@ -96,6 +100,7 @@ class DualSLM(nn.Module):
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
+        self.limits = UNTRAINED  # what it can and cannot understand, in words that follow "this model"
 
     @property
     def para(self) -> ParalinguisticAdapter:
@@ -305,7 +310,7 @@ class DualSLM(nn.Module):
         """Loads adapters and the frozen parts that their card names.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or a hub id.
+            name: a folder that `save_pretrained` wrote, a hub id, or "pocket" for the shipped pocket model.
             revision: of the adapters on the hub.
             encoder: hub id or folder of the same encoder elsewhere, for example a local copy.
             llm: hub id or folder of the same LLM elsewhere.
@@ -342,6 +347,7 @@ class DualSLM(nn.Module):
         # in most bfloat16 weights, and training that goes on from here would quietly stand still.
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        model.limits = card.limits or UNSTATED
         if cuda_graphs:
             frozen.enable_cuda_graphs()
         return model
@@ -381,16 +387,19 @@ class DualSLM(nn.Module):
         return self._save(folder, None, card)
 
     def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
+        # adapters with a recipe have learnt, though nobody has said what
+        unknown = self.limits == UNSTATED or (self.limits == UNTRAINED and self.recipe)
         stated = Card(
             encoder=self.encoder.name,
             llm=self.llm.name,
             encoder_revision=self.encoder.revision,
             llm_revision=self.llm.revision,
-            encoder_fingerprint=checkpoint.fingerprint(self.encoder),
-            llm_fingerprint=checkpoint.fingerprint(self.llm),
+            encoder_fingerprint=fingerprint(self.encoder),
+            llm_fingerprint=fingerprint(self.llm),
             window=self.encoder.window,
             recipe=self.recipe,
             metrics=self.metrics,
+            limits=None if unknown else self.limits,
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dualslm.errors import DualSLMError
 from dualslm.model.llm import FrozenLM
+from dualslm.pocket import LLM
 
 
 def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
@@ -29,6 +30,9 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
     Raises:
         DualSLMError: nothing there, or no table in it.
     """
+    if name == LLM or name.endswith(".gguf"):
+        do = "serve without --vllm, or name the LLM's folder with safetensors weights by --llm"
+        raise DualSLMError("the token embeddings of a GGUF file are not read alone", got=name, do=do)
     try:
         wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
         there = Path(name).is_dir()
