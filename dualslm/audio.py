@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import soundfile
@@ -35,6 +35,9 @@ MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged head
 MIN_RATE = 4_000  # Hz; below it lie damaged headers, not recordings
 MAX_RATE = 384_000  # Hz, the highest rate that recorders write
 MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
+
+LEVEL_FRAME = 30 * SAMPLE_RATE // 1000  # samples in 30 ms, over which a level is measured
+SILENT_DB = -70.0  # dB below full scale; the quietest speech of our corpora reaches -60 in its loudest frame
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -78,6 +81,21 @@ def frame_count(samples: int) -> int:
     """The number of 50 Hz encoder frames of a number of 16 kHz samples; the last frame may be partly filled."""
     assert samples >= 0, samples
     return -(-samples // SAMPLES_PER_FRAME)
+
+
+def silence(samples: Samples) -> Literal["silence", "constant"] | None:
+    """Why samples (N,) hold no sound at all, by their level alone; None where there is something to hear.
+
+    This is the first half of `dualslm.inference.voice_activity`, which all verbs ask.
+    """
+    padded = np.pad(samples, (0, -len(samples) % LEVEL_FRAME), mode="edge")
+    # by frame, because a microphone's offset drifts
+    levels = padded.reshape(-1, LEVEL_FRAME).astype(np.float64).std(axis=1)
+    if len(levels) > 4:
+        levels = levels[1:-1]  # resampling makes a sound of its own where a constant begins and ends
+    if levels.max() >= 10 ** (SILENT_DB / 20):
+        return None
+    return "silence" if abs(float(samples.mean())) < 10 ** (SILENT_DB / 20) else "constant"
 
 
 def windows(samples: Samples, window_samples: int) -> list[Samples]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ["model", "data", "training", "inference", "evaluation", "serve", "chat", "cli", "tiny"]
+FOLDERS = ["model", "data", "training", "inference", "evaluation", "serve", "chat", "cli", "tiny", "pocket"]
 FOLDERS += ["data/tasks", "data/corpora", "serve/page", "tiny/build"]
 FOLDERS += [f"evaluation/{name}" for name in ("metrics", "judges", "systems", "report", "diagnostics")]
 MAX_ROOT_MODULES, MAX_LAYERS = 11, 10

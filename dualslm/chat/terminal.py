@@ -25,6 +25,7 @@ from dualslm.chat.line import path_of, spoken
 from dualslm.conversation import Part, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.inference.session import Session, Times
+from dualslm.inference.voice_activity import require_speech
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +64,7 @@ class Chat:
         microphone: microphone to listen to; None where there is none.
         no_microphone: reason why there is none, printed at the start.
         read: function that shows a prompt and returns the next line.
+        any_sound: whether recordings without speech are answered too.
 
     Attributes:
         tone: recording or caption whose tone is given to what is said; None for its own.
@@ -76,12 +78,15 @@ class Chat:
         microphone: Microphone | None = None,
         no_microphone: str = "",
         read: Callable[[str], str] = input,
+        *,
+        any_sound: bool = False,
     ) -> None:
         self.session = session
         self.console = console
         self.microphone = microphone
         self.no_microphone = no_microphone
         self.read = read
+        self.any_sound = any_sound
         self.tone: Speech | None = None
         self.tone_name = ""
 
@@ -132,7 +137,16 @@ class Chat:
         self.say_as_is(*parts)
 
     def say_as_is(self, *parts: Part) -> None:
-        """Says something in its own tone and prints the reply as it comes."""
+        """Says something in its own tone and prints the reply as it comes.
+
+        Raises:
+            NoSpeechError: nobody speaks in a recording; the conversation is as it was.
+        """
+        view = self.session.view
+        if not self.any_sound and "speech" in (view.para, view.ling):
+            for part in parts:
+                if isinstance(part, Speech):
+                    require_speech(part)
         flow = Flow(self.console)
         # closing the generator tells the session how much of the reply was said
         with interruptible() as stopped, closing(self.session.say(*parts)) as pieces:

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dualslm.cli.options import add_cuda_graphs, add_model, context_of, model_of, new_conversation, questions_of
+from dualslm.cli.options import (
+    add_any_sound,
+    add_cuda_graphs,
+    add_model,
+    context_of,
+    model_of,
+    new_conversation,
+    questions_of,
+)
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     add("--view", metavar="P,L", help="source of each channel of what you say: speech, text or none")
     add("--past", metavar="P,L", help="the same for earlier turns, for example text,text (default: as --view)")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add_any_sound(parser)
     add_cuda_graphs(parser)
     add_model(parser)
     parser.set_defaults(verb=_chat)
@@ -61,7 +70,8 @@ def _chat(args: argparse.Namespace) -> int:
         context=context_of(args),
         questions=questions_of(args),
     )
-    return Chat(session, Console(highlight=False), microphone, no_microphone).run()
+    console = Console(highlight=False)
+    return Chat(session, console, microphone, no_microphone, any_sound=args.any_sound).run()
 
 
 def _microphone() -> tuple[Microphone | None, str]:

@@ -6,12 +6,15 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dualslm.data.corpora import CORPORA
 from dualslm.data.corpora.base import Corpus, Option
 from dualslm.data.corpora.schema import TASKS
 from dualslm.errors import DualSLMError
+
+if TYPE_CHECKING:
+    from dualslm.data.corpora.clips import NoSpeechRule
 
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -33,6 +36,11 @@ def run(args: argparse.Namespace) -> list[Path]:
     from dualslm.data.corpora.prepare import prepare  # numpy, which --help must not load
 
     corpus: Corpus = args.corpus
+    no_speech: NoSpeechRule | None = None
+    if args.verify:
+        from dualslm.inference import voice_activity  # with torch, which reading headers does not need
+
+        no_speech = voice_activity.no_speech
     out = Path(args.out or Path("data") / corpus.name)
     values = {option.name: getattr(args, option.name.replace("-", "_")) for option in corpus.options}
     # argparse collects repeated options in lists; a corpus knows them as tuples
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         options=options,
         tasks=tasks(args.tasks),
         verify=args.verify,
+        no_speech=no_speech,
         max_seconds=args.max_seconds,
         seed=args.seed,
         again=args.again,
@@ -75,7 +84,7 @@ def _add_corpus(parser: argparse.ArgumentParser, corpus: Corpus, verb: Verb) -> 
     add = parser.add_argument
     add("raw", metavar="RAW", help="the downloaded folder" + (", or a file" if corpus.name == "jsonl" else ""))
     add("--out", metavar="FOLDER", help=f"for the manifests (default: data/{corpus.name})")
-    add("--verify", action="store_true", help="decode every recording, instead of reading its header")
+    add("--verify", action="store_true", help="decode every recording, and leave out those without speech")
     add("--tasks", metavar="A,B", default="", help=f"some of {','.join(TASKS)} (default: {','.join(corpus.tasks)})")
     add("--max-seconds", type=float, default=30.0, metavar="S", help="leave out longer recordings (default: 30)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the splits that we draw (default: 0)")

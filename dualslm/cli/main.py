@@ -21,12 +21,20 @@ from dualslm.cli.chat import add_chat
 from dualslm.cli.corpora import add_prepare
 from dualslm.cli.data import add_features, add_label, add_targets
 from dualslm.cli.evaluation import add_eval
-from dualslm.cli.options import add_model, add_old_name, model_of, new_conversation, quiet_transformers
+from dualslm.cli.options import (
+    add_any_sound,
+    add_model,
+    add_old_name,
+    model_of,
+    new_conversation,
+    quiet_transformers,
+)
 from dualslm.cli.serve import add_serve
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
     from dualslm.conversation import Speech
+    from dualslm.inference.voice_activity import NoSpeechError
 
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
@@ -36,6 +44,7 @@ examples:
   dualslm demo                                     hear and see what it does, offline
   dualslm ask hello.wav                            reply to a recording
   dualslm chat                                     talk to it: speak, type or name recordings
+  dualslm chat --model pocket                      the small model of real parts, fetched once
   dualslm serve                                    OpenAI's API on http://127.0.0.1:8000/v1
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
@@ -134,6 +143,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conversation", action="store_true", help="the FILEs are the turns of one conversation")
     add_old_name(parser, "--talk", "--conversation", nargs=0, const=True)
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add_any_sound(parser)
     # `dualslm --json ask` works too: without SUPPRESS this default would overwrite what stands there
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print each reply as a line of JSON"
@@ -179,6 +189,15 @@ def _ask(args: argparse.Namespace) -> int:
     # both before the model is loaded: a mistyped view or a bad file is reported at once
     view = View.parse(args.view)
     utterances = _utterances(args)
+    unspoken = {} if args.any_sound or "speech" not in (view.para, view.ling) else _without_speech(utterances)
+    if unspoken and not args.json:
+        raise next(iter(unspoken.values()))
+    for name, error in unspoken.items():
+        result = {"said": name, "view": str(view), "reply": None, "no_speech": error.reason}
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+    utterances = [utterance for utterance in utterances if utterance.name not in unspoken]
+    if not utterances:  # no model is loaded to say nothing
+        return 0
     model = model_of(args)
     from dualslm.model.generation import GenerationSettings
 
@@ -313,6 +332,19 @@ def _utterances(args: argparse.Namespace) -> list[Utterance]:
         return utterances
     tone = _recording(args.tone).speech
     return [Utterance(utterance.name, utterance.speech.in_the_tone_of(tone)) for utterance in utterances]
+
+
+def _without_speech(utterances: Sequence[Utterance]) -> dict[str, NoSpeechError]:
+    """The recordings in which nobody speaks, by name, each with the error that says so."""
+    from dualslm.inference.voice_activity import NoSpeechError, require_speech
+
+    found = {}
+    for utterance in utterances:
+        try:
+            require_speech(utterance.speech, utterance.name)
+        except NoSpeechError as error:
+            found[utterance.name] = error
+    return found
 
 
 def _recording(file: str) -> Utterance:

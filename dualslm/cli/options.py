@@ -19,9 +19,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a model and its system text."""
     add = parser.add_argument
     add("--system", metavar="TEXT", help="system text of the conversation")
-    add("--model", metavar="PATH_OR_ID", help="trained adapters (default: the embedded tiny model)")
+    add("--model", metavar="PATH_OR_ID", help="trained adapters, or pocket (default: the embedded tiny model)")
     add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
     add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+
+
+def add_any_sound(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that answers recordings in which nobody speaks."""
+    # for singing, laughter or animals, which the detector may take for noise
+    about = "answer recordings without speech too, instead of saying so"
+    parser.add_argument("--any-sound", action="store_true", help=about)
 
 
 def add_cuda_graphs(parser: argparse.ArgumentParser, when: str = "") -> None:
@@ -112,6 +119,7 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
+    _fetch_parts(args)
     # on standard error, because standard output is for replies
     with Console(stderr=True).status("loading the model"):
         quiet_transformers()
@@ -119,11 +127,32 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         from dualslm.model.dualslm import DualSLM
 
         if args.model is not None:
-            return DualSLM.from_pretrained(args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm)
-        if args.encoder is None:
-            return tiny.load(load_llm=load_llm)
-        print("dualslm: warning: these adapters are untrained, so the reply means nothing yet", file=sys.stderr)
-        return DualSLM.from_parts(encoder=args.encoder, llm=args.llm)
+            model = DualSLM.from_pretrained(args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm)
+        elif args.encoder is None:
+            model = tiny.load(load_llm=load_llm)
+        else:
+            model = DualSLM.from_parts(encoder=args.encoder, llm=args.llm)
+    print_limits(model)
+    return model
+
+
+def print_limits(model: DualSLM) -> None:
+    """Says in one line what a model can and cannot understand, so that nobody takes its replies for more."""
+    print(f"dualslm: this model {model.limits}", file=sys.stderr)
+
+
+def _fetch_parts(args: argparse.Namespace) -> None:
+    """Fetches the pocket model's parts where the options name them."""
+    from dualslm import pocket
+    from dualslm.pocket.parts import resolve
+
+    named = [args.encoder, args.llm]
+    if args.model == pocket.NAME and any(pocket.ADAPTERS.glob("*.json")):
+        named = [args.encoder or pocket.ENCODER, args.llm or pocket.LLM]
+    # before the spinner of loading, which would run through the progress bar of a download
+    for name in named:
+        if name in pocket.HUB_IDS:
+            resolve(name)
 
 
 def quiet_transformers() -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from dualslm.cli.options import (
+    add_any_sound,
     add_cuda_graphs,
     add_model,
     add_old_name,
@@ -44,6 +45,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="size of the prefix cache: keys and values of earlier turns",
     )
     add("--no-page", action="store_true", help="no web page at /")
+    add_any_sound(parser)
     add_cuda_graphs(parser, "; while one request is alone")
     add_model(parser)
     parser.set_defaults(verb=_serve)
@@ -72,6 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
         running=args.running,
         waiting=args.waiting,
         timeout=args.timeout,
+        any_sound=args.any_sound,
     )
     settings = Settings(
         name=args.name,

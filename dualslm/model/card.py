@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from dualslm.pocket import HUB_IDS
+
 if TYPE_CHECKING:
     from dualslm.model.checkpoint import Card
 
@@ -31,6 +33,7 @@ def modelcard(card: Card, repo: str = "this repository") -> str:
         "llm_name": card.llm.rstrip("/").rsplit("/", 1)[-1],
         "metrics": _metrics(card.metrics),
         "recipe": _recipe(card.recipe),
+        "limits": f" It {card.limits}." if card.limits else "",
         "licence": f"The adapters: {card.license or 'their licence is ' + NOT_STATED}.",
     }
     for name in ("llm", "encoder", "llm_revision", "encoder_revision", "llm_fingerprint", "encoder_fingerprint"):
@@ -42,7 +45,8 @@ def _front(card: Card) -> str:
     """What the hub reads: base models by their ids, never a folder of somebody's machine."""
     lines = ["library_name: dualslm", "pipeline_tag: audio-text-to-text", "tags:", "- speech", "- paralinguistics"]
     lines += [f"license: {card.license}"] if card.license else []
-    bases = [base for base in (card.llm, card.encoder) if not base.startswith((".", "/"))]
+    named = [HUB_IDS.get(base, base) for base in (card.llm, card.encoder)]
+    bases = [base for base in named if not base.startswith((".", "/"))]
     lines += ["base_model:", *(f"- {base}" for base in bases), "base_model_relation: adapter"] if bases else []
     return "\n".join(["---", *lines, "---", "", ""])
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
 from dualslm.model.execution import resolve_device
-from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
+from dualslm.model.fingerprint import fingerprint
+from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, TextStreamer
 from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
@@ -37,17 +38,8 @@ from dualslm.recipe import Quantize
 
 One = TypeVar("One", bound=Said)
 
-
-class ReplyOptions(TypedDict, total=False):
-    """The keyword arguments of `DualSLM.reply`."""
-
-    view: View | str
-    system: str | None
-    generation: GenerationSettings
-    max_new_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
+UNTRAINED = "has untrained adapters: a reply to speech means nothing yet"
+UNSTATED = "does not say what it was trained to understand: try it on recordings of your own before you rely on it"
 
 
 class DualSLM(nn.Module):
@@ -88,6 +80,7 @@ class DualSLM(nn.Module):
         self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
+        self.limits = UNTRAINED  # what it can and cannot understand, in words that follow "this model"
 
     @property
     def para(self) -> ParalinguisticAdapter:
@@ -288,7 +281,7 @@ class DualSLM(nn.Module):
         """Loads adapters and the frozen parts that their card names.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or a hub id.
+            name: a folder that `save_pretrained` wrote, a hub id, or "pocket" for the shipped pocket model.
             revision: of the adapters on the hub.
             encoder: hub id or folder of the same encoder elsewhere, for example a local copy.
             llm: hub id or folder of the same LLM elsewhere.
@@ -325,6 +318,7 @@ class DualSLM(nn.Module):
         # in most bfloat16 weights, and training that goes on from here would quietly stand still.
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
+        model.limits = card.limits or UNSTATED
         if cuda_graphs:
             frozen.enable_cuda_graphs()
         return model
@@ -365,16 +359,19 @@ class DualSLM(nn.Module):
         return self._save(folder, None, card)
 
     def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
+        # adapters with a recipe have learnt, though nobody has said what
+        unknown = self.limits == UNSTATED or (self.limits == UNTRAINED and self.recipe)
         stated = Card(
             encoder=self.encoder.name,
             llm=self.llm.name,
             encoder_revision=self.encoder.revision,
             llm_revision=self.llm.revision,
-            encoder_fingerprint=checkpoint.fingerprint(self.encoder),
-            llm_fingerprint=checkpoint.fingerprint(self.llm),
+            encoder_fingerprint=fingerprint(self.encoder),
+            llm_fingerprint=fingerprint(self.llm),
             window=self.encoder.window,
             recipe=self.recipe,
             metrics=self.metrics,
+            limits=None if unknown else self.limits,
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )

@@ -17,6 +17,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
 from dualslm.model.llm import FrozenLM
 from dualslm.model.llm_probe import DO
+from dualslm.pocket import LLM
 
 
 def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, device: str) -> FrozenLM:
@@ -31,6 +32,9 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
     Raises:
         DualSLMError: nothing there, no table in it, or an LLM that reads more than embeddings.
     """
+    if name == LLM or name.endswith(".gguf"):
+        do = "serve without --vllm, or name the LLM's folder with safetensors weights by --llm"
+        raise DualSLMError("the token embeddings of a GGUF file are not read alone", got=name, do=do)
     try:
         wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
         there = Path(name).is_dir()

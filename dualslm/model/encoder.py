@@ -34,6 +34,8 @@ from transformers.utils import cached_file
 from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
+from dualslm.model.fingerprint import fingerprint, of_weights
+from dualslm.pocket.parts import resolve
 
 log = logging.getLogger("dualslm")
 
@@ -84,6 +86,9 @@ class Frames:
 class SpeechEncoder(nn.Module):
     """A Whisper encoder whose weights never change.
 
+    `published_in` is the dtype that its weights are rounded to for its fingerprint: OpenAI published Whisper in fp16,
+    and the hub's files hold it in fp32 or fp16.
+
     Args:
         whisper: the transformers module.
         features: its feature extractor, which fixes the mel bins and the window.
@@ -105,12 +110,15 @@ class SpeechEncoder(nn.Module):
         window: Window = "full",
     ) -> None:
         super().__init__()
+        self.published_in = torch.float16
         if window not in get_args(Window):
             raise DualSLMError("the encoder has no such window", got=repr(window), do='give "full" or "clip"')
         self.window: Window = window
         self.whisper = whisper.eval().requires_grad_(False)
         self.features = features
         self.name, self.revision = name, revision
+        self.identity: str | None = None  # the fingerprint of the file that it came from
+        self.former_identity: str | None = None  # the same by the rule of the last version
         self.window_samples: int = whisper.config.max_source_positions * SAMPLES_PER_FRAME
         _check_parts(whisper.config, features, self.window_samples)
 
@@ -224,14 +232,17 @@ class SpeechEncoder(nn.Module):
         Raises:
             DualSLMError: nothing there, another kind of model, or weights that do not match it key for key.
         """
-        config = load_config(name, revision, "encoder")
+        found = resolve(name)
+        config = load_config(found, revision, "encoder")
         if config.model_type not in ENCODERS:
             raise DualSLMError(
                 f"{name} is not a speech encoder that we know",
                 got=f"model_type {config.model_type!r}",
                 do=f"choose a model of type {', '.join(ENCODERS)}, or add one in dualslm/model/encoder.py",
             )
-        return ENCODERS[config.model_type](name, revision, config, dtype, device, window)
+        encoder = ENCODERS[config.model_type](found, revision, config, dtype, device, window)
+        encoder.name = name  # as it was given: the path of a pocket part holds on this machine alone
+        return encoder
 
 
 def layers_kept(depth: int, *, every_layer: bool = False, layer: int | None = None) -> tuple[int, ...]:
@@ -247,10 +258,14 @@ def _load_whisper(
 ) -> SpeechEncoder:
     with torch.device("meta"):  # no random weights are drawn only to be replaced
         whisper = WhisperEncoder(config)
-    state = {key: value.to(dtype) for key, value in _encoder_tensors(name, revision).items()}
-    strict_load(whisper, state, what=f"the encoder weights of {name}")
+    strict_load(whisper, _encoder_tensors(name, revision), what=f"the encoder weights of {name}")
     features = WhisperFeatureExtractor.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return SpeechEncoder(whisper.to(device), features, name=name, revision=revision, window=window)
+    encoder = SpeechEncoder(whisper, features, name=name, revision=revision, window=window)
+    # before the weights are cast: rounded twice they would not tell that they are those of a file in fp16
+    encoder.identity = fingerprint(encoder)
+    encoder.former_identity = of_weights(encoder)
+    encoder.whisper.to(device=device, dtype=dtype)
+    return encoder
 
 
 def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:

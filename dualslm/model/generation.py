@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from dualslm.conversation import View
 from dualslm.errors import DualSLMError
 
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
@@ -65,6 +66,18 @@ class GenerationSettings:
 
 
 GREEDY = GenerationSettings()
+
+
+class ReplyOptions(TypedDict, total=False):
+    """The keyword arguments of `DualSLM.reply`."""
+
+    view: View | str
+    system: str | None
+    generation: GenerationSettings
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
 
 
 class Sampler:

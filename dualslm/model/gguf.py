@@ -1,7 +1,7 @@
 """Frozen LLMs in GGUF files, as llama.cpp and its kind use them: read by transformers, which dequantizes them (ours).
 
-A name is `org/repo:file.gguf` on the hub, or the path of a local file. The LLM then runs on the file's own values in
-the trunk's dtype, so its fingerprint is that of the file's tensors.
+A name is `org/repo:file.gguf` on the hub, the path of a local file, or `pocket:llm`. The LLM then runs on the file's
+own values in the trunk's dtype, so its fingerprint is that of the file's tensors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dualslm.errors import DualSLMError
+from dualslm.pocket import LLM
+from dualslm.pocket.parts import resolve
 
 
 class Source(NamedTuple):
@@ -36,11 +38,12 @@ def source_of(name: str) -> Source:
     Raises:
         DualSLMError: a local GGUF file that is not there, or the package that reads them is missing.
     """
-    if not name.endswith(".gguf"):
+    if not name.endswith(".gguf") and name != LLM:
         return Source(name)
     if importlib.util.find_spec("gguf") is None:
         do = "pip install 'dualslm[gguf]'"
         raise DualSLMError("a GGUF file needs one more package", got="no gguf", do=do)
+    name = resolve(name)  # after the package was looked for: nothing is fetched that cannot be read
     repo, colon, file = name.rpartition(":")
     if colon and not Path(name).exists():
         return Source(repo, file)

@@ -32,7 +32,7 @@ from dualslm.serve.explain_routes import add_explain_routes
 from dualslm.serve.limits import Limits, Queue
 from dualslm.serve.metrics import Metrics
 from dualslm.serve.middleware import BodyLimitMiddleware
-from dualslm.serve.openai_schema import ChatRequest, Envelope, Usage, load_speech, parse_chat, usage
+from dualslm.serve.openai_schema import ChatRequest, Envelope, Usage, check_speech, load_speech, parse_chat, usage
 from dualslm.serve.page import mount
 from dualslm.serve.service import Ask, EncodedPrompt, Service
 
@@ -147,7 +147,9 @@ class Server:
 
     async def read_upload(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
-        return await asyncio.to_thread(load_speech, await file.read(), self.limits)
+        speech = await asyncio.to_thread(load_speech, await file.read(), self.limits)
+        await asyncio.to_thread(check_speech, speech, self.limits)
+        return speech
 
 
 # ---------------------------------------------------------------------- chat completions

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import UnavailableError
+from dualslm.inference.voice_activity import NoSpeechError
 
 MAX_REPORTED_FIELDS = 3  # a malformed list has an error for each of its items; the first few say enough
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -72,6 +73,8 @@ def _refusal(error: Exception) -> RefusedError:
     # before DualSLMError, whose subclass it is: the request was right, so the client may send it again
     if isinstance(error, UnavailableError):
         return RefusedError(503, str(error), "unavailable", retry_after=1)
+    if isinstance(error, NoSpeechError):
+        return RefusedError(400, str(error), "no_speech")
     if isinstance(error, DualSLMError):
         return RefusedError(400, str(error), "invalid_value")
     if isinstance(error, RequestValidationError):

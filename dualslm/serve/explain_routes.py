@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from dualslm.errors import DualSLMError
 from dualslm.inference.attribution import Degrees, degrees, influence
 from dualslm.inference.describe import Description, Questions
-from dualslm.serve.openai_schema import AudioData, ChatRequest, load_base64_speech, parse_chat
+from dualslm.serve.openai_schema import AudioData, ChatRequest, check_speech, load_base64_speech, parse_chat
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -44,8 +44,13 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
 
     @api.get("/v1/about", tags=["explain"], dependencies=needs_key)
     async def about() -> dict[str, Any]:
-        """The model's name, the system text of conversations that have none, and whether likelihoods are at hand."""
-        return {"model": server.name, "system": service.system, "likelihoods": service.llm_is_local}
+        """The model's name and limits, the system text unless one is given, whether likelihoods are at hand."""
+        return {
+            "model": server.name,
+            "limits": f"This model {service.model.limits}.",
+            "system": service.system,
+            "likelihoods": service.llm_is_local,
+        }
 
     @api.post("/v1/heard", tags=["explain"], dependencies=needs_key)
     async def describe(body: DescribeRequest, request: Request) -> dict[str, Any]:
@@ -53,6 +58,7 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         server.check_model(body.model)
         async with server.admitted(request):
             speech = await asyncio.to_thread(load_base64_speech, body.input_audio, server.limits)
+            await asyncio.to_thread(check_speech, speech, server.limits)
             description = await server.wait_for(request, service.describe(speech))
             shares: Mapping[str, Degrees] = {}
             if service.llm_is_local:

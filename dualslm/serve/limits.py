@@ -26,6 +26,7 @@ class Limits:
         running: requests that are answered at once.
         waiting: requests that wait for it; one more is refused with 429.
         timeout: seconds that a request may take, waiting included.
+        any_sound: whether recordings without speech are answered too.
     """
 
     body: int = 32 * 2**20
@@ -35,6 +36,7 @@ class Limits:
     running: int = 32
     waiting: int = 128
     timeout: float = 300.0
+    any_sound: bool = False
 
 
 class Queue:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dualslm.audio import SAMPLE_RATE, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
+from dualslm.inference.voice_activity import require_speech
 from dualslm.model.generation import GenerationSettings
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
@@ -142,7 +143,7 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
 
     Raises:
         RefusedError: a request over a limit, or messages in an order that makes no sense.
-        DualSLMError: an unknown view, or a recording that cannot be used.
+        DualSLMError: an unknown view, or a recording that cannot be used, for example one without speech.
     """
     turns = len(request.messages)
     if turns > limits.turns:
@@ -158,7 +159,24 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
     )
-    return Ask(_conversation(request.messages, limits, system), View.parse(request.view), generation, stop)
+    view = View.parse(request.view)
+    conversation = _conversation(request.messages, limits, system)
+    # after all recordings are decoded: that they are too long together is the graver fault
+    if "speech" in (view.para, view.ling):
+        for turn in conversation.turns:
+            for speech in turn.speeches:
+                check_speech(speech, limits)
+    return Ask(conversation, view, generation, stop)
+
+
+def check_speech(speech: Speech, limits: Limits) -> None:
+    """Refuses a recording in which nobody speaks, unless the limits let any sound pass.
+
+    Raises:
+        NoSpeechError: it holds no speech.
+    """
+    if not limits.any_sound:
+        require_speech(speech)
 
 
 def load_speech(data: bytes, limits: Limits, **known: Any) -> Speech:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTERS = WEIGHTS / "adapters"
 CLIPS = Path(__file__).parent / "wavs"
+LIMITS = "knows a made world of some 600 words only; it does not understand real voices"  # on its card
 CONTEXT = 320  # tokens: its LLM was trained on conversations of at most four exchanges, which take about 240
 
 

@@ -36,8 +36,8 @@ from dualslm.audio import FRAMES_PER_SECOND, load
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
-from dualslm.model.checkpoint import fingerprint
 from dualslm.model.encoder import Frames, SpeechEncoder, layers_kept
+from dualslm.model.fingerprint import fingerprint
 
 META = "cache.json"
 PART = 256  # recordings in a part

@@ -16,7 +16,7 @@ import torch
 
 from dualslm.conversation import Conversation, Part, Reply
 from dualslm.errors import DualSLMError
-from dualslm.model.checkpoint import fingerprint
+from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.openai_client import Client, key_of

@@ -20,10 +20,10 @@ from dualslm.data.manifest import Examples, recordings
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from dualslm.model import execution
-from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.execution import resolve_device
+from dualslm.model.fingerprint import fingerprint
 from dualslm.recipe import RUN_RECIPE, Loop, Recipe, parse, to_toml
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule

@@ -10,7 +10,7 @@ import torch
 from support.factory import save_llm
 
 from dualslm.errors import DualSLMError
-from dualslm.model.checkpoint import fingerprint
+from dualslm.model.fingerprint import fingerprint
 from dualslm.model.gguf import source_of
 from dualslm.model.llm import FrozenLM
 

@@ -28,6 +28,7 @@ NO_TRANSCRIPT = "no transcript"
 LABEL_UNKNOWN = "label unknown"
 NO_TASK = "nothing to ask"
 DUPLICATE = "duplicate"
+NO_SPEECH = "no speech"
 
 Row: TypeAlias = dict[str, Any]
 """One line of a manifest (docs/manifest.md)."""

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from dualslm.data.corpora.base import MISSING, POINTER, TOO_LONG, UNREADABLE, AudioInfo
+from dualslm.data.corpora.base import MISSING, NO_SPEECH, POINTER, TOO_LONG, UNREADABLE, AudioInfo
 from dualslm.errors import DualSLMError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NoSpeechRule: TypeAlias = "Callable[[NDArray[np.float32]], str | None]"
+"""Gives for 16 kHz samples why they hold no speech, None where they do. Ours needs torch, so it is handed down."""
 FLUSH_EVERY = 200  # recordings between two flushes of the log; as many are probed again after a kill, at most
 
 
-def probe(path: Path, max_seconds: float, *, verify: bool = False) -> AudioInfo:
+def probe(path: Path, max_seconds: float, *, verify: bool = False, no_speech: NoSpeechRule | None = None) -> AudioInfo:
     """Finds out whether a recording can be used, and its length.
 
     Args:
         path: path of the recording.
         max_seconds: greatest length in s of a usable recording.
         verify: decode the whole file; otherwise its header is trusted.
+        no_speech: gives for 16 kHz samples why they hold no speech, or None; asked of decoded files alone.
     """
     # Imported here, so that the help of the command line does not wait for them.
     import soundfile
@@ -36,7 +44,8 @@ def probe(path: Path, max_seconds: float, *, verify: bool = False) -> AudioInfo:
             if file.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
                 return AudioInfo(reason=POINTER, detail="run `git lfs pull`")
         if verify:
-            seconds = len(audio.load(path)) / audio.SAMPLE_RATE
+            samples = audio.load(path)
+            seconds = len(samples) / audio.SAMPLE_RATE
         else:
             with soundfile.SoundFile(str(path)) as sound:  # takes half the time of soundfile.info
                 seconds = sound.frames / sound.samplerate
@@ -52,6 +61,9 @@ def probe(path: Path, max_seconds: float, *, verify: bool = False) -> AudioInfo:
         return AudioInfo(reason=TOO_LONG, detail=f"{seconds:.1f} s")
     if seconds <= 0:
         return AudioInfo(reason=UNREADABLE, detail="no sound in it")
+    # last, because a recording that is left out anyway need not be listened to
+    if verify and no_speech is not None and (heard := no_speech(samples)) is not None:
+        return AudioInfo(reason=NO_SPEECH, detail=heard)
     # Never rounded to 0, which the manifest's schema forbids.
     return AudioInfo(max(0.001, round(seconds, 3)))
 
@@ -63,16 +75,20 @@ class LoggedProbe:
         path: path of the log; its folder must exist.
         max_seconds: greatest length in s of a usable recording.
         verify: decode every recording.
+        no_speech: gives for 16 kHz samples why they hold no speech, or None.
 
     Attributes:
         probed: number of recordings that were probed.
         reused: number of recordings whose result came from the log.
     """
 
-    def __init__(self, path: Path, max_seconds: float, *, verify: bool = False) -> None:
+    def __init__(
+        self, path: Path, max_seconds: float, *, verify: bool = False, no_speech: NoSpeechRule | None = None
+    ) -> None:
         self.path = path
         self.max_seconds = max_seconds
         self.verify = verify
+        self.no_speech = no_speech
         # The log is first read, in `old`, until a result is missing or of another file, and from there on written,
         # in `new`.
         self.old: IO[bytes] | None = None
@@ -82,7 +98,10 @@ class LoggedProbe:
 
     def __enter__(self) -> LoggedProbe:
         # Results hold for one pair of settings; a log of other settings is discarded.
-        head = json.dumps({"verify": self.verify, "max_seconds": self.max_seconds}).encode() + b"\n"
+        settings = {"verify": self.verify, "max_seconds": self.max_seconds}
+        if self.no_speech is not None:
+            settings["speech"] = True
+        head = json.dumps(settings).encode() + b"\n"
         with self.path.open("a+b") as file:
             file.seek(0)
             if file.read(len(head)) != head:
@@ -103,7 +122,7 @@ class LoggedProbe:
         if (logged := self._next(key)) is not None:
             self.reused += 1
             return logged
-        info = probe(path, self.max_seconds, verify=self.verify)
+        info = probe(path, self.max_seconds, verify=self.verify, no_speech=self.no_speech)
         self.probed += 1
         assert self.new is not None
         self.new.write(json.dumps([*key, info.seconds, info.reason, info.detail]).encode() + b"\n")

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from dualslm.data.corpora.apart import Apart
 from dualslm.data.corpora.base import Corpus, Entry, Raw, relative
-from dualslm.data.corpora.clips import LoggedProbe
+from dualslm.data.corpora.clips import LoggedProbe, NoSpeechRule
 from dualslm.data.corpora.report import SplitCounts
 from dualslm.data.corpora.schema import Fault, check
 from dualslm.errors import DualSLMError
@@ -39,6 +39,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     tasks: Sequence[str] = (),
     verify: bool = False,
+    no_speech: NoSpeechRule | None = None,
     max_seconds: float = MAX_SECONDS,
     seed: int = 0,
     again: bool = False,
@@ -52,6 +53,7 @@ def prepare(
         options: values of the corpus's options by name; defaults hold for the others.
         tasks: names of the tasks of the recordings; the corpus's own tasks unless given.
         verify: decode every recording.
+        no_speech: gives for 16 kHz samples why they hold no speech, or None; asked where `verify` decodes them.
         max_seconds: greatest length in s of a usable recording.
         seed: seed of our own splits.
         again: prepare again what is already complete.
@@ -79,12 +81,14 @@ def prepare(
         "max_seconds": max_seconds,
         "seed": seed,
     }
+    if no_speech is not None:
+        settings["speech"] = True
     if not again and (report := finished(out, settings)) is not None:
         (out / PROBE_LOG).unlink(missing_ok=True)  # left by a kill between the marker and the end
         return report
     _clear(out)
     classes = tuple(dict.fromkeys(corpus.labels.get("emotion", {}).values()))
-    with LoggedProbe(out / PROBE_LOG, max_seconds, verify=verify) as probe:
+    with LoggedProbe(out / PROBE_LOG, max_seconds, verify=verify, no_speech=no_speech) as probe:
         raw = Raw(root.resolve(), out.resolve(), corpus.name, wanted, chosen, seed, probe, classes)
         try:
             report = _write(corpus, raw, settings)

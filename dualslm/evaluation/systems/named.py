@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dualslm import pocket
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.systems.item import Item, System, report_name
 from dualslm.recipe import RUN_RECIPE, load
@@ -15,6 +17,8 @@ from dualslm.toml import key_value
 if TYPE_CHECKING:
     from dualslm.model.generation import GenerationSettings
     from dualslm.model.llm import FrozenLM
+
+log = logging.getLogger("dualslm")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def opened(spec: str, means: Means) -> System:
     kind, *pairs = spec.split(",")
     if kind not in SYSTEMS:
         # No kind at all: a checkpoint, as long as it looks like a folder or a hub id (owner/name).
-        if pairs or not (Path(spec).exists() or "/" in spec):
+        if pairs or not (spec == pocket.NAME or Path(spec).exists() or "/" in spec):
             do = f"choose one of {', '.join(SYSTEMS)}, or give a checkpoint's folder or hub id"
             raise DualSLMError("unknown kind of system", got=repr(kind), do=do)
         return _checkpoint({"model": spec}, means)
@@ -102,7 +106,9 @@ def _checkpoint(given: Mapping[str, str], means: Means) -> System:
 
     folder = checkpoint_of(given["model"])
     model = DualSLM.from_pretrained(folder, device=means.device)
-    return Ours(model, means.generation, given.get("name") or report_name(folder), means.with_likelihoods)
+    name = given.get("name") or report_name(folder)
+    log.warning("%s: this model %s", name, model.limits)  # figures are read by people who never heard it
+    return Ours(model, means.generation, name, means.with_likelihoods)
 
 
 def _lm(name: str, means: Means) -> FrozenLM:

@@ -29,9 +29,9 @@ from dualslm.conversation import (
     View,
 )
 from dualslm.evaluation.systems.item import Item
-from dualslm.model.checkpoint import fingerprint
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
+from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import Loss

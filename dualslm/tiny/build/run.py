@@ -25,7 +25,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import Kind, Recipe, Stage, ViewDraw, load
-from dualslm.tiny import CLIPS, WEIGHTS, world
+from dualslm.tiny import CLIPS, LIMITS, WEIGHTS, world
 from dualslm.tiny import load as load_shipped
 from dualslm.tiny.build import clips, conversations, exam, pretrain_encoder, pretrain_llm, readme
 from dualslm.tiny.build.recordings import Recordings, record
@@ -203,7 +203,7 @@ def _adapters(out: Path, size: Size, device: str) -> None:
     folder = train(_recipe(out, size, MORE_RECIPE), out / MORE, resume=True, device=device)
     # Saved anew with relative paths, so that the build folder can be moved and shipped.
     model = DualSLM.from_pretrained(folder, dtype=torch.float32, device=device)
-    model.save_pretrained(out / "adapters", encoder="../encoder", llm="../llm")
+    model.save_pretrained(out / "adapters", encoder="../encoder", llm="../llm", limits=LIMITS)
     train(without_err(recipe), out / WITHOUT_ERR, resume=True, device=device)
 
 

@@ -185,8 +185,9 @@ async function begin() {
     $("turns").replaceChildren(h("li", {}, complaint(error.message)));
     return;
   }
-  const { model, system, clips } = state.about;
+  const { model, limits, system, clips } = state.about;
   $("model").textContent = model === "dualslm" ? "" : model;
+  $("limits").textContent = limits;
   $("system").value = system ?? "";
   $("examples").replaceChildren(...examples(clips, sayClip));
   $("menu").replaceChildren(h("div.examples", {}, ...examples(clips, sayClip)));
