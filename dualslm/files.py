@@ -1,10 +1,42 @@
-"""Files that are written completely or not at all, and hashes of files; nothing here imports torch."""
+"""Files that are written completely or not at all, files that are read, and their hashes; nothing imports torch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from dualslm.errors import DualSLMError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs write it in front of UTF-8 text
+
+
+@contextmanager
+def open_regular(path: Path, what: str, do: str = "check the path and the permissions") -> Iterator[BinaryIO]:
+    """Opens a file for reading; only a regular one, because reading from a pipe would wait for ever.
+
+    Args:
+        path: path of the file, taken as it is.
+        what: what the file should be, for errors: "an audio file".
+        do: what an error says to do where there is no such file.
+
+    Raises:
+        DualSLMError: a folder, a pipe, a device, or a file that is not there or cannot be read.
+    """
+    # os.path.exists, because Path.exists raises for a name that is too long.
+    if os.path.exists(path) and not path.is_file():
+        got = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DualSLMError(f"{path} is not {what}", got=got, do="give a regular file")
+    try:
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DualSLMError(f"cannot open {path}", got=reason, do=do) from error
+    with file:
+        yield file
 
 
 def sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ from dualslm.errors import DualSLMError
 MISSING = "missing audio"
 POINTER = "LFS pointer"
 UNREADABLE = "unreadable"
+CUT_OFF = "cut off or damaged"  # found only where recordings are decoded (--verify): it reads as far as it goes
 TOO_LONG = "too long"
 KNOWN_BAD = "known bad"
 NO_TRANSCRIPT = "no transcript"
