@@ -103,7 +103,7 @@ def read(audio: str | os.PathLike[str] | bytes, *, longest: float = MAX_SECONDS)
             got=f"a {type(audio).__name__}",
             do="give a path, the bytes of a file or a NumPy array",
         )
-    with open_regular(Path(audio), "an audio file") as file:
+    with open_regular(Path(audio), "the recording") as file:
         return _decode(file, _name(audio), MAX_SECONDS)
 
 
@@ -113,7 +113,7 @@ def duration(path: Path) -> float:
     Raises:
         DualSLMError: a file that is missing, empty or not audio.
     """
-    with open_regular(path, "an audio file") as file:
+    with open_regular(path, "the recording") as file:
         name = str(path)
         head = _check_head(file, name)
         if (demuxer := containers.demuxer_of(head)) is not None:

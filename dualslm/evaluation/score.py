@@ -26,7 +26,7 @@ from dualslm.evaluation import measure
 from dualslm.evaluation.metrics import answers, wer
 from dualslm.evaluation.metrics.bootstrap import RESAMPLES, holm
 from dualslm.evaluation.predict import META, records
-from dualslm.files import replacing, sha256
+from dualslm.files import read_text, replacing, sha256
 
 REPORT = "report.json"
 FORMAT = 1
@@ -104,8 +104,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        report: dict[str, Any] = json.loads(read_text(file, "the report", "run dualslm eval first"))
+    except json.JSONDecodeError as error:
         raise DualSLMError(f"cannot read the report {file}", got=error, do="run dualslm eval first") from error
     if report.get("format") != FORMAT:
         got = f"format {report.get('format')}"
