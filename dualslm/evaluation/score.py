@@ -202,7 +202,7 @@ def _comparisons(
         for other, rows in others:
             if (result := measure.compare(own, rows, seed)) is not None:
                 name, gap = result
-                # With one cluster there is no interval; its NaN becomes null, which JSON has.
+                # Without an interval or a difference there is a NaN; it becomes null, which JSON has.
                 numbers = {
                     field: None if isinstance(value, float) and math.isnan(value) else value
                     for field, value in asdict(gap).items()
@@ -210,8 +210,8 @@ def _comparisons(
                 names = {"first": list(first), "second": list(other), "measure": name}
                 found.append({**dict(zip(KEY, key, strict=True)), **names, **numbers})
     # One family of all comparisons of the report: a reader picks the best of them wherever it stands.
-    corrected = holm([one["p"] for one in found])
-    return [{**one, "p_holm": p} for one, p in zip(found, corrected, strict=True)]
+    corrected = holm([math.nan if one["p"] is None else one["p"] for one in found])
+    return [{**one, "p_holm": None if math.isnan(p) else p} for one, p in zip(found, corrected, strict=True)]
 
 
 # ---------------------------------------------------------------------- to listen to
