@@ -38,7 +38,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev,train,voices,quantized,gguf,label,hf,chat,serve,eval]'
+	$(PIP) -e '.[dev,train,voices,quantized,gguf,media,label,hf,chat,serve,eval]'
 	touch $@ .venv/installed
 
 .venv-vllm/installed: constraints-vllm.txt

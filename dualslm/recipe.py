@@ -20,6 +20,7 @@ import tomli_w
 from dualslm import toml
 from dualslm.conversation import CHANNELS, Channel, Source, View
 from dualslm.errors import DualSLMError
+from dualslm.files import read_text
 
 TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
 Quantize: TypeAlias = Literal["int8", "nf4"]
@@ -331,14 +332,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
         DualSLMError: the file cannot be read, or a key or value is not one that a recipe may have; the error names
             the full key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
-        raise DualSLMError(
-            f"cannot read the recipe {path}",
-            got=error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text",
-            do="give a TOML file such as recipes/small.toml",
-        ) from error
+    text = read_text(Path(path), "the recipe", "give a TOML file such as recipes/small.toml")
     return parse(text, overrides, name=str(path))
 
 

@@ -37,7 +37,7 @@ def read(kind: type[Table], text: str, overrides: Iterable[str] = (), *, name: s
         DualSLMError: not TOML, or a key or value that `kind` does not have; the error names the full key.
     """
     try:
-        raw = tomllib.loads(text)
+        raw = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark, as Windows programs write it
     except tomllib.TOMLDecodeError as error:
         raise DualSLMError(f"{name} is not TOML", got=str(error), do="correct that line") from error
     for override in overrides:

@@ -75,7 +75,8 @@ def _targets(args: argparse.Namespace) -> int:
             continue
         reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
         without = f"; without: {', '.join(reasons)}" if reasons else ""
-        print(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{without}")
+        thoughts = f", {report['thoughts']} after a thought that was left out" if report.get("thoughts") else ""
+        print(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}")
     return 0
 
 

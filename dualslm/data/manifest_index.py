@@ -30,7 +30,7 @@ from dualslm import __version__
 from dualslm.data.corpora import schema
 from dualslm.data.tasks import TASKS, last_clip, left_out
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing, sha256
+from dualslm.files import open_regular, replacing, sha256
 from dualslm.recipe import TASK_KINDS, TaskKind
 
 POSITION = np.dtype([("task", "u1"), ("offset", "i8")])  # index in NAMES, and bytes from the start of the file
@@ -39,7 +39,7 @@ AS_IT_IS = len(NAMES)  # in place of a task index, for a line with a kind
 TARGETS = ".targets.jsonl"  # end of the names of the files that dualslm targets writes
 INDEXED = 1 << 24  # bytes; a smaller manifest is read fast enough without an index file
 PART = 1 << 25  # bytes; a smaller part is read before a process has started
-FORMAT = 3  # version of index files; raise it when their arrays, or the examples of a line, change
+FORMAT = 4  # version of index files; raise it when their arrays, or the examples of a line, change
 UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a path that pathlib would write otherwise: a//b, ./a, a/./b, a/
 MAIN_PROCESS = int(os.environ.get("RANK", "0")) == 0  # under torchrun or accelerate: one process writes the index
 
@@ -122,21 +122,18 @@ def rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[
         DualSLMError: a manifest that cannot be read, or a line that is not valid; its number in the error counts from
             the first line that is read.
     """
-    try:
-        with path.open("rb") as file:
-            offset = start
-            if start:
-                file.seek(start - 1)
-                # The byte before `start` too: where it ends a line, the next line begins at `start` and is ours.
-                offset = start - 1 + len(file.readline())
-            for number, line in enumerate(file, 1):
-                if stop is not None and offset >= stop:
-                    return
-                if line.strip():
-                    yield offset, _row(line, path, number)
-                offset += len(line)
-    except OSError as error:
-        raise DualSLMError(f"cannot read the manifest {path}", got=error.strerror, do=_made_by(path)) from error
+    with open_regular(path, "the manifest", _made_by(path)) as file:
+        offset = start
+        if start:
+            file.seek(start - 1)
+            # The byte before `start` too: where it ends a line, the next line begins at `start` and is ours.
+            offset = start - 1 + len(file.readline())
+        for number, line in enumerate(file, 1):
+            if stop is not None and offset >= stop:
+                return
+            if not schema.is_blank(line):
+                yield offset, _row(line, path, number)
+            offset += len(line)
 
 
 def _made_by(path: Path) -> str:
@@ -152,10 +149,11 @@ def examples_of(row: Mapping[str, Any], out: Mapping[str, str]) -> Iterator[tupl
 
     Args:
         row: the line.
-        out: its tasks that are left out, with the reasons.
+        out: its tasks, or its kind, that are left out, with the reasons.
     """
     if "kind" in row:
-        yield row["kind"], AS_IT_IS
+        if not out:
+            yield row["kind"], AS_IT_IS
         return
     yield from ((TASKS[name].kind, NAMES.index(name)) for name in row["tasks"] if name not in out)
 

@@ -16,8 +16,9 @@ from typing import Any
 from dualslm.conversation import Conversation, View
 from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
-from dualslm.data.tasks import TASKS, asks, one_task
+from dualslm.data.tasks import TASKS, asks, last_clip, left_out, one_task
 from dualslm.data.tasks.attributes import ATTRIBUTES
+from dualslm.data.tasks.task import NO_AUDIO
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.systems.item import Item
 from dualslm.recipe import TaskKind
@@ -92,12 +93,15 @@ def lacks(item: Item, view: View) -> str | None:
 
 def _questions(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The conversations of a line with their tasks; "" where a finished conversation does not name its task."""
+    if NO_AUDIO in left_out(row).values():
+        skipped[NO_AUDIO] += 1
+        return
     if not asks(row):
         yield row, TASK_OF_KIND.get(row["kind"], "")
         return
     for name in row["tasks"]:
         # `left_out`, which training uses, would also skip a reply that nobody has written yet: here a system writes it.
-        if why := TASKS[name].lacks(row["turns"][-1]["parts"][-1]):
+        if why := TASKS[name].lacks(last_clip(row)):
             skipped[f"{name}: {why}"] += 1
         else:
             yield one_task(row, name, seed), name

@@ -6,8 +6,9 @@ has n and an interval over clusters; what cannot be measured is counted with its
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from dualslm.evaluation.metrics import answers, labels, wer
 from dualslm.evaluation.metrics.bootstrap import Difference, Floats, difference, figure, rate
 from dualslm.evaluation.metrics.figure import Figure
+
+log = logging.getLogger("dualslm")
 
 Record: TypeAlias = Mapping[str, Any]
 NO_TRUTH = "nothing known to measure by"
@@ -61,8 +64,14 @@ def compare(first: Sequence[Record], second: Sequence[Record], seed: int) -> tup
     if not pairs:
         return None
     row = pairs[0][0]
-    name = "wa" if row["choices"] else "wer_raw" if row["task"] == "asr" else "rouge_l"
-    count = {"wa": _correct, "wer_raw": _errors, "rouge_l": _overlap}[name]
+    count: Callable[[Record], tuple[float, float]]
+    if row["choices"]:
+        name, count = "wa", _correct
+    elif row["task"] == "asr":
+        how = wer.counting([one["truth"] for one, _ in pairs])
+        name, count = f"{how.rate}_raw", lambda one: how.errors(one["truth"], one["answer"])
+    else:
+        name, count = "rouge_l", _overlap
     one, two = (np.array([count(pair[side]) for pair in pairs], dtype=np.float64) for side in (0, 1))
     clusters = [str(row["cluster"]) for row, _ in pairs]
     return name, difference(one, two, clusters, rate, seed=seed)
@@ -121,35 +130,47 @@ def _proportion(right: Sequence[bool], clusters: Sequence[str], seed: int) -> Fi
 
 
 def _words(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Word error rates with and without chat preambles, and the kinds of errors."""
+    """Error rates with and without chat preambles, and the kinds of errors; of words, or of characters."""
     clusters = [str(row["cluster"]) for row in rows]
+    truths = [row["truth"] for row in rows]
+    how = wer.counting(truths)
     figures: dict[str, Figure] = {}
     kinds: dict[str, dict[str, int]] = {}
-    for name, normalise in wer.NORMALISERS.items():
-        references = [normalise(row["truth"]) for row in rows]
-        found = [wer.edits(ref, normalise(row["answer"])) for ref, row in zip(references, rows, strict=True)]
+    for name in wer.NORMALISERS:
+        references = [how.tokens(name, truth) for truth in truths]
+        found = [wer.edits(ref, how.tokens(name, row["answer"])) for ref, row in zip(references, rows, strict=True)]
         # Errors over all reference words, not the mean of the items' rates, in which a short item weighs as a long one.
-        counts = np.array([(sum(one), len(ref)) for one, ref in zip(found, references, strict=True)], dtype=np.float64)
-        figures[f"wer_{name}"] = figure(counts, clusters, seed=seed)
+        counts = [(float(sum(one)), float(len(ref))) for one, ref in zip(found, references, strict=True)]
+        figures[f"{how.rate}_{name}"] = _errors_figure(counts, clusters, seed)
         sums = {key: sum(getattr(one, key) for one in found) for key in wer.Edits._fields}
         # A normaliser may leave nothing of a reference ("um"): what is said against it is an insertion over no word.
-        empty = sum(not ref for ref in references)
-        kinds[name] = {**sums, "reference_words": int(counts[:, 1].sum()), "empty_references": empty}
+        emptied = [truth for truth, ref in zip(truths, references, strict=True) if truth.strip() and not ref]
+        kinds[name] = {
+            **sums,
+            "reference_words": sum(map(len, references)),
+            "empty_references": sum(not ref for ref in references),
+            "emptied": len(emptied),
+        }
+        if emptied:
+            log.warning(
+                "%s leaves nothing of %d of %d references, for example %r", name, len(emptied), len(rows), emptied[0]
+            )
     bare = [wer.unwrapped(row["answer"]) for row in rows]
-    stripped = [_errors({**row, "answer": text}) for row, text in zip(rows, bare, strict=True)]
-    figures["wer_stripped"] = figure(np.array(stripped), clusters, seed=seed)
+    stripped = [how.errors(truth, text) for truth, text in zip(truths, bare, strict=True)]
+    figures[f"{how.rate}_stripped"] = _errors_figure(stripped, clusters, seed)
     with_preamble = [text != row["answer"] for text, row in zip(bare, rows, strict=True)]
     figures["preambles"] = _proportion(with_preamble, clusters, seed)
     # A few answers that never end can make up most of the rate by their insertions, so their share stands beside it.
-    runaway = [len(wer.raw(row["answer"])) > wer.RUNAWAY * max(1, len(wer.raw(row["truth"]))) for row in rows]
-    figures["runaway"] = _proportion(runaway, clusters, seed)
-    return figures, {"edits": kinds}
+    lengths = [(len(how.tokens("raw", row["answer"])), len(how.tokens("raw", row["truth"]))) for row in rows]
+    figures["runaway"] = _proportion([got > wer.RUNAWAY * max(1, wanted) for got, wanted in lengths], clusters, seed)
+    unit = "characters" if how.characters else "words"
+    return figures, {"edits": kinds, "unit": unit, "english": how.english}
 
 
-def _errors(row: Record) -> tuple[float, float]:
-    """Word errors of a transcription, of so many reference words."""
-    reference = wer.raw(row["truth"])
-    return float(sum(wer.edits(reference, wer.raw(row["answer"])))), float(len(reference))
+def _errors_figure(counts: Sequence[tuple[float, float]], clusters: Sequence[str], seed: int) -> Figure:
+    """Errors over reference words, which insertions can make more than all."""
+    is_share = all(errors <= words for errors, words in counts)
+    return figure(np.array(counts), clusters, is_share=is_share, seed=seed)
 
 
 # ---------------------------------------------------------------------- replies
@@ -160,7 +181,9 @@ def _replies(rows: Sequence[Record], seed: int) -> tuple[dict[str, Figure], dict
     clusters = [str(row["cluster"]) for row in rows]
     lengths = [len(wer.words(row["answer"])) for row in rows]
     figures = {
-        "length": figure(np.array([(length, 1) for length in lengths], dtype=np.float64), clusters, _mean, seed=seed),
+        "length": figure(
+            np.array([(length, 1) for length in lengths], dtype=np.float64), clusters, _mean, is_share=False, seed=seed
+        ),
         "empty": _proportion([not row["answer"].strip() for row in rows], clusters, seed),
     }
     known = [row for row in rows if row["truth"]]

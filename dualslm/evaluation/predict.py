@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from dualslm.conversation import Part, Reply, View
+from dualslm.data.corpora.schema import is_blank
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.items import Exam, lacks
 from dualslm.evaluation.systems.item import Item, System, card
-from dualslm.files import replacing, sha256
+from dualslm.files import BYTE_ORDER_MARK, open_regular, replacing, sha256
 
 PREDICTIONS = "predictions.jsonl"
 META = "predictions.meta.json"
@@ -291,15 +292,13 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DualSLMError: it cannot be read, or a line is no prediction: what is missing is never taken as empty.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield _record(line, f"{path} line {number}")
-    except OSError as error:
-        raise DualSLMError(f"cannot read the predictions {path}", got=error.strerror, do="run predict first") from error
+    with open_regular(path, "the predictions", "run predict first") as file:
+        for number, line in enumerate(file, 1):
+            if not is_blank(line):
+                yield _record(line.removeprefix(BYTE_ORDER_MARK), f"{path} line {number}")
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
+def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         missing = [key for key in KEYS if key not in row]

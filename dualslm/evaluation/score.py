@@ -26,7 +26,7 @@ from dualslm.evaluation import measure
 from dualslm.evaluation.metrics import answers, wer
 from dualslm.evaluation.metrics.bootstrap import RESAMPLES, holm
 from dualslm.evaluation.predict import META, records
-from dualslm.files import replacing, sha256
+from dualslm.files import read_text, replacing, sha256
 
 REPORT = "report.json"
 FORMAT = 1
@@ -104,8 +104,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        report: dict[str, Any] = json.loads(read_text(file, "the report", "run dualslm eval first"))
+    except json.JSONDecodeError as error:
         raise DualSLMError(f"cannot read the report {file}", got=error, do="run dualslm eval first") from error
     if report.get("format") != FORMAT:
         got = f"format {report.get('format')}"
@@ -202,7 +202,7 @@ def _comparisons(
         for other, rows in others:
             if (result := measure.compare(own, rows, seed)) is not None:
                 name, gap = result
-                # With one cluster there is no interval; its NaN becomes null, which JSON has.
+                # Without an interval or a difference there is a NaN; it becomes null, which JSON has.
                 numbers = {
                     field: None if isinstance(value, float) and math.isnan(value) else value
                     for field, value in asdict(gap).items()
@@ -210,8 +210,8 @@ def _comparisons(
                 names = {"first": list(first), "second": list(other), "measure": name}
                 found.append({**dict(zip(KEY, key, strict=True)), **names, **numbers})
     # One family of all comparisons of the report: a reader picks the best of them wherever it stands.
-    corrected = holm([one["p"] for one in found])
-    return [{**one, "p_holm": p} for one, p in zip(found, corrected, strict=True)]
+    corrected = holm([math.nan if one["p"] is None else one["p"] for one in found])
+    return [{**one, "p_holm": None if math.isnan(p) else p} for one, p in zip(found, corrected, strict=True)]
 
 
 # ---------------------------------------------------------------------- to listen to

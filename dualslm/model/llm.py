@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -267,10 +267,22 @@ class FrozenLM(nn.Module):
             for _ in range(WARM_UP_STEPS):
                 step(id_B)
 
-    def generate(self, prompts: Sequence[Tensor], generation: GenerationSettings = GREEDY) -> list[Reply]:
-        """Whole replies to prompts of embeddings, each (T, D)."""
+    def generate(
+        self,
+        prompts: Sequence[Tensor],
+        generation: GenerationSettings = GREEDY,
+        *,
+        text: Callable[[PreTrainedTokenizerBase, Sequence[int]], str] = text_of,
+    ) -> list[Reply]:
+        """Whole replies.
+
+        Args:
+            prompts: embeddings of each prompt, (T, D).
+            generation: settings of the replies.
+            text: gives the text of a reply's tokens.
+        """
         if self.length_rope is not None and len(prompts) > 1:
-            return [reply for prompt_TD in prompts for reply in self.generate([prompt_TD], generation)]
+            return [reply for prompt_TD in prompts for reply in self.generate([prompt_TD], generation, text=text)]
         replies: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
         for tokens in self.decode(self.prefill(prompts), generation):
@@ -279,7 +291,7 @@ class FrozenLM(nn.Module):
                     finished[row] = True
                 else:
                     replies[row].append(token)
-        return [Reply(text_of(self.tokenizer, ids), end) for ids, end in zip(replies, finished, strict=True)]
+        return [Reply(text(self.tokenizer, ids), end) for ids, end in zip(replies, finished, strict=True)]
 
     def embed_text(self, prompt: Prompt) -> Tensor:
         """The input embeddings (T, D) of a prompt without slots."""

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dualslm import audio
 from dualslm.audio import FRAMES_PER_SECOND, load
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
@@ -84,10 +84,9 @@ class Rule:
 def duration(path: str | Path) -> float:
     """Seconds of a recording by its header; 0 where it cannot be read."""
     try:
-        info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError, TypeError):
+        return audio.duration(Path(path))
+    except DualSLMError:
         return 0.0
-    return float(info.frames) / float(info.samplerate)
 
 
 def _say(line: str) -> None:

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +31,7 @@ from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 from dualslm.recipe import Recipe
+from dualslm.training.reasoning import ALOUD, UNMARKED, separate
 from dualslm.training.teacher import Teacher, messages
 
 SHOWN_TARGETS = 24  # on the sheet of samples
@@ -129,22 +130,30 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
             batch_seed = zlib.crc32(f"{seed}/{number}".encode())
             replies = writer.write([conversation for _, conversation in examples], batch_seed)
             for (row, conversation), reply in zip(examples, replies, strict=True):
-                if why := fault(reply.text):
-                    line: Row = {"id": row["id"], "dropped": why, "reply": reply.text}
-                else:
-                    line = _target(row, conversation, reply, provenance)
+                line = _line(row, conversation, reply, provenance)
                 file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())  # a crash of the machine loses one batch at most
     return _finish(job, settings)
 
 
+def _line(row: Row, conversation: Conversation, reply: Reply, provenance: Mapping[str, Any]) -> Row:
+    """A line of the work file: a target without the chain of thought, or a reply that is none, with the reason."""
+    answer, thought = separate(reply.text)
+    # What kind of thought was cut off is for `_settled`, and in no manifest.
+    known = {} if thought == "none" else {"thought": thought}
+    why = ALOUD if thought != "none" and not answer else fault(answer)
+    if why:
+        return {"id": row["id"], "dropped": why, "reply": reply.text, **known}
+    return {**_target(row, conversation, replace(reply, text=answer), provenance), **known}
+
+
 def fault(text: str) -> str | None:
     """Why a reply is no target; None where it is one."""
     if not text.strip():
         return "empty"
-    if "<think>" in text:
-        return "thinks aloud"
+    if separate(text).thought == "endless":
+        return ALOUD
     if text.lstrip().startswith("["):
         return "written as a styled transcript"
     return "refusal" if REFUSAL.match(text.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) else None
@@ -258,9 +267,10 @@ def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     The targets come last: where they are, everything is.
     """
-    written = cut_off = 0
+    written = cut_off = thoughts = 0
     dropped = Counter[str]()
-    for line in _work_lines(job):
+    for line in _settled(job):
+        thoughts += line.pop("thought", None) is not None and "dropped" not in line
         if "dropped" in line:
             dropped[line["dropped"]] += 1
         else:
@@ -275,6 +285,7 @@ def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     report = {
         "written": written,
         "cut_off": cut_off,
+        "thoughts": thoughts,
         "dropped": dict(sorted(dropped.items())),
         "not_asked": dict(sorted(not_asked.items())),
         "settings": settings,
@@ -285,7 +296,9 @@ def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
         partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(job.out) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps(line, ensure_ascii=False) + "\n" for line in _work_lines(job) if "dropped" not in line
+            json.dumps({key: value for key, value in line.items() if key != "thought"}, ensure_ascii=False) + "\n"
+            for line in _settled(job)
+            if "dropped" not in line
         )
     job.work.unlink()
     return report
@@ -297,6 +310,20 @@ def _work_lines(job: Job) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, islice(file, 1, None))
 
 
+def _settled(job: Job) -> Iterator[dict[str, Any]]:
+    """The lines of the work file, without replies that are thoughts throughout.
+
+    A closing tag alone shows that the LLM's chat template opens a thought before every reply, so a reply without that
+    tag, for example one that was cut off, never came to its answer.
+    """
+    opened = any(line.get("thought") == "opened" for line in _work_lines(job))
+    for line in _work_lines(job):
+        if opened and "thought" not in line and "dropped" not in line:
+            yield {"id": line["id"], "dropped": UNMARKED, "reply": line["turns"][-1]["parts"][0]}
+        else:
+            yield line
+
+
 # ---------------------------------------------------------------------- to look at
 
 
@@ -305,13 +332,14 @@ def _sheet(job: Job, report: Mapping[str, Any]) -> str:
 
     def chosen(dropped: bool, count: int) -> list[dict[str, Any]]:
         # By the hash of their ids: a resumed run chooses the same, and no more than `count` lines are in memory.
-        lines = (line for line in _work_lines(job) if ("dropped" in line) == dropped)
+        lines = (line for line in _settled(job) if ("dropped" in line) == dropped)
         return heapq.nsmallest(count, lines, key=lambda line: zlib.crc32(str(line["id"]).encode()))
 
     dropped = ", ".join(f"{count} {why}" for why, count in report["dropped"].items()) or "none"
     sections = [
         f"# Targets by {report['settings']['llm']}\n",
         f"{report['written']} written, {report['cut_off']} of them cut off; dropped: {dropped}.\n",
+        *([f"A chain of thought was cut from {report['thoughts']} of them.\n"] if report["thoughts"] else []),
     ]
     for line in chosen(False, SHOWN_TARGETS):
         conversation = read_conversation(line, job.out.parent)

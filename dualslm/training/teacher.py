@@ -20,7 +20,11 @@ from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.openai_client import Client, key_of
-from dualslm.prompt import JOIN, render, styled
+from dualslm.prompt import JOIN, Prompt, Text, render, styled
+from dualslm.training.reasoning import opens_thought, text_with_marks
+
+TAIL_TOKENS = 32  # in which a chat template opens a thought
+THOUGHT = "<think>\n"
 
 
 class Teacher(Protocol):
@@ -84,9 +88,18 @@ class LocalTeacher:
                     spelt_out.user(message["content"])
                 elif message["role"] == "assistant":
                     spelt_out.assistant(message["content"])
-            prompts.append(self.llm.embed_text(render(spelt_out, self.llm.tokenizer)))
-        replies = self.llm.generate(prompts, replace(self.generation, seed=seed))
-        return [replace(reply, text=reply.text.strip()) for reply in replies]
+            prompts.append(render(spelt_out, self.llm.tokenizer))
+        embeds = [self.llm.embed_text(prompt) for prompt in prompts]
+        replies = self.llm.generate(embeds, replace(self.generation, seed=seed), text=text_with_marks)
+        # Where the prompt has opened a thought, the reply begins within it, and is given with the opening tag.
+        opened = [THOUGHT if opens_thought(self._tail(prompt)) else "" for prompt in prompts]
+        return [replace(reply, text=f"{tag}{reply.text.strip()}") for tag, reply in zip(opened, replies, strict=True)]
+
+    def _tail(self, prompt: Prompt) -> str:
+        """The last words of a prompt, which its chat template has written."""
+        last = prompt.segments[-1]
+        ids = list(last.ids[-TAIL_TOKENS:]) if isinstance(last, Text) else []
+        return str(self.llm.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass

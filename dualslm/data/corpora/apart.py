@@ -62,7 +62,7 @@ def keys(row: Mapping[str, Any]) -> Iterator[tuple[ApartKind, str]]:
     """The clips, the dialogue and the speaker of a row."""
     for turn in row["turns"]:
         for part in turn["parts"]:
-            if isinstance(part, dict) and "audio" in part:
+            if isinstance(part, dict) and part.get("audio"):
                 yield "clip", part["audio"]
     # Corpora number their dialogues and speakers alike, so the names count within a corpus.
     if "dialogue" in row:

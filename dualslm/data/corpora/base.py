@@ -17,11 +17,13 @@ from typing import Any, Literal, TypeAlias
 
 from dualslm.data.corpora.schema import TASKS
 from dualslm.errors import DualSLMError
+from dualslm.files import open_regular
 
 # Reasons to exclude a row, as reports name them.
 MISSING = "missing audio"
 POINTER = "LFS pointer"
 UNREADABLE = "unreadable"
+CUT_OFF = "cut off or damaged"  # found only where recordings are decoded (--verify): it reads as far as it goes
 TOO_LONG = "too long"
 KNOWN_BAD = "known bad"
 NO_TRANSCRIPT = "no transcript"
@@ -290,18 +292,15 @@ def look_into(path: Path, do: str = "give the folder that it was unpacked to") -
     """
     encoding = "utf-8-sig"  # with or without the byte order mark that spreadsheets write
     count = 0
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                count += 1
-                if line.startswith(b"version https://git-lfs"):
-                    raise DualSLMError(f"{path} is not here", got="a Git LFS pointer for it", do="run `git lfs pull`")
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:  # one such line is enough: cp1252 decodes any bytes
-                    encoding = "cp1252"
-    except OSError as error:
-        raise DualSLMError(f"cannot read {path}", got=error.strerror, do=do) from error
+    with open_regular(path, "the file", do) as file:
+        for line in file:
+            count += 1
+            if line.startswith(b"version https://git-lfs"):
+                raise DualSLMError(f"{path} is not here", got="a Git LFS pointer for it", do="run `git lfs pull`")
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:  # one such line is enough: cp1252 decodes any bytes
+                encoding = "cp1252"
     return encoding, count
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from dualslm.data.corpora.base import MISSING, NO_SPEECH, POINTER, TOO_LONG, UNREADABLE, AudioInfo
+from dualslm.data.corpora.base import CUT_OFF, MISSING, NO_SPEECH, POINTER, TOO_LONG, UNREADABLE, AudioInfo
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -34,36 +34,37 @@ def probe(path: Path, max_seconds: float, *, verify: bool = False, no_speech: No
         verify: decode the whole file; otherwise its header is trusted.
         no_speech: gives for 16 kHz samples why they hold no speech, or None; asked of decoded files alone.
     """
-    # Imported here, so that the help of the command line does not wait for them.
-    import soundfile
-
+    # Imported here, so that the help of the command line does not wait for it.
     from dualslm import audio
 
     try:
+        # A pipe is refused before it is opened, which would wait for ever.
+        if path.exists() and not path.is_file():
+            return AudioInfo(reason=UNREADABLE, detail="a folder, a pipe or a device")
         with path.open("rb") as file:
             if file.read(len(audio.LFS_POINTER)) == audio.LFS_POINTER:
                 return AudioInfo(reason=POINTER, detail="run `git lfs pull`")
         if verify:
-            samples = audio.load(path)
+            samples, fault = audio.read(path)
+            if fault is not None:
+                return AudioInfo(reason=CUT_OFF, detail=fault)
             seconds = len(samples) / audio.SAMPLE_RATE
         else:
-            with soundfile.SoundFile(str(path)) as sound:  # takes half the time of soundfile.info
-                seconds = sound.frames / sound.samplerate
+            seconds = audio.duration(path)
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
         return AudioInfo(reason=MISSING if absent else UNREADABLE, detail=str(error.strerror))
     except DualSLMError as error:
         return AudioInfo(reason=UNREADABLE, detail=f"{error.got}")
-    # TypeError: a headerless .raw file. ValueError: a null byte in the path. ZeroDivisionError: a header with rate 0.
-    except (soundfile.LibsndfileError, TypeError, ValueError, ZeroDivisionError) as error:
-        return AudioInfo(reason=UNREADABLE, detail=str(error).rpartition(": ")[2])
+    except ValueError as error:  # a null byte in the path
+        return AudioInfo(reason=UNREADABLE, detail=str(error))
     if seconds > max_seconds:
         return AudioInfo(reason=TOO_LONG, detail=f"{seconds:.1f} s")
     if seconds <= 0:
         return AudioInfo(reason=UNREADABLE, detail="no sound in it")
     # last, because a recording that is left out anyway need not be listened to
-    if verify and no_speech is not None and (heard := no_speech(samples)) is not None:
-        return AudioInfo(reason=NO_SPEECH, detail=heard)
+    if verify and no_speech is not None and (reason := no_speech(samples)) is not None:
+        return AudioInfo(reason=NO_SPEECH, detail=reason)
     # Never rounded to 0, which the manifest's schema forbids.
     return AudioInfo(max(0.001, round(seconds, 3)))
 

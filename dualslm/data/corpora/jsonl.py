@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dualslm.data.corpora.base import LABEL_UNKNOWN, Corpus, Entry, Option, Raw, look_into, split_of
+from dualslm.data.corpora.base import LABEL_UNKNOWN, MISSING, Corpus, Entry, Option, Raw, look_into, split_of
 from dualslm.data.corpora.schema import LABELS as VALUES
-from dualslm.data.corpora.schema import TASKS, Fault, at, check, lines, parse
+from dualslm.data.corpora.schema import TASKS, Fault, at, check, lines, null_recording, parse
 from dualslm.errors import DualSLMError
 from dualslm.toml import key_value
 
@@ -91,20 +91,26 @@ def entry(raw: Raw, path: Path, number: int, row: dict[str, Any], columns: Mappi
         Fault: a field of the line is missing or not valid.
     """
     if "turns" in row:
+        checked = check(row, complete=False)
+        if null_recording(checked) is not None:
+            return Entry(_split(raw, split, checked), checked["id"], MISSING, "audio is null")
         return _conversation(raw, path, check(row), split)
     values = {name: _value(row, name, column) for name, column in columns.items()}
-    if not values["audio"]:
+    if columns["audio"] not in row:
         do = "give it, or name its column by --map audio=COLUMN"
         raise Fault(columns["audio"], "is missing", got="no path of a recording", do=do)
     split = _split(raw, split or values.pop("split", ""), values)
     name = values["id"] or f"{path.stem}-{number}"
+    if not values["audio"]:
+        return Entry(split, name, MISSING, f"{columns['audio']} is null or empty")
+    audio = str(row[columns["audio"]])  # as it is: a name may hold two spaces, or end with one
     labels, unknown = _labels(values)
     if unknown:
         return Entry(split, name, LABEL_UNKNOWN, unknown)
     part = {"transcript": values["transcript"], "caption": values["caption"], "labels": labels}
     rest = {"speaker": values["speaker"], "dialogue": values["dialogue"]}
     source = f"{path.name}:{number}"
-    return raw.spoken(split, name, path.parent / values["audio"], part=part, row={**rest, "source": source})
+    return raw.spoken(split, name, path.parent / audio, part=part, row={**rest, "source": source})
 
 
 def _value(row: Mapping[str, Any], name: str, column: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from dualslm.errors import DualSLMError
+from dualslm.files import BYTE_ORDER_MARK, open_regular
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 Check: TypeAlias = Callable[[object], object]
@@ -63,8 +64,8 @@ def check(row: object, *, complete: bool = True) -> dict[str, Any]:
 
     Args:
         row: JSON value of the line.
-        complete: also check that every task has the labels that it needs, in our spelling; readers that leave out
-            tasks of which something is missing do not need that.
+        complete: also check that no recording is null, and that every task has the labels that it needs, in our
+            spelling; readers that leave out examples of which something is missing do not need that.
 
     Raises:
         Fault: the first fault of the line.
@@ -80,11 +81,22 @@ def check(row: object, *, complete: bool = True) -> dict[str, Any]:
         do = "give kind to a conversation with its answer, tasks to one without"
         _fail("or tasks must be given", got, do, field="kind")
     _check_end(row)
+    if complete and (null := null_recording(row)) is not None:
+        _fail("is null", "no recording", "leave the line out", field=null)
     if complete and "tasks" in row:
         _check_labels(row["turns"])
         for task in row["tasks"]:
             _check_task(task, len(row["turns"]) - 1, row["turns"][-1]["parts"])
     return row
+
+
+def null_recording(row: Mapping[str, Any]) -> str | None:
+    """The field of a checked line that has null for a recording; None where every recording has a path."""
+    for number, turn in enumerate(row["turns"]):
+        for index, part in enumerate(turn["parts"]):
+            if not isinstance(part, str) and part.get("audio", "") is None:
+                return f"turns[{number}].parts[{index}].audio"
+    return None
 
 
 def read(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -114,13 +126,15 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         DualSLMError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise DualSLMError(f"cannot read {path}", got=error.strerror, do="check the path") from error
+    with open_regular(path, "the file", "check the path") as file:
+        for number, line in enumerate(file, 1):
+            if not is_blank(line):
+                yield number, line
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing, or a byte order mark alone."""
+    return not line.strip().removeprefix(BYTE_ORDER_MARK)
 
 
 def parse(line: bytes) -> object:
@@ -130,7 +144,8 @@ def parse(line: bytes) -> object:
         Fault: the line is not UTF-8, not JSON, or names a field twice.
     """
     try:
-        return _JSON.decode(line.decode("utf-8"))
+        # Not in the first line alone: files that were put together have marks in the middle.
+        return _JSON.decode(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
     except Fault:
         raise
     except UnicodeDecodeError as error:
@@ -204,6 +219,12 @@ def _path(value: object) -> None:
     _text(value)
     if "\0" in str(value):  # no file system has such a name, and Python raises at the first use
         _fail("must be a path", ascii(value), "leave out the character U+0000")
+
+
+def _path_or_null(value: object) -> None:
+    # Null stands for a recording that is not there: its line is counted and gives no example.
+    if value is not None:
+        _path(value)
 
 
 def _text_or_null(value: object) -> None:
@@ -321,7 +342,7 @@ TURN_FIELDS: Mapping[str, Check] = {
     "parts": _list_of("parts", _part, "give text or a recording"),
 }
 SPEECH_FIELDS: Mapping[str, Check] = {
-    "audio": _path,
+    "audio": _path_or_null,
     "transcript": _text_or_null,
     "caption": _text_or_null,
     "labels": _labels,

@@ -14,7 +14,7 @@ from dualslm.data.tasks.asr import Transcription
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import caption
 from dualslm.data.tasks.respond import Response
-from dualslm.data.tasks.task import Clip, Task, draw
+from dualslm.data.tasks.task import NO_AUDIO, Clip, Task, draw
 
 __all__ = [
     "TASKS",
@@ -52,7 +52,7 @@ def finished(row: Row, seed: int = 0) -> Iterator[Row]:
     if asks(row):
         out = left_out(row)
         yield from (one_task(row, name, seed) for name in row["tasks"] if name not in out)
-    else:
+    elif not left_out(row):
         yield row
 
 
@@ -87,7 +87,10 @@ def waiting(row: Row, seed: int = 0) -> Row | None:
 
 
 def left_out(row: Row) -> dict[str, str]:
-    """The tasks of a checked line that give no conversation, each with the reason."""
+    """The tasks of a checked line that give no conversation, or the kind of a line that gives none, with reasons."""
+    spoken = (part for turn in row["turns"] for part in turn["parts"] if not isinstance(part, str))
+    if any(part.get("audio", "") is None for part in spoken):
+        return dict.fromkeys(row.get("tasks") or [row["kind"]], NO_AUDIO)
     if "tasks" not in row:
         return {}
     clip = last_clip(row)
@@ -102,7 +105,7 @@ def last_clip(row: Row) -> Clip:
     """
     last = row["turns"][-1] if row["turns"] else {"role": "no", "parts": []}
     clips: list[Clip] = [part for part in last["parts"] if not isinstance(part, str)]
-    if last["role"] != "user" or not clips or not clips[-1].get("audio"):
+    if last["role"] != "user" or not clips or clips[-1].get("audio", "") == "":  # null is counted, not refused
         raise ValueError("tasks, and no spoken user turn at the end")
     return clips[-1]
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from dualslm.recipe import TaskKind
 
+NO_AUDIO = "missing audio"  # the reason where a manifest has null for a recording
 Clip: TypeAlias = Mapping[str, Any]
 """A recording as a manifest has it: `audio`, `transcript`, `caption`, `labels`."""
 

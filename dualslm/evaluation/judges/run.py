@@ -22,7 +22,7 @@ from dualslm.evaluation.judges.cache import Cache
 from dualslm.evaluation.judges.protocols import protocol as protocol_of
 from dualslm.evaluation.judges.questions import Question, identity, pairwise, pointwise
 from dualslm.evaluation.judges.spec import JudgeSpec, check
-from dualslm.files import replacing
+from dualslm.files import read_text, replacing
 
 MIN_SCORED_SHARE = 0.99  # of the questions: what fails is seldom random, and more would bias the means
 LISTED_ITEMS = 5  # items named for each reason
@@ -176,9 +176,9 @@ def verdicts(path: Path) -> list[dict[str, Any]]:
         DualSLMError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, "the verdicts", "judge the predictions first")
         return [json.loads(line) for line in text.splitlines()]
-    except (OSError, ValueError) as error:
+    except json.JSONDecodeError as error:
         raise DualSLMError(f"cannot read the verdicts {path}", got=error, do="judge the predictions first") from error
 
 

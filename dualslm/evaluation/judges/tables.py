@@ -149,10 +149,10 @@ def _mean(records: Sequence[Record], dimension: str, seed: int) -> dict[str, Any
         rows.append((1.0, x, y, x * x, x * y))  # all that a mean and a least-squares slope need, as sums
         clusters.append(str(some[0]["cluster"] or item))
     counts_NC = np.array(rows)
-    mean = figure(counts_NC, clusters, _average, seed=seed).as_json()
+    mean = figure(counts_NC, clusters, _average, is_share=False, seed=seed).as_json()
     slope: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
     if len({*counts_NC[:, 1]}) > 1:  # replies of one length, such as those of the generic control, have no slope
-        slope = figure(counts_NC, clusters, _slope, seed=seed).as_json()
+        slope = figure(counts_NC, clusters, _slope, is_share=False, seed=seed).as_json()
     return {
         **{"mean" if key == "value" else key: value for key, value in mean.items()},
         "words": float(counts_NC[:, 1].mean()),

@@ -36,7 +36,8 @@ class Difference:
         value: figure of the first system minus figure of the second.
         low: lower end of the 95 % interval of the paired bootstrap over clusters; NaN with one cluster.
         high: upper end of that interval; NaN with one cluster.
-        p: p-value of the two-sided test that swaps the two systems on whole clusters at random.
+        p: p-value of the two-sided test that swaps the two systems on whole clusters at random; NaN where there is no
+            difference to test, because the measure has no value.
         n: number of shared items.
         clusters: number of shared clusters.
     """
@@ -58,25 +59,33 @@ def rate(sums: Floats) -> Floats:
     return out
 
 
-def figure(counts_NC: NDArray[Any], clusters: Sequence[str], statistic: Statistic = rate, *, seed: int = 0) -> Figure:
+def figure(
+    counts_NC: NDArray[Any],
+    clusters: Sequence[str],
+    statistic: Statistic = rate,
+    *,
+    is_share: bool = True,
+    seed: int = 0,
+) -> Figure:
     """A measure with its 95 % interval over clusters.
 
     Args:
         counts_NC: counts of each item, (N, C).
         clusters: name of each item's cluster, N of them.
         statistic: statistic of the summed counts.
+        is_share: whether the measure is a share of the items; counts, lengths and scores are none.
         seed: seed of the resamples.
 
     Returns:
         The figure, without an interval where there is one cluster only. Where every resample gives 0 or 100 %, the
-        interval is Wilson's, with clusters in place of items.
+        interval of a share is Wilson's, with clusters in place of items.
     """
     sums_KC = _by_cluster(counts_NC, clusters)
     value = float(statistic(sums_KC.sum(0)))
     resampled_R = np.concatenate([statistic(weights_RK @ sums_KC) for weights_RK in _resamples(len(sums_KC), seed)])
     low, high = _interval(resampled_R, len(sums_KC))
     # A sample without an error has only resamples without one: the bootstrap would claim certainty.
-    if low == high == value and value in (0.0, 100.0) and len(sums_KC) > 1:
+    if is_share and low == high == value and value in (0.0, 100.0) and len(sums_KC) > 1:
         low, high = wilson(value / 100, len(sums_KC))
     return Figure(value, low, high, len(counts_NC), len(sums_KC))
 
@@ -109,6 +118,8 @@ def difference(
         ]
     )
     low, high = _interval(resampled_R, len(one_KC))
+    if math.isnan(value):
+        return Difference(value, low, high, math.nan, len(first_NC), len(one_KC))
     as_extreme = 0
     rng = np.random.default_rng([seed, 2])  # a stream of its own, beside that of the resamples
     for size in _chunks(len(one_KC)):
@@ -123,11 +134,12 @@ def difference(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction for several tests: the adjusted p-value of each, in the order given."""
-    adjusted = [0.0] * len(p)
+    """Holm's correction for several tests: the adjusted p-value of each, in the order given; NaN is no test."""
+    adjusted = [math.nan] * len(p)
     least = 0.0
-    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
-        least = max(least, min(1.0, (len(p) - rank) * p[index]))
+    tested = [index for index in range(len(p)) if not math.isnan(p[index])]
+    for rank, index in enumerate(sorted(tested, key=lambda index: p[index])):
+        least = max(least, min(1.0, (len(tested) - rank) * p[index]))
         adjusted[index] = least
     return adjusted
 

@@ -1,13 +1,17 @@
 """Word error rates: normalizers, alignment, chat preambles and runaway answers (paper §IV-B; docs/evaluation.md).
 
-`raw` keeps letters, digits and apostrophes in lower case; `whisper` is Whisper's English normalizer as the package
-`whisper-normalizer` ships it. A rate is the errors of all utterances over the reference words of all utterances.
+`raw` keeps letters of any script, their marks, digits and apostrophes in lower case; `whisper` is Whisper's normalizer
+as the package `whisper-normalizer` ships it: the English one on English, the basic one, which keeps accents, on any
+other language. A rate is the errors of all utterances over the reference words of all utterances; where a script is
+written without spaces, characters are counted instead of words (`counting`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import NamedTuple
@@ -33,6 +37,14 @@ PREAMBLE = re.compile(
 QUOTES = "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"
 
 
+# Thai, Lao, Tibetan, Burmese and Khmer; Japanese kana; Chinese characters, and those that repeat or stand for a zero.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+FOREIGN = 0.05  # share of references with a letter beyond a-z, above which a set is not English, which has a few cafés
+
+
 class Edits(NamedTuple):
     """The fewest edits that turn the reference into the hypothesis, by kind."""
 
@@ -43,13 +55,26 @@ class Edits(NamedTuple):
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation, for word error rates on plain English."""
-    return re.sub(r"[^\w\s']", " ", text.lower()).split()
+    return _letters(text, "'_")
 
 
 def raw(text: str) -> list[str]:
-    """Lower-case words of which only [a-z0-9'] is kept."""
-    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return re.sub(r"[^a-z0-9']", " ", plain).split()
+    """Lower-case words of which only letters, digits and apostrophes are kept."""
+    return _letters(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"), "'")
+
+
+def _letters(text: str, more: str) -> list[str]:
+    """Lower-case words of letters with their marks, digits and `more`."""
+    # Composed: an accent that is typed apart is no other letter.
+    plain = unicodedata.normalize("NFC", text.lower())
+    if plain.isascii():
+        return re.sub(rf"[^a-z0-9{more}]", " ", plain).split()
+    kept = []
+    for letter in plain:
+        kind = unicodedata.category(letter)
+        # Marks are vowels in Hindi and Thai. Joiners and soft hyphens (Cf) have no width and end no word.
+        kept.append(letter if kind[0] in "LMN" or letter in more else "" if kind == "Cf" else " ")
+    return "".join(kept).split()
 
 
 def whisper(text: str) -> list[str]:
@@ -57,14 +82,62 @@ def whisper(text: str) -> list[str]:
     return _whisper()(text).split()
 
 
-NORMALISERS: Mapping[str, Callable[[str], list[str]]] = {"raw": raw, "whisper": whisper}
+def basic(text: str) -> list[str]:
+    """Words after Whisper's normalizer for other languages than English, with all marks."""
+    # Without joiners and soft hyphens, which have no width and end no word.
+    return _basic()("".join(letter for letter in text if unicodedata.category(letter) != "Cf")).split()
+
+
+NORMALISERS = ("raw", "whisper")
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How the references of a set are written, and so what is counted.
+
+    Attributes:
+        characters: count characters instead of words.
+        english: let `whisper` be the English normalizer.
+    """
+
+    characters: bool = False
+    english: bool = True
+
+    @property
+    def rate(self) -> str:
+        """Short name of the rate."""
+        return "cer" if self.characters else "wer"
+
+    def tokens(self, name: str, text: str) -> list[str]:
+        """What is counted of a text: its words, or its characters without spaces.
+
+        Args:
+            name: one of `NORMALISERS`.
+            text: the text.
+        """
+        found = raw(text) if name == "raw" else whisper(text) if self.english else basic(text)
+        return list("".join(found)) if self.characters else found
+
+    def errors(self, truth: str, answer: str) -> tuple[float, float]:
+        """Errors of an answer, of so many words or characters of the truth (raw)."""
+        reference = self.tokens("raw", truth)
+        return float(sum(edits(reference, self.tokens("raw", answer)))), float(len(reference))
+
+
+def counting(references: Sequence[str]) -> Counting:
+    """What to count: characters where there are more of scripts without spaces than there are words of others."""
+    unspaced = sum(len(UNSPACED.findall(text)) for text in references)
+    spaced = sum(len(raw(UNSPACED.sub(" ", text))) for text in references)
+    composed = [unicodedata.normalize("NFC", text) for text in references]
+    foreign = sum(any(letter.isalpha() and not letter.isascii() for letter in text) for text in composed)
+    return Counting(unspaced > spaced, foreign <= FOREIGN * len(references))
 
 
 def normaliser() -> str:
     """Name and version of the package behind `whisper`."""
     # For the report: rates compare only under one version of the package's rules.
     _whisper()
-    return f"{PACKAGE} {version(PACKAGE)} (EnglishTextNormalizer)"
+    return f"{PACKAGE} {version(PACKAGE)} (EnglishTextNormalizer; other languages BasicTextNormalizer with marks)"
 
 
 def unwrapped(text: str) -> str:
@@ -120,6 +193,15 @@ def require_whisper() -> None:
         DualSLMError: the packages of the extra `eval` are missing.
     """
     _whisper()
+
+
+@cache
+def _basic() -> Callable[[str], str]:
+    _whisper()  # for its error, where the package is missing
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    normalise: Callable[[str], str] = BasicTextNormalizer(preserve_marks=True)
+    return normalise
 
 
 @cache

@@ -187,17 +187,44 @@ def _words(cells: Sequence[Row]) -> list[Table]:
         return []
     sets = list(dict.fromkeys(set_label(one) for one in asked))
     # Both normalizers: Whisper's forgives spelling, numbers and fillers, so that rates under the two do not compare.
-    columns = [f"{name} {normalizer}" for name in sets for normalizer in ("raw", "Whisper")]
+    by_characters = {set_label(one) for one in asked if one.get("unit") == "characters"}
+    marks = {name: " CER" if name in by_characters else "" for name in sets}
+    columns = [f"{name}{marks[name]} {normalizer}" for name in sets for normalizer in ("raw", "Whisper")]
     lines = []
     for _, some in grouped(asked, "system", "view"):
         found = {set_label(one): one["figures"] for one in some}
-        row = [cell(found.get(name, {}).get(f"wer_{key}")) for name in sets for key in ("raw", "whisper")]
+        row = [cell(_rate(found.get(name, {}), key)) for name in sets for key in ("raw", "whisper")]
         lines.append(system_line(some[0], row, some))
+    title = f"Table III · word error rate{' (CER: character error rate)' if by_characters else ''}, in %"
     return [
-        Table("Table III · word error rate, in %", tuple(columns), tuple(lines), span=PERCENT),
+        Table(title, tuple(columns), tuple(lines), _words_note(asked, bool(by_characters)), PERCENT),
         _paper_table("words"),
         _word_errors(asked),
     ]
+
+
+def _rate(figures: Row, key: str) -> Any:
+    """The figure of an error rate, of words or of characters."""
+    return figures.get(f"wer_{key}") or figures.get(f"cer_{key}")
+
+
+def _words_note(cells: Sequence[Row], by_characters: bool) -> str:
+    """What a reader must know of the rates: what was counted, by which normalizer, and what it left nothing of."""
+    notes = []
+    if by_characters:
+        notes.append("CER counts characters, without spaces: the script of that set is written without them.")
+    foreign = sorted({set_label(one) for one in cells if not one.get("english", True)})
+    if foreign:
+        notes.append(f"Whisper's normalizer is the basic one, which keeps accents, on {', '.join(foreign)}.")
+    emptied = {
+        f"{name} of {counted['emptied']} of {one['n']} references in {set_label(one)}"
+        for one in cells
+        for name, counted in one["edits"].items()
+        if counted.get("emptied")
+    }
+    if emptied:
+        notes.append(f"Warning: nothing is left by {'; by '.join(sorted(emptied))}; their words count as insertions.")
+    return " ".join(notes)
 
 
 def _word_errors(cells: Sequence[Row]) -> Table:
@@ -207,8 +234,9 @@ def _word_errors(cells: Sequence[Row]) -> Table:
     for one in cells:
         counted = one["edits"]["raw"]
         numbers = [Cell(str(counted[kind])) for kind in (*kinds, "reference_words")]
-        rates = [cell(one["figures"].get(name)) for name in ("runaway", "preambles", "wer_stripped")]
-        label = f"{row_label(one)} · {set_label(one)}"
+        rates = [cell(one["figures"].get(name)) for name in ("runaway", "preambles")]
+        rates.append(cell(_rate(one["figures"], "stripped")))
+        label = f"{row_label(one)} · {set_label(one)}{' (characters)' if one.get('unit') == 'characters' else ''}"
         lines.append(Line(label, (*numbers, *rates), str(one["n"]), line_kind(one)))
     columns = (*kinds, "reference words", "runaway, %", "preambles, %", "WER without preambles")
     return Table("What the word errors are (raw)", columns, tuple(lines), folded=True)
@@ -294,6 +322,9 @@ def _side_by_side(report: Row) -> list[Table]:
     for (task, corpus, split, view), some in grouped(report["cells"], "task", "corpus", "split", "view"):
         by_system = {one["system"]: one["figures"] for one in some}
         name = measures.get(task, "wa")
+        # The same measure of characters, where a set is written without spaces.
+        if not any(name in figures for figures in by_system.values()):
+            name = name.replace("wer_", "cer_")
         row = [cell(by_system[system].get(name)) if system in by_system else BLANK for system in names]
         if any(one is not BLANK for one in row):
             label = " · ".join((f"{task}, {corpus}/{split}", *([VIEWS.get(view, view)] if view else []), name))

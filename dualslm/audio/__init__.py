@@ -9,17 +9,22 @@ Dimensions: N samples, C channels.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from dualslm.audio import containers
 from dualslm.errors import DualSLMError
+from dualslm.files import open_regular
+
+log = logging.getLogger("dualslm")
 
 Audio: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]
 Samples: TypeAlias = NDArray[np.float32]
@@ -34,6 +39,7 @@ BLOCK_SECONDS = 10  # s decoded in one read
 MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged header
 MIN_RATE = 4_000  # Hz; below it lie damaged headers, not recordings
 MAX_RATE = 384_000  # Hz, the highest rate that recorders write
+MEDIA_SLACK_S = 0.5  # s by which webm and m4a may be shorter than they state: video and padding count in them
 MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
 
 LEVEL_FRAME = 30 * SAMPLE_RATE // 1000  # samples in 30 ms, over which a level is measured
@@ -46,12 +52,32 @@ class TooLongError(DualSLMError):
     """A recording that is longer than the limit."""
 
 
+class Recording(NamedTuple):
+    """A decoded recording.
+
+    Attributes:
+        samples: (N,), float32, 16 kHz mono, at least one, all finite.
+        fault: how the file is cut off or damaged, so that this is not all of it; None where nothing shows it.
+    """
+
+    samples: Samples
+    fault: str | None = None
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read from the front to the end."""
+
+    def seekable(self) -> bool:
+        """Never: soundfile would seek after each read, which libsndfile refuses in a FLAC without a length."""
+        return False
+
+
 def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS) -> Samples:
-    """Gives any recording as 16 kHz mono samples.
+    """Gives any recording as 16 kHz mono samples; one that is cut off is read as far as it goes, with a warning.
 
     Args:
-        audio: path or bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more), or floating-point
-            samples (N,) in [-1, 1].
+        audio: path or bytes of a file that libsndfile reads (wav, flac, mp3, ogg and more) or, with the extra
+            `media`, of webm or m4a; or floating-point samples (N,) in [-1, 1].
         rate: sampling rate of `audio` in Hz; read only where `audio` is an array.
         longest: greatest length in s of a file given as bytes; decoding stops there.
 
@@ -64,17 +90,44 @@ def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS)
     """
     if isinstance(audio, np.ndarray):
         return _resample(_from_array(audio, rate), rate, "the array")
+    samples, fault = read(audio, longest=longest)
+    if fault is not None:
+        log.warning("%s is read as far as it goes, %.1f s: %s", _name(audio), len(samples) / SAMPLE_RATE, fault)
+    return samples
+
+
+def read(audio: str | os.PathLike[str] | bytes, *, longest: float = MAX_SECONDS) -> Recording:
+    """The samples of a file, and how it is cut off or damaged; see `load`."""
     if isinstance(audio, bytes):
-        name = f"the {len(audio)} bytes given"
-        _check_head(audio[: len(LFS_POINTER)], name)
-        return _decode(io.BytesIO(audio), name, longest)
-    if isinstance(audio, (str, os.PathLike)):
-        return _from_path(Path(audio))
-    raise DualSLMError(
-        "this is not audio",
-        got=f"a {type(audio).__name__}",
-        do="give a path, the bytes of a file or a NumPy array",
-    )
+        return _decode(io.BytesIO(audio), _name(audio), longest)
+    if not isinstance(audio, (str, os.PathLike)):
+        raise DualSLMError(
+            "this is not audio",
+            got=f"a {type(audio).__name__}",
+            do="give a path, the bytes of a file or a NumPy array",
+        )
+    with open_regular(Path(audio), "the recording") as file:
+        return _decode(file, _name(audio), MAX_SECONDS)
+
+
+def duration(path: Path) -> float:
+    """The length of a file in s: by its header as far as the bytes bear it out, else by decoding it.
+
+    Raises:
+        DualSLMError: a file that is missing, empty or not audio.
+    """
+    with open_regular(path, "the recording") as file:
+        name = str(path)
+        head = _check_head(file, name)
+        if (demuxer := containers.demuxer_of(head)) is not None:
+            seconds = containers.open_media(file, demuxer, name, MAX_SECONDS).seconds
+            return seconds or len(_decode(file, name, MAX_SECONDS).samples) / SAMPLE_RATE
+        contents = containers.look(file)
+        with _opened(file, contents, name) as sound:
+            frames = contents.stated or sound.frames
+            if frames < np.iinfo(np.int64).max and sound.samplerate:
+                return float(frames / sound.samplerate)
+        return len(_decode(file, name, MAX_SECONDS).samples) / SAMPLE_RATE
 
 
 def frame_count(samples: int) -> int:
@@ -104,75 +157,92 @@ def windows(samples: Samples, window_samples: int) -> list[Samples]:
     return [samples[start : start + window_samples] for start in range(0, len(samples), window_samples)]
 
 
-def _from_path(path: Path) -> Samples:
-    name = str(path)
-    # os.path.exists, because Path.exists raises for a name that is too long. Only regular files are opened: reading
-    # from a pipe would wait for ever.
-    if os.path.exists(path) and not path.is_file():
-        got = "a folder" if path.is_dir() else "a pipe or a device"
-        raise DualSLMError(f"{name} is not an audio file", got=got, do="give one file, or its bytes")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(LFS_POINTER))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DualSLMError(f"cannot open {name}", got=reason, do="check the path and the permissions") from error
-    _check_head(head, name)
-    return _decode(name, name)
+def _name(audio: object) -> str:
+    return f"the {len(audio)} bytes given" if isinstance(audio, bytes) else str(audio)
 
 
-def _check_head(head: bytes, name: str) -> None:
+def _check_head(file: BinaryIO, name: str) -> bytes:
+    """The first bytes of a file, which must not be empty nor stand in for another."""
+    file.seek(0)
+    head = file.read(containers.HEAD)
     if not head:
         raise DualSLMError(f"{name} is empty", got="zero bytes", do="record or copy it again")
-    if head == LFS_POINTER:
+    if head.startswith(LFS_POINTER):
         raise DualSLMError(
             f"{name} is not audio",
             got="a Git LFS pointer that stands in for it",
             do="run `git lfs pull` to fetch the recording",
         )
+    return head
 
 
-def _decode(source: str | io.BytesIO, name: str, longest: float = MAX_SECONDS) -> Samples:
+def _decode(file: BinaryIO, name: str, longest: float) -> Recording:
+    head = _check_head(file, name)
+    if (demuxer := containers.demuxer_of(head)) is not None:
+        return _read_media(containers.open_media(file, demuxer, name, longest), name, longest)
+    contents = containers.look(file)
+    with _opened(file, contents, name) as sound:
+        try:
+            samples, fault = _read(sound, contents, name, longest)
+        except soundfile.LibsndfileError as error:
+            raise _undecoded(error, name) from error
+        return Recording(_resample(samples, sound.samplerate, name), fault)
+
+
+def _opened(file: BinaryIO, contents: containers.Contents, name: str) -> _Stream:
     try:
-        with soundfile.SoundFile(source) as file:
-            return _resample(_read(file, name, longest), file.samplerate, name)
+        return _Stream(containers.Patched(file, contents))
     except soundfile.LibsndfileError as error:
-        raise DualSLMError(
-            f"cannot decode {name}",
-            got=error.error_string.removeprefix("Error : ").rstrip("."),
-            do="give an undamaged wav, flac, mp3 or ogg file",
-        ) from error
-    except TypeError as error:  # soundfile raises it for a file named .raw, whose format it cannot know
-        raise DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac") from error
+        raise _undecoded(error, name) from error
 
 
-def _read(file: soundfile.SoundFile, name: str, longest: float) -> Samples:
+def _undecoded(error: soundfile.LibsndfileError, name: str) -> DualSLMError:
+    if name.lower().endswith(".raw"):
+        return DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac")
+    got = error.error_string.removeprefix("Error : ").rstrip(".")
+    return DualSLMError(f"cannot decode {name}", got=got, do="give an undamaged wav, flac, mp3 or ogg file")
+
+
+def _read(file: _Stream, contents: containers.Contents, name: str, longest: float) -> Recording:
     """All samples of a file, mixed to one channel; a header over the limits is refused before anything is decoded."""
-    _check_rate(file.samplerate, name)
-    if file.channels > MAX_CHANNELS:
-        raise DualSLMError(
-            f"{name} has too many channels",
-            got=f"{file.channels} channels",
-            do=f"mix it down to at most {MAX_CHANNELS}",
-        )
-    header_is_exact = file.format != "MP3"  # libsndfile only estimates the length of an mp3
+    _check_format(file.samplerate, file.channels, name)
     limit = int(longest * file.samplerate)
-    if header_is_exact:
-        _check_length(file.frames, file.samplerate, name, longest)
+    unknown = file.frames == np.iinfo(np.int64).max  # what libsndfile gives for a stream without a length
+    # libsndfile only estimates the length of an mp3.
+    stated = contents.stated if unknown else None if file.format == "MP3" else file.frames
+    if stated is not None:
+        _check_length(stated, file.samplerate, name, longest)
     # One sample beyond the limit is enough to tell that a file is too long. The empty array keeps the dtype where
     # the file holds no sample at all.
     samples = np.concatenate([np.empty(0, np.float32), *_blocks(file, limit + 1)])
     _check_length(len(samples), file.samplerate, name, longest)
-    if header_is_exact and len(samples) < file.frames:
-        raise DualSLMError(
-            f"{name} is truncated",
-            got=f"{len(samples)} of {file.frames} samples",
-            do="copy or record it again",
-        )
-    return samples
+    fault = contents.fault
+    if stated is not None and len(samples) < stated:
+        fault = fault or f"cut off: {len(samples):,} of {stated:,} samples"
+        if file.format == "FLAC":
+            do = "copy or record it again"
+            raise DualSLMError(f"{name} is truncated", got=f"{len(samples)} of {stated} samples", do=do)
+    return Recording(samples, fault)
 
 
-def _blocks(file: soundfile.SoundFile, most: int) -> Iterator[Samples]:
+def _read_media(media: containers.Media, name: str, longest: float) -> Recording:
+    """All samples of a file that PyAV or ffmpeg decodes, mixed to one channel."""
+    _check_rate(media.rate, name)
+    blocks = [np.empty(0, np.float32)]
+    count = 0
+    for block_CN in media.blocks:
+        _check_format(media.rate, len(block_CN), name)
+        blocks.append(block_CN.mean(axis=0, dtype=np.float32))
+        count += len(blocks[-1])
+        _check_length(count, media.rate, name, longest)  # at each block, so that decoding stops there
+    samples = np.concatenate(blocks)
+    fault = None
+    if media.seconds is not None and count < (media.seconds - MEDIA_SLACK_S) * media.rate:
+        fault = f"cut off: {count / media.rate:.1f} of {media.seconds:.1f} s"
+    return Recording(_resample(samples, media.rate, name), fault)
+
+
+def _blocks(file: _Stream, most: int) -> Iterator[Samples]:
     """At most `most` samples of a file, mixed to one channel, in blocks."""
     # Not in one read: eight channels at 384 kHz take 12 MB a second before they are mixed.
     size = BLOCK_SECONDS * file.samplerate
@@ -204,6 +274,14 @@ def _from_array(array: NDArray[Any], rate: int) -> Samples:
     return array.astype(np.float32, copy=False)
 
 
+def _check_format(rate: int, channels: int, name: str) -> None:
+    _check_rate(rate, name)
+    if channels > MAX_CHANNELS:
+        raise DualSLMError(
+            f"{name} has too many channels", got=f"{channels} channels", do=f"mix it down to at most {MAX_CHANNELS}"
+        )
+
+
 def _check_rate(rate: int, name: str) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise DualSLMError(
@@ -215,11 +293,8 @@ def _check_rate(rate: int, name: str) -> None:
 
 def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECONDS) -> None:
     if samples > longest * rate:
-        unknown = samples >= np.iinfo(np.int64).max  # what libsndfile gives for a stream without a length
         raise TooLongError(
-            f"{name} is longer than {longest:g} s",
-            got="a header that states no length" if unknown else f"at least {samples // rate} s",
-            do="save it as wav" if unknown else "cut it in shorter turns",
+            f"{name} is longer than {longest:g} s", got=f"at least {samples // rate} s", do="cut it in shorter turns"
         )
 
 

@@ -1,0 +1,146 @@
+"""Chains of thought never become targets: by tags, channels, or a thought that the chat template has opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import factory
+from support.targetskit import TRANSCRIPTS, lines
+
+from dualslm.conversation import Conversation, Reply
+from dualslm.model.generation import GREEDY
+from dualslm.model.llm import FrozenLM
+from dualslm.training.reasoning import ALOUD, UNMARKED, opens_thought, separate, text_with_marks
+from dualslm.training.targets import Job, write
+from dualslm.training.teacher import LocalTeacher
+
+ANSWER = "I am so sorry about your keys."
+THOUGHT = "Okay, the user lost their keys. I should console them."
+
+
+class Says:
+    """A writer that gives one text, but another for one transcript."""
+
+    def __init__(self, text: str, other: str | None = None, *, ended: bool = True) -> None:
+        self.text = text
+        self.other = other
+        self.ended = ended
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"llm": "says", "revision": None}
+
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
+        words = [conversation.turns[-1].speeches[-1].transcript for conversation in examples]
+        return [
+            Reply(self.other, self.ended) if self.other is not None and one == TRANSCRIPTS[0] else Reply(self.text)
+            for one in words
+        ]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines(8)))
+    return Job((tmp_path / "a.jsonl",), tmp_path / "a.targets.jsonl")
+
+
+def written(job: Job) -> set[str]:
+    return {json.loads(line)["turns"][-1]["parts"][0] for line in job.out.read_text().splitlines()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}",
+        f"{THOUGHT}\n</think>\n\n{ANSWER}",
+        f"<THINK>{THOUGHT}</THINK>{ANSWER}",
+        f"<think></think>{ANSWER}",
+        f"<think>\n<think>{THOUGHT}</think>{ANSWER}",
+        f"<thinking>{THOUGHT}</thinking><answer>{ANSWER}</answer>",
+        f"<think>{THOUGHT}</think>{ANSWER}<think>Was that kind?</think>",
+        f"[THINK]{THOUGHT}[/THINK]{ANSWER}",
+        f"<seed:think>{THOUGHT}</seed:think>{ANSWER}",
+        f"\u25c1think\u25b7{THOUGHT}\u25c1/think\u25b7{ANSWER}",
+        f"<|channel>thought\n{THOUGHT}<channel|>{ANSWER}",
+        f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>{ANSWER}<|END_RESPONSE|>",
+        f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>",
+        f"analysisThe user lost their keys.assistantfinal{ANSWER}",
+    ],
+)
+def test_a_thought_that_is_marked_is_cut_off(job: Job, text: str) -> None:
+    report = write(job, Says(text), seed=0)
+    assert report["written"] == report["thoughts"] == 8
+    assert written(job) == {ANSWER}
+    assert '"thought"' not in job.out.read_text()
+    assert THOUGHT not in job.samples.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>\n{THOUGHT}",
+        f"<think>{THOUGHT}</think>",
+        f"{THOUGHT}</think>\n",
+        f"<think>{THOUGHT}</think>{ANSWER}<think>Was that",
+        f"<|channel|>analysis<|message|>{THOUGHT}",
+        "analysisThe user lost their keys and sounds sad.",
+    ],
+)
+def test_a_thought_without_an_answer_is_left_out_with_its_reason(job: Job, text: str) -> None:
+    report = write(job, Says(text), seed=0)
+    assert report["written"] == 0
+    assert report["dropped"] == {ALOUD: 8}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_beside_lone_closing_tags_an_unmarked_reply_is_a_thought(job: Job, ended: bool) -> None:
+    # Only a template that opens every thought gives closing tags alone: what lacks one never came to its answer.
+    report = write(job, Says(f"{THOUGHT}\n</think>\n{ANSWER}", THOUGHT, ended=ended), seed=0, batch=3)
+    assert report["dropped"] == {UNMARKED: 2}
+    assert report["written"] == 6
+    assert written(job) == {ANSWER}
+
+
+def test_replies_that_only_look_like_thoughts_stay() -> None:
+    for text in (ANSWER, "I think < 3 is right.", "Analysis is hard.", "analysis takes time.", "My answer: <b>no</b>."):
+        assert separate(text) == (text, "none")
+
+
+def test_whether_a_template_opens_a_thought() -> None:
+    assert opens_thought("<|im_start|>assistant\n<think>\n")
+    assert opens_thought("[THINK]")
+    assert not opens_thought("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert not opens_thought("I said <think> to them.<|im_start|>assistant\n")
+
+
+OPENED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept"), [(f"{THOUGHT}\n</think>\n\n{ANSWER}", True), (THOUGHT, False), (f"<think>\n{THOUGHT}", False)]
+)
+def test_in_process_a_reply_begins_in_the_thought_that_the_template_opened(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch, reply: str, kept: bool
+) -> None:
+    llm = FrozenLM.from_pretrained(str(factory.save_llm(tmp_path / "llm")))
+    llm.tokenizer.chat_template = OPENED
+    monkeypatch.setattr(llm, "generate", lambda prompts, *_, **__: [Reply(reply) for _ in prompts])
+    report = write(job, LocalTeacher(llm, GREEDY), seed=0)
+    assert (report["written"], report["dropped"]) == ((8, {}) if kept else (0, {ALOUD: 8}))
+    assert written(job) == ({ANSWER} if kept else set())
+
+
+def test_marks_that_are_special_tokens_are_read() -> None:
+    tokenizer = factory.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    ids = tokenizer.encode("<think>why</think>because", add_special_tokens=False)
+    assert separate(text_with_marks(tokenizer, ids)).answer == "because"
+    plain = tokenizer.encode("because<|im_end|>", add_special_tokens=False)
+    assert text_with_marks(tokenizer, plain) == "because"
