@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,12 +95,10 @@ def test_chat_says_so_and_goes_on(model: DualSLM, silent: Path) -> None:
 
 
 def test_the_server_says_so_with_a_status(model: DualSLM, silent: Path) -> None:
-    import base64
-
     data = base64.b64encode(silent.read_bytes()).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     body = {"model": "dualslm", "messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
-    upload = {"data": {"model": "dualslm"}, "files": {"file": ("a.wav", silent.read_bytes())}}
+    upload: dict[str, Any] = {"data": {"model": "dualslm"}, "files": {"file": ("a.wav", silent.read_bytes())}}
     with TestClient(app(Service(model, SlowBackend(0.001), questions=ASKED))) as web:
         answers = [
             web.post("/v1/chat/completions", json=body),

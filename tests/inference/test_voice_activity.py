@@ -27,7 +27,7 @@ def noise(seconds: float = 1.0, level: float = 0.1, power: float = 0.0, seed: in
     count = round(seconds * RATE)
     spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(count))
     made = np.fft.irfft(spectrum / np.maximum(1, np.arange(len(spectrum))) ** (power / 2), count)
-    return (made / made.std() * level).astype(np.float32)
+    return np.asarray(made / made.std() * level, np.float32)
 
 
 def constant(rate: int = RATE) -> NDArray[np.float32]:

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import logging
 import os
+import socket
 import struct
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -156,7 +158,7 @@ def test_no_network_is_one_line_with_what_to_do(part: parts.Part, cache: Path) -
 def test_a_hub_that_no_network_knows_is_not_waited_for(part: parts.Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "getproxies", dict)
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(download.socket, "getaddrinfo", fail(OSError("unknown")))
+    monkeypatch.setattr(socket, "getaddrinfo", fail(OSError("unknown")))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail(AssertionError("asked the hub")))
     with pytest.raises(DualSLMError, match="no network that knows"):
         parts.resolve(LLM)
@@ -233,9 +235,9 @@ def test_a_cache_that_cannot_be_written(part: parts.Part, tmp_path: Path, monkey
 def test_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DUALSLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    monkeypatch.setattr(parts.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     assert parts.cache() == Path("/somewhere/dualslm")
-    monkeypatch.setattr(parts.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert parts.cache() == Path.home() / "Library" / "Caches" / "dualslm"
 
 

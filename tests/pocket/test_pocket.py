@@ -27,7 +27,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     places = {pocket.ENCODER: str(save_encoder(tmp_path / "e")), pocket.LLM: str(save_llm(tmp_path / "l"))}
     monkeypatch.setattr("dualslm.model.encoder.resolve", lambda name: places.get(name, name))
     # the real part is a GGUF file; a folder serves as well to show where the name leads
-    monkeypatch.setattr("dualslm.model.llm.source_of", lambda name: parts_source(places.get(name, name)))
+    monkeypatch.setattr("dualslm.model.llm.source_of", lambda name: parts_source(places[name]))
     monkeypatch.setattr(parts, "resolve", lambda name: places.get(name, name))
     model = DualSLM.from_parts(pocket.ENCODER, pocket.LLM)
     folder = model.save_pretrained(tmp_path / "adapters", limits="knows three words")

@@ -94,7 +94,9 @@ def test_a_stream_ends_with_its_seconds(url: str) -> None:
 def test_an_llm_elsewhere_gives_no_likelihoods() -> None:
     service = Service(tiny.load(load_llm=False), SlowBackend(0.001), questions=ASKED, system=LISTEN)
     with threaded(app(service)) as url:
-        assert httpx2.get(f"{url}/about").json() == {"model": "dualslm", "system": LISTEN, "likelihoods": False}
+        about = httpx2.get(f"{url}/about").json()
+        assert about.pop("limits") == f"This model {tiny.LIMITS}."
+        assert about == {"model": "dualslm", "system": LISTEN, "likelihoods": False}
         found = post(url, "heard", input_audio=audio_part(ANGRY)["input_audio"]).json()
         assert found["words"].startswith("la la")
         assert {one["degrees"] for one in found["attributes"].values()} == {None}

@@ -33,7 +33,7 @@ SETTINGS = settings(
     phases=[Phase.generate],
     suppress_health_check=SLOW_CHECKS,
 )
-LIMITS = ("--timeout", "20", "--max-audio", "10", "--no-page", "--keep", "16")
+LIMITS = ("--any-sound", "--timeout", "20", "--max-audio", "10", "--no-page", "--keep", "16")
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
