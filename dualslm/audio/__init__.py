@@ -34,6 +34,11 @@ HOP = 160  # samples from one mel column to the next: 10 ms
 SAMPLES_PER_FRAME = 2 * HOP  # 320: the encoder's second convolution halves the mel rate
 FRAMES_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_FRAME  # 50 Hz
 
+CLIP_WINDOW_S = (2, 3, 5, 8, 12, 20, 30)  # windows of the rule "clip", as far as the encoder has positions for them
+
+Window: TypeAlias = Literal["full", "clip"]
+"""What a clip is padded to: the encoder's whole window, or the smallest of `CLIP_WINDOW_S` that holds it."""
+
 MAX_SECONDS = 1800  # s; half an hour is far beyond a spoken turn and bounds the memory of one clip
 BLOCK_SECONDS = 10  # s decoded in one read
 MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session or a damaged header
@@ -149,6 +154,28 @@ def silence(samples: Samples) -> Literal["silence", "constant"] | None:
     if levels.max() >= 10 ** (SILENT_DB / 20):
         return None
     return "silence" if abs(float(samples.mean())) < 10 ** (SILENT_DB / 20) else "constant"
+
+
+def window_for(samples: int, whole: int, rule: Window) -> int:
+    """The samples of the window that a clip is encoded in.
+
+    Args:
+        samples: samples of the clip, at most `whole`.
+        whole: samples of the encoder's whole window.
+        rule: see `Window`.
+    """
+    if rule == "full":
+        return whole
+    sizes = (seconds * SAMPLE_RATE for seconds in CLIP_WINDOW_S)
+    return next((size for size in sizes if samples <= size < whole), whole)
+
+
+def layers_kept(depth: int, *, every_layer: bool = False, layer: int | None = None) -> tuple[int, ...]:
+    """The indices of the encoder layers that frames hold, the last one last: all, one beside the last, or it alone."""
+    last = depth - 1
+    if every_layer:
+        return tuple(range(depth))
+    return (last,) if layer is None else (layer, last)
 
 
 def windows(samples: Samples, window_samples: int) -> list[Samples]:

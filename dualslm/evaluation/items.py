@@ -156,14 +156,12 @@ def _item(row: Mapping[str, Any], task: str, path: Path, seed: int) -> Item | st
 
 
 def _last_clip(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The last recording of the last user turn that has one."""
-    for turn in reversed(row["turns"]):
-        if turn["role"] == "user":
-            clips = [part for part in turn["parts"] if isinstance(part, Mapping)]
-            if clips:
-                found: Mapping[str, Any] = clips[-1]
-                return found
-    return None
+    """The last recording of the user's last turn, as training takes it; None where that turn has none."""
+    users = [turn for turn in row["turns"] if turn["role"] == "user"]
+    # Questions about one voice follow each other, typed: there the recording stands in the turn of the first.
+    asked = users if row["kind"] == "paralinguistic" else users[-1:]
+    clips: list[Mapping[str, Any]] = [part for turn in asked for part in turn["parts"] if isinstance(part, Mapping)]
+    return clips[-1] if clips else None
 
 
 def _named_attribute(clip: Mapping[str, Any], answer: str) -> str:

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
-from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, windows
+from dualslm.audio import CLIP_WINDOW_S as CLIP_WINDOW_S
+from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, window_for, windows
+from dualslm.audio import Window as Window
+from dualslm.audio import layers_kept as layers_kept
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
 from dualslm.model.fingerprint import fingerprint, of_weights
@@ -40,10 +43,6 @@ from dualslm.pocket.parts import resolve
 log = logging.getLogger("dualslm")
 
 WINDOWS_AT_ONCE = 16  # bounds the memory of one forward pass, whatever the caller's batch
-CLIP_WINDOW_S = (2, 3, 5, 8, 12, 20, 30)  # windows of the rule "clip", as far as the encoder has positions for them
-
-Window: TypeAlias = Literal["full", "clip"]
-"""What a clip is padded to: the encoder's whole window, or the smallest of `CLIP_WINDOW_S` that holds it."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,7 @@ class SpeechEncoder(nn.Module):
 
     def window_of(self, samples: int) -> int:
         """The samples of the window that a clip of so many samples is encoded in."""
-        if self.window == "full":
-            return self.window_samples
-        sizes = (seconds * SAMPLE_RATE for seconds in CLIP_WINDOW_S)
-        return next((size for size in sizes if samples <= size < self.window_samples), self.window_samples)
+        return window_for(samples, self.window_samples, self.window)
 
     def _encode_windows(
         self, waves: Sequence[NDArray[np.float32]], window_samples: int, layers: Sequence[int]
@@ -243,14 +239,6 @@ class SpeechEncoder(nn.Module):
         encoder = ENCODERS[config.model_type](found, revision, config, dtype, device, window)
         encoder.name = name  # as it was given: the path of a pocket part holds on this machine alone
         return encoder
-
-
-def layers_kept(depth: int, *, every_layer: bool = False, layer: int | None = None) -> tuple[int, ...]:
-    """The indices of the layers that frames hold, the last one last: all, one beside the last, or the last alone."""
-    last = depth - 1
-    if every_layer:
-        return tuple(range(depth))
-    return (last,) if layer is None else (layer, last)
 
 
 def _load_whisper(

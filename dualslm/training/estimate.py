@@ -1,70 +1,35 @@
 """What a recipe will take, before anything is loaded: examples, tokens, FLOPs, memory, disk, hours (ours).
 
-Counts follow from sizes (`shapes.py`) and from the manifests. Where no manifest is there yet, they follow from the
-paper's corpora and the lengths below, and the table says so. The number of tokens of a text is guessed from its
-characters.
+Costs follow from sizes (`shapes.py`) and from the manifests (`expected.py`). Where a manifest is not there yet, what
+`prepare` makes of its corpus is assumed, and the table says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from dualslm.data.manifest_index import rows
-from dualslm.data.tasks import finished, waiting
+from dualslm.audio import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, layers_kept, window_for
 from dualslm.errors import DualSLMError
-from dualslm.recipe import TASK_KINDS, Quantize, Recipe, TaskKind
+from dualslm.recipe import ModelRecipe, Quantize, Recipe, Stage, TaskKind
+from dualslm.training import expected
+from dualslm.training.expected import PAPER_LENGTHS, Clips
+from dualslm.training.expected import Lengths as Lengths
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
-FRAMES_PER_SECOND = 50  # as in dualslm.audio, which is not imported for it: a plan loads no audio library
-CHARACTERS_PER_TOKEN = 4.0  # of English text
-SECONDS_PER_CHARACTER = 0.065  # about 15 characters of transcript a second
-TEMPLATE_TOKENS = 8  # of a chat template around each turn
+DISK_OVERHEAD = 1.02  # safetensors headers and lists take 2 % beside the frames, as in `feature_cache.py`
 REACHED = 0.4  # share of a card's dense bfloat16 rate that a step is assumed to reach
 CARDS: Mapping[str, float] = MappingProxyType(  # dense bfloat16 TFLOP/s by the makers' data sheets
     {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0, "4090": 165.0, "3090": 71.0}
 )
 BYTES_PER_WEIGHT: Mapping[Quantize | None, float] = MappingProxyType({None: 2.0, "int8": 1.0, "nf4": 0.57})
 TABLE_STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Average lengths of one example of a kind.
-
-    Attributes:
-        context: tokens before the speech that is answered.
-        seconds: duration of that speech in seconds.
-        after: tokens between the speech and the last reply, earlier replies that are learnt among them.
-        reply: tokens of the last reply, which are learnt.
-        shared: number of examples in a batch that begin alike and share one prefix.
-    """
-
-    context: float
-    seconds: float
-    after: float
-    reply: float
-    shared: float = 1.0
-
-
-PAPER_LENGTHS: Mapping[TaskKind, Lengths] = MappingProxyType(
-    {
-        "linguistic": Lengths(20, 12.3, 4, 36),
-        "paralinguistic": Lengths(20, 4.0, 30, 12),
-        "dual": Lengths(150, 4.0, 4, 30),
-    }
-)
-PAPER_EXAMPLES: Mapping[TaskKind, int] = MappingProxyType(
-    # LibriSpeech; TextrolSpeech's training split, a question for each recording, and MELD; StyleTalk and DailyTalk,
-    # all turns (paper §IV-A)
-    {"linguistic": 281_241, "paralinguistic": 212_598 + 9_988, "dual": 26_000}
-)
 
 
 @dataclass(frozen=True)
@@ -94,10 +59,10 @@ class Estimate:
     Attributes:
         examples: number of examples of each kind.
         lengths: average lengths of each kind.
-        assumed: whether counts and lengths are the paper's, because no manifest is there.
+        assumed: whether all counts and lengths are assumed, because no manifest is there.
         steps: optimizer steps of each stage.
         stage_flops: FLOPs of each stage.
-        encoder_flops: FLOPs of encoding all recordings, once.
+        encoder_flops: FLOPs of encoding all recordings, those for validation too, once.
         cache_bytes: bytes of their frames on disk.
         memory_bytes: most bytes in use on the card.
     """
@@ -125,41 +90,80 @@ def estimate(recipe: Recipe) -> Estimate:
     """
     encoder = encoder_shape(recipe.model.encoder)
     llm = llm_shape(recipe.model.llm)
-    train = recipe.data.train
-    weights = dict(zip(train, recipe.data.weights or [1.0] * len(train), strict=True))
-    weights |= {path: 1.0 for stage in recipe.stages for path in stage.also}
-    weights = {path: weight for path, weight in weights.items() if Path(path).exists()}
-    assumed = not weights
-    if assumed:
-        examples: Mapping[TaskKind, int] = dict(PAPER_EXAMPLES)
-        lengths: Mapping[TaskKind, Lengths] = dict(PAPER_LENGTHS)
-        seconds = sum(count * lengths[kind].seconds for kind, count in examples.items())
-    else:
-        examples, lengths, seconds = _counted(weights)
-    steps = {stage.name: stage.steps_over(examples) for stage in recipe.stages}
+    manifests, of_stage = expected.of_stages(recipe)
+    steps = {}
     stage_flops = {}
     for stage in recipe.stages:
-        align = stage.objective == "align"
+        sums = expected.counted(of_stage[stage.name])
+        lengths = _lengths(recipe, stage, sums)
+        steps[stage.name] = stage.steps_over(
+            {kind: round(sums[kind].examples) if kind in sums else 0 for kind in lengths}
+        )
         shares = sum(kind.share for kind in stage.kinds.values())
         flops = 0.0
         for name, kind in stage.kinds.items():
             samples = steps[stage.name] * stage.batch * kind.share / shares
             shared = replace(lengths[name], shared=kind.together)
-            flops += samples * sample_cost(recipe, encoder, llm, shared, align=align).total
+            flops += samples * sample_cost(recipe, encoder, llm, shared, align=stage.objective == "align").total
         stage_flops[stage.name] = flops
-    windows = seconds * FRAMES_PER_SECOND / encoder.window
-    if assumed:  # how many recordings the paper's corpora have is not known: taken to be half as many as examples
-        windows = max(windows, sum(examples.values()) / 2)
+    # Of all stages, each manifest once: with those that one stage alone has.
+    every = expected.counted(
+        list({id(one): (one, weight) for some in of_stage.values() for one, weight in some}.values())
+    )
+    clips = expected.clips([one for _, one in manifests])
+    lengths = {kind: one.lengths for kind, one in every.items()}
     return Estimate(
-        examples=examples,
+        examples={kind: round(one.examples) for kind, one in every.items()},
         lengths=lengths,
-        assumed=assumed,
+        assumed=all(one.assumed for some in of_stage.values() for one, _ in some),
         steps=steps,
         stage_flops=stage_flops,
-        encoder_flops=windows * encoder.flops(),
-        cache_bytes=seconds * FRAMES_PER_SECOND * encoder.width * 2,
-        memory_bytes=_memory(recipe, encoder, llm, lengths),
+        encoder_flops=sum(count * encoding_flops(encoder, seconds, recipe.model) for seconds, count in clips),
+        cache_bytes=_cache_bytes(encoder, clips, recipe.model),
+        memory_bytes=_memory(recipe, encoder, llm, lengths or PAPER_LENGTHS),
     )
+
+
+def _lengths(recipe: Recipe, stage: Stage, sums: Mapping[TaskKind, expected.Sums]) -> dict[TaskKind, Lengths]:
+    """The lengths of the examples of a stage by kind; the paper's for kinds of manifests that are not here.
+
+    Raises:
+        DualSLMError: all manifests are here, and none has an example of a kind that the stage trains on.
+    """
+    lengths = {}
+    for kind in stage.kinds:
+        if kind not in sums and not any(expected.missing(recipe)):
+            manifests = ", ".join((*recipe.data.train, *stage.also))
+            got = f"none in {manifests}"
+            raise DualSLMError(f"stage {stage.name} has no {kind} examples", got=got, do="add some")
+        lengths[kind] = sums[kind].lengths if kind in sums else PAPER_LENGTHS[kind]
+    return lengths
+
+
+def encoding_flops(encoder: EncoderShape, seconds: float, model: ModelRecipe) -> float:
+    """FLOPs of encoding a recording: of whole windows, because a clip is padded to one.
+
+    Args:
+        encoder: sizes of the speech encoder.
+        seconds: length of the recording.
+        model: model whose window rule holds.
+    """
+    whole = encoder.window * SAMPLES_PER_FRAME
+    full, rest = divmod(max(1, round(seconds * SAMPLE_RATE)), whole)
+    sizes = {whole: full}
+    if rest:
+        last = window_for(rest, whole, model.window)
+        sizes[last] = sizes.get(last, 0) + 1
+    frames = {size // SAMPLES_PER_FRAME: count for size, count in sizes.items()}
+    return sum(count * (encoder.flops(size) + encoder.mel_flops(size)) for size, count in frames.items())
+
+
+def _cache_bytes(encoder: EncoderShape, clips: Clips, model: ModelRecipe) -> float:
+    """Bytes on disk of the layers that `features` keeps of some recordings, in 16-bit numbers."""
+    para = model.paralinguistic
+    layers = len(layers_kept(encoder.layers + 1, every_layer=para.mix, layer=para.layer))
+    frames = sum(count * frame_count(round(seconds * SAMPLE_RATE)) for seconds, count in clips)
+    return frames * layers * encoder.width * 2 * DISK_OVERHEAD
 
 
 def sample_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, align: bool = False) -> Cost:
@@ -256,10 +260,11 @@ def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Itera
 
 def _source(recipe: Recipe, found: Estimate) -> str:
     """Where the counts of examples come from."""
-    manifests = [*recipe.data.train, *(path for stage in recipe.stages for path in stage.also)]
-    missing = [path for path in manifests if not Path(path).exists()]
+    missing = list(expected.missing(recipe))
     if found.assumed:
-        return f"assumed, the paper's corpora: {'no' if not missing else missing[0] + ', no'} manifest is here"
+        known = expected.manifest(Path(missing[0])) if missing else None
+        what = "what prepare or the build would make" if known else "the paper's corpora"
+        return f"assumed, {what}: {'no' if not missing else missing[0] + ', no'} manifest is here"
     return "from the manifests; tokens are guessed" + "".join(f"; {path} is not here yet" for path in missing)
 
 
@@ -273,82 +278,3 @@ def hours(found: Estimate, card: str | None) -> Iterator[tuple[str, float]]:
         raise DualSLMError("unknown card", got=repr(card), do=f"choose from {', '.join(CARDS)}")
     for name in [card] if card else list(CARDS):
         yield name, found.flops / (CARDS[name] * 1e12 * REACHED) / 3600
-
-
-# ---------------------------------------------------------------------- what there is to learn from
-
-
-@dataclass
-class _Sums:
-    """Weighted sums over the examples of one kind: their number, characters of text, seconds of speech."""
-
-    examples: float = 0.0
-    before: float = 0.0
-    seconds: float = 0.0
-    after: float = 0.0
-    reply: float = 0.0
-
-    @property
-    def lengths(self) -> Lengths:
-        """Average lengths in tokens."""
-        return Lengths(
-            context=self.before / self.examples / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS,
-            seconds=self.seconds / self.examples,
-            after=self.after / self.examples / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS,
-            reply=self.reply / self.examples / CHARACTERS_PER_TOKEN,
-        )
-
-
-def _counted(weights: Mapping[str, float]) -> tuple[Mapping[TaskKind, int], Mapping[TaskKind, Lengths], float]:
-    """Number and average lengths of the examples of weighted manifests, and seconds of their recordings, each once."""
-    sums: dict[TaskKind | Literal["waiting"], _Sums] = {}
-    recordings: dict[str, float] = {}
-    for name, row, weight in _weighted_rows(weights):
-        before, seconds, after, reply = _measured(row["turns"], recordings)
-        one = sums.setdefault(name, _Sums())
-        one.examples += weight
-        one.before += weight * (before + len(row.get("system") or ""))
-        one.seconds += weight * seconds
-        one.after += weight * after
-        one.reply += weight * reply
-    by_kind: dict[TaskKind, _Sums] = {kind: sums[kind] for kind in TASK_KINDS if kind in sums}
-    # Where targets are written, the lines that asked for them would count the same examples twice.
-    if "waiting" in sums:
-        by_kind.setdefault("dual", sums["waiting"])
-    examples = {kind: round(one.examples) for kind, one in by_kind.items()}
-    return examples, {kind: one.lengths for kind, one in by_kind.items()}, sum(recordings.values())
-
-
-def _weighted_rows(
-    weights: Mapping[str, float],
-) -> Iterator[tuple[TaskKind | Literal["waiting"], Mapping[str, Any], float]]:
-    """Every example with its kind and weight; one whose reply is not yet written gets a reply of the paper's length."""
-    reply = "x" * round(PAPER_LENGTHS["dual"].reply * CHARACTERS_PER_TOKEN)
-    for path, weight in weights.items():
-        for _, row in rows(Path(path)):
-            yield from ((made["kind"], made, weight) for made in finished(row))
-            if (example := waiting(row)) is not None:
-                turns = [*example["turns"], {"role": "assistant", "parts": [reply]}]
-                yield "waiting", {**example, "turns": turns}, weight
-
-
-def _measured(turns: Sequence[Mapping[str, Any]], recordings: dict[str, float]) -> tuple[float, float, float, float]:
-    """Characters before the last speech, its seconds, characters after it, and characters of the last reply.
-
-    Args:
-        turns: turns of an example, the last of which is the reply.
-        recordings: seconds by path, to which those of the example are added.
-    """
-    before = seconds = after = 0.0
-    for turn in turns[:-1]:
-        for part in turn["parts"]:
-            if isinstance(part, str):
-                after += len(part)
-            else:
-                # An earlier speech counts as context: five frames become an embedding, as long as a token is.
-                before = before + after + seconds * FRAMES_PER_SECOND / 5 * CHARACTERS_PER_TOKEN
-                after = 0.0
-                # By its transcript: to open every recording for its duration would take hours.
-                seconds = len(part.get("transcript") or "") * SECONDS_PER_CHARACTER
-                recordings[str(part.get("audio"))] = seconds
-    return before, seconds, after, float(sum(len(part) for part in turns[-1]["parts"]))

@@ -77,8 +77,8 @@ def separate(text: str) -> Separated:
 def opens_thought(prompt: str) -> bool:
     """Whether a prompt ends within a thought, so that the reply begins there."""
     # The last mark alone is the template's: what a user typed before it may hold any tag.
-    marks = list(MARK.finditer(prompt))
-    return bool(marks) and bool(marks[-1]["opens"]) and not prompt[marks[-1].end() :].strip()
+    tags = list(MARK.finditer(prompt))
+    return bool(tags) and bool(tags[-1]["opens"]) and not prompt[tags[-1].end() :].strip()
 
 
 def text_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

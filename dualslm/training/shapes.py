@@ -7,6 +7,8 @@ counts them (agreement to 2 %: tested). Attention is counted in full: kernels th
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,16 @@ from types import MappingProxyType
 from typing import Any
 
 from dualslm.errors import DualSLMError
+from dualslm.files import open_regular
+from dualslm.training import gguf
+
+SPECTRUM_BINS = 201  # of Whisper's spectra, over 25 ms at 16 kHz
+# Decoders whose feed-forward layers are two matrices and not three, by the types of transformers.
+NOT_GATED = frozenset(
+    "bloom codegen falcon gpt2 gpt_bigcode gpt_neo gpt_neox gptj mpt opt persimmon phi starcoder2".split()  # noqa: SIM905
+)
+FFN_KEYS = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "ffn_config")
+NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -40,18 +52,23 @@ class EncoderShape:
         layer = 4 * self.width**2 + 2 * self.width * self.ffn
         return self.layers * layer + 3 * self.width * (self.mels + self.width) + self.window * self.width
 
-    def flops(self) -> float:
-        """FLOPs of encoding one window."""
-        layer = 2 * self.window * (4 * self.width**2 + 2 * self.width * self.ffn)
-        attention = 4 * self.window**2 * self.width
+    def flops(self, frames: int | None = None) -> float:
+        """FLOPs of encoding one window of a number of frames, the whole window unless given."""
+        frames = self.window if frames is None else frames
+        layer = 2 * frames * (4 * self.width**2 + 2 * self.width * self.ffn)
+        attention = 4 * frames**2 * self.width
         # Two convolutions of width 3; the second halves the rate, so the first one runs at two positions per frame.
-        convolutions = 2 * 3 * self.width * (2 * self.window * self.mels + self.window * self.width)
+        convolutions = 2 * 3 * self.width * (2 * frames * self.mels + frames * self.width)
         return self.layers * (layer + attention) + convolutions
+
+    def mel_flops(self, frames: int) -> float:
+        """FLOPs of the mel filters of a window, two columns for each frame."""
+        return 2.0 * self.mels * SPECTRUM_BINS * 2 * frames
 
 
 @dataclass(frozen=True)
 class LLMShape:
-    """A decoder-only LLM with gated feed-forward layers.
+    """A decoder-only LLM.
 
     Attributes:
         width: width of its layers.
@@ -62,6 +79,7 @@ class LLMShape:
         ffn: inner width of its feed-forward layers.
         vocabulary: number of tokens.
         tied: whether the output head is the table of input embeddings.
+        gated: whether the feed-forward layers have three matrices, as nearly all have, and not two.
     """
 
     width: int
@@ -72,12 +90,13 @@ class LLMShape:
     ffn: int
     vocabulary: int
     tied: bool = False
+    gated: bool = True
 
     @property
     def body(self) -> int:
         """Number of weights in the layers' matrices."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.width * self.ffn)
+        return self.layers * (attention + (3 if self.gated else 2) * self.width * self.ffn)
 
     @property
     def head(self) -> int:
@@ -154,18 +173,97 @@ def llm_shape(name: str) -> LLMShape:
     """
     if (known := KNOWN_LLMS.get(name)) is not None:
         return known
-    config = _config(name, "LLM")
-    heads = config["num_attention_heads"]
+    if name.endswith(".gguf"):
+        return _gguf_shape(name)
+    found = _config(name, "LLM")
+    if not all(key in found for key in (*NEEDED, "vocab_size")):
+        # Nested, differently spelled, or without what is its family's default: transformers knows.
+        found = _read_by_transformers(name, found)
+    heads = found["num_attention_heads"]
     return LLMShape(
-        config["hidden_size"],
-        config["num_hidden_layers"],
+        found["hidden_size"],
+        found["num_hidden_layers"],
         heads,
-        config.get("num_key_value_heads") or heads,
-        config.get("head_dim") or config["hidden_size"] // heads,
-        config["intermediate_size"],
-        config["vocab_size"],
-        bool(config.get("tie_word_embeddings", False)),
+        found.get("num_key_value_heads") or heads,
+        found.get("head_dim") or found["hidden_size"] // heads,
+        found["intermediate_size"],
+        found["vocab_size"],
+        bool(found.get("tie_word_embeddings", False)),
+        found.get("model_type") not in NOT_GATED,
     )
+
+
+def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of any family, as transformers reads it.
+
+    Raises:
+        DualSLMError: transformers does not know it, or it is no decoder with attention.
+    """
+    from transformers import AutoConfig  # only here: the sizes of most LLMs are known without it
+
+    wrong = f"the sizes of the LLM {name!r} cannot be told"
+    do = "name an LLM with attention that transformers knows"
+    try:
+        kind = str(raw.get("model_type"))
+        fields = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+        config: Any = AutoConfig.for_model(kind, **fields).get_text_config(decoder=True)
+        found = {key: getattr(config, key, None) for key in (*NEEDED, "vocab_size", "head_dim", "model_type")}
+        # Tying is a setting of the whole model where a text model is nested in it.
+        found["tie_word_embeddings"] = raw.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", False))
+        widths = [getattr(config, key, None) for key in FFN_KEYS]
+    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise DualSLMError(wrong, got=str(error).strip().splitlines()[0][:120], do=do) from error
+    if missing := [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]:
+        raise DualSLMError(wrong, got=f"no {missing[0]} in a config of type {kind!r}", do=do)
+    # Where nothing is stated it is four times the width: GPT-2 and its kind.
+    found["intermediate_size"] = next((width for width in widths if isinstance(width, int)), 4 * found["hidden_size"])
+    return found
+
+
+def _gguf_shape(name: str) -> LLMShape:
+    """The sizes in a GGUF file: a path, or org/repo:file.gguf of a file that was downloaded, or of a known LLM.
+
+    Raises:
+        DualSLMError: the file is not here, or not a GGUF file of a decoder with attention.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    path = Path(name)
+    repo, colon, file = name.rpartition(":")
+    if colon and not path.exists():
+        cached = try_to_load_from_cache(repo, file)
+        if not isinstance(cached, str):
+            original = re.sub("[-_]gguf$", "", repo, flags=re.IGNORECASE)
+            if original in KNOWN_LLMS:
+                return KNOWN_LLMS[original]
+            do = f"download it: hf download {repo} {file}"
+            raise DualSLMError(f"the sizes of the LLM {name!r} are not known here", got="no such file", do=do)
+        path = Path(cached)
+    with open_regular(path, "the LLM", "give the path of a .gguf file, or org/repo:file.gguf") as opened:
+        try:
+            known, tensors = gguf.header(opened)
+            family = known["general.architecture"]
+            at = {key.removeprefix(f"{family}."): value for key, value in known.items()}
+            heads = _most(at["attention.head_count"])
+            return LLMShape(
+                at["embedding_length"],
+                at["block_count"],
+                heads,
+                _most(at.get("attention.head_count_kv", heads)),
+                at.get("attention.key_length", at["embedding_length"] // heads),
+                _most(at["feed_forward_length"]),
+                known["tokenizer.ggml.tokens"],
+                "output.weight" not in tensors,
+                "blk.0.ffn_gate.weight" in tensors,
+            )
+        except (KeyError, ValueError, TypeError, struct.error) as error:
+            do = "give a GGUF file of an LLM with attention"
+            raise DualSLMError(f"cannot tell the sizes of the LLM {name!r}", got=str(error), do=do) from error
+
+
+def _most(value: Any) -> int:
+    """A size that some files give for each layer: the largest."""
+    return int(max(value)) if isinstance(value, list) else int(value)
 
 
 def _config(name: str, part: str) -> dict[str, Any]:
@@ -180,8 +278,10 @@ def _config(name: str, part: str) -> dict[str, Any]:
     folder = Path(name) / "config.json"
     try:
         cached = None if folder.exists() else try_to_load_from_cache(name, "config.json")
-        found: dict[str, Any] = json.loads((Path(cached) if isinstance(cached, str) else folder).read_text())
-    except (OSError, HFValidationError) as error:
+        found: dict[str, Any] = json.loads(
+            (Path(cached) if isinstance(cached, str) else folder).read_text(encoding="utf-8-sig")
+        )
+    except (OSError, ValueError, HFValidationError) as error:
         raise DualSLMError(
             f"the sizes of the {part} {name!r} are not known here",
             got="no config.json in a folder or in the hub's cache",

@@ -261,3 +261,18 @@ def test_a_run_is_its_last_stage(tmp_path: Path, root: Path) -> None:
     assert checkpoint_of(str(tmp_path)) == str(tmp_path / "joint")
     assert checkpoint_of(str(tmp_path / "align")) == str(tmp_path / "align")
     assert checkpoint_of("hub/id") == "hub/id"
+
+
+def test_likelihoods_encode_a_batch_once_for_all_views(
+    model: DualSLM, asked: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = of(asked, "emotion")[:3]
+    encoded: list[int] = []
+    hear = model.hear
+    monkeypatch.setattr(model, "hear", lambda clips: (encoded.append(len(clips)), hear(clips))[1])
+    system = Ours(model, GENERATION, "ours", with_likelihoods=True)
+    found = [system.answer(batch, view) for view in (View(), View("speech", "none"), ORACLE, View("none", "speech"))]
+    assert encoded == [len(batch)]
+    # As each item alone, up to the rounding of another encoder batch.
+    (alone,) = Ours(model, GENERATION, "ours", with_likelihoods=True).answer(batch[1:2], View())
+    assert found[0][1].likelihoods == pytest.approx(dict(alone.likelihoods), abs=1e-4)

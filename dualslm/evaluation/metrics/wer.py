@@ -59,7 +59,7 @@ def words(text: str) -> list[str]:
 
 
 def raw(text: str) -> list[str]:
-    """Lower-case words of which only letters, digits and apostrophes are kept."""
+    """Lower-case words of which only letters, digits and apostrophes are left."""
     return _letters(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"), "'")
 
 
@@ -69,12 +69,12 @@ def _letters(text: str, more: str) -> list[str]:
     plain = unicodedata.normalize("NFC", text.lower())
     if plain.isascii():
         return re.sub(rf"[^a-z0-9{more}]", " ", plain).split()
-    kept = []
+    letters = []
     for letter in plain:
         kind = unicodedata.category(letter)
         # Marks are vowels in Hindi and Thai. Joiners and soft hyphens (Cf) have no width and end no word.
-        kept.append(letter if kind[0] in "LMN" or letter in more else "" if kind == "Cf" else " ")
-    return "".join(kept).split()
+        letters.append(letter if kind[0] in "LMN" or letter in more else "" if kind == "Cf" else " ")
+    return "".join(letters).split()
 
 
 def whisper(text: str) -> list[str]:

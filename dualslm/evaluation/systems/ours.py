@@ -98,8 +98,8 @@ class Ours:
         answers = decode(self.model.llm, self.model.embed(prompts, self.hear), self.generation)
         if not self.with_likelihoods:
             return answers
-        loss = partial(self.model, hear=self.hear)
-        # Item by item: the choices of one item share their prompt, and their recording is encoded once.
+        loss = partial(self.model, hear=self._heard_in_batch)
+        # Item by item: the choices of one item share their prompt, and the batch has encoded their recordings.
         return [
             replace(answer, likelihoods=likelihoods(item, view, self.model.llm, loss))
             for answer, item in zip(answers, items, strict=True)
@@ -113,6 +113,12 @@ class Ours:
         if self.last_batch is None or self.last_batch[0] != paths:
             self.last_batch = (paths, self.model.hear(clips))
         return self.last_batch[1]
+
+    def _heard_in_batch(self, clips: Sequence[Speech]) -> Frames:
+        """The frames of some recordings of the batch that was encoded last."""
+        assert self.last_batch is not None, "the replies of a batch come before its likelihoods"
+        paths, frames = self.last_batch
+        return frames.pick([paths.index(str(clip.audio)) for clip in clips])
 
 
 @dataclass
