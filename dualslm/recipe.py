@@ -84,8 +84,10 @@ class Linguistic:
     """k, the number of 50 Hz frames that are concatenated into one embedding."""
     hidden: int = 2048
     """Width between the two linear layers."""
+    around: int = 0
+    """Number of neighbouring groups of frames on either side that are read with each (beyond the paper)."""
     layers: int = 0
-    """Number of transformer layers over the groups of frames, before the linear ones (beyond the paper)."""
+    """Number of transformer layers over the groups, before the linear ones (beyond the paper)."""
     heads: int = 8
     """Their attention heads; they must divide the encoder's width."""
     dropout: float = 0.0
@@ -99,7 +101,7 @@ class Linguistic:
 
     def __post_init__(self) -> None:
         _at_least(1, stack=self.stack, hidden=self.hidden, heads=self.heads)
-        _at_least(0, layers=self.layers)
+        _at_least(0, around=self.around, layers=self.layers)
         for key in ("dropout", "mask"):
             _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "give 0 or more and less than 1")
 

@@ -190,7 +190,8 @@ class LinguisticAdapter(nn.Module):
         d_llm: width of the LLM's input embeddings.
         stack: k, the frames in one embedding (paper §IV-C: 5, so 10 Hz).
         hidden: width between the two linear layers (SLAM-ASR, which the paper follows: 2048).
-        layers: number of transformer layers over the groups of frames; a token is longer than a group.
+        around: number of neighbouring groups on either side that are read with each group; a token is longer than one.
+        layers: number of transformer layers over the groups.
         heads: attention heads of these layers.
         dropout: in these layers, and of whole channels of the frames.
         mask: share of the frames that training hides, in stretches of up to `MAX_MASK_FRAMES`.
@@ -210,6 +211,7 @@ class LinguisticAdapter(nn.Module):
         *,
         stack: int = 5,
         hidden: int = 2048,
+        around: int = 0,
         layers: int = 0,
         heads: int = 8,
         dropout: float = 0.0,
@@ -220,6 +222,7 @@ class LinguisticAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.stack = stack
+        self.around = around
         self.dropout = dropout
         self.mask = mask
         self.standardize = standardize
@@ -235,10 +238,11 @@ class LinguisticAdapter(nn.Module):
             )
             for _ in range(layers)
         )
+        width = (2 * around + 1) * stack * d_speech
         if layers:
-            self.narrow = nn.Linear(3 * stack * d_speech, d_speech)
+            self.narrow = nn.Linear(width, d_speech)
             self.norm = nn.LayerNorm(d_speech)
-        self.widen = nn.Linear(d_speech if layers else stack * d_speech, hidden)
+        self.widen = nn.Linear(d_speech if layers else width, hidden)
         self.project = ScaledLinear(hidden, d_llm, scale)
 
     def lengths(self, frames: int) -> int:
@@ -259,15 +263,19 @@ class LinguisticAdapter(nn.Module):
         # The last group of a clip is short by up to k - 1 frames; they are zeros, in a batch and alone.
         short = -frames_BTS.shape[1] % self.stack
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
+        if self.around:
+            groups = grouped_BLK.shape[1]
+            padded_BLK = F.pad(grouped_BLK, (0, 0, self.around, self.around))
+            shifts = range(2 * self.around + 1)
+            grouped_BLK = torch.cat([padded_BLK[:, shift : shift + groups] for shift in shifts], -1)
         if len(self.layers):
             grouped_BLK = self._in_context(grouped_BLK, -(-lengths_B // self.stack))
         out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))
         return out
 
     def _in_context(self, grouped_BLK: Tensor, groups_B: Tensor) -> Tensor:
-        """Every group with its two neighbours, then with all others of its clip (B, L, S)."""
-        around_BLK = F.pad(grouped_BLK, (0, 0, 1, 1))
-        x_BLS = self.narrow(torch.cat([around_BLK[:, :-2], grouped_BLK, around_BLK[:, 2:]], -1))
+        """Every group with all others of its clip (B, L, S)."""
+        x_BLS = self.narrow(grouped_BLK)
         outside_BL = torch.arange(x_BLS.shape[1], device=x_BLS.device) >= groups_B[:, None]
         padding_BL = outside_BL if bool(outside_BL.any()) else None
         for layer in self.layers:

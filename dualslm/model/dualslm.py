@@ -67,13 +67,13 @@ class DualSLM(nn.Module):
         self.encoder, self.llm = encoder, llm
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
         widths = (encoder.width, llm.width)
-        scale = llm.embedding_std()  # a fresh embedding is as long as a token's: see ScaledLinear
+        scale = float(llm.some_embeddings().std())  # a fresh embedding is as long as a token's: see ScaledLinear
         para = ParalinguisticAdapter(*widths, depth=encoder.depth, scale=scale, **self.settings["paralinguistic"])
         ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
         if ling.skip:
             with torch.no_grad():
                 # L begins in silence, which is the middle of all tokens; in many LLMs it lies far from zero.
-                ling.middle_D.copy_(llm.embedding_mean_D())
+                ling.middle_D.copy_(llm.some_embeddings().mean(0))
                 ling.project.bias.copy_(ling.middle_D / scale)
         self.every_layer = para.mix is not None
         self.layer = para.layer

@@ -119,19 +119,10 @@ class FrozenLM(nn.Module):
         """Stays in evaluation mode: dropout must not wake up in a frozen part."""
         return super().train(False)
 
-    def embedding_std(self) -> float:
-        """The spread of the token embeddings as the model reads them, which fresh adapters start from."""
-        some = torch.arange(
-            0, self.input_embeddings.weight.shape[0], max(1, self.input_embeddings.weight.shape[0] // 4096)
-        )
-        return float(self.embed(some.to(self.device)).float().std())
-
-    def embedding_mean_D(self) -> Tensor:
-        """The mean of the token embeddings as the model reads them, in float32."""
-        some = torch.arange(
-            0, self.input_embeddings.weight.shape[0], max(1, self.input_embeddings.weight.shape[0] // 4096)
-        )
-        return self.embed(some.to(self.device)).float().mean(0)
+    def some_embeddings(self) -> Tensor:
+        """Some 4,096 token embeddings (V, D) from all over the table, as the model reads them, in float32."""
+        size = self.input_embeddings.weight.shape[0]
+        return self.embed(torch.arange(0, size, max(1, size // 4096), device=self.device)).float()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) → input embeddings (..., D), paper eq. 1."""

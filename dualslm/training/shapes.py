@@ -207,7 +207,9 @@ def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         kind = str(raw.get("model_type"))
         fields = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
         config: Any = AutoConfig.for_model(kind, **fields).get_text_config(decoder=True)
-        found = {key: getattr(config, key, None) for key in (*NEEDED, "vocab_size", "head_dim", "model_type")}
+        found: dict[str, Any] = {
+            key: getattr(config, key, None) for key in (*NEEDED, "vocab_size", "head_dim", "model_type")
+        }
         # Tying is a setting of the whole model where a text model is nested in it.
         found["tie_word_embeddings"] = raw.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", False))
         widths = [getattr(config, key, None) for key in FFN_KEYS]

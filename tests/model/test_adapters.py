@@ -121,8 +121,9 @@ def test_what_says_nothing_is_left_out_and_a_drawn_out_token_is_one() -> None:
     assert len(ling.spoken(ling.middle_D.expand(4, 24))) == 1, "a clip in which all is silent keeps one embedding"
 
 
-def test_padding_changes_nothing_where_groups_see_each_other() -> None:
-    settings = {"layers": 2, "heads": 4, "dropout": 0.1, "mask": 0.3, "standardize": True}
+@pytest.mark.parametrize("layers", [0, 2])
+def test_padding_changes_nothing_where_groups_see_each_other(layers: int) -> None:
+    settings = {"around": 1, "layers": layers, "heads": 4, "dropout": 0.1, "mask": 0.3, "standardize": True}
     ling = LinguisticAdapter(16, 24, hidden=32, **settings).eval()  # type: ignore[arg-type]
     clips = [torch.randn(length, 16) for length in (23, 40, 5)]
     lengths = torch.tensor([len(clip) for clip in clips])

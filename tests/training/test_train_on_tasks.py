@@ -12,7 +12,7 @@ from support.trainkit import RECIPE, make
 from dualslm.cli import main as cli
 from dualslm.errors import DualSLMError
 from dualslm.recipe import load
-from dualslm.training import estimate
+from dualslm.training import estimate, expected
 from dualslm.training.train import train
 
 DUAL = """
@@ -73,6 +73,6 @@ def test_a_plan_counts_what_is_yet_to_be_written(recipe_file: Path, tmp_path: Pa
     names = [f"data.train=['{tmp_path}/train.jsonl']", "data.validation=[]"]
     found = estimate.estimate(load(recipe_file, names))
     assert found.examples == {"linguistic": 12, "paralinguistic": 12, "dual": 12}
-    assert found.lengths["dual"].reply == estimate.PAPER_LENGTHS["dual"].reply
+    assert found.lengths["dual"].reply == expected.PAPER_LENGTHS["dual"].reply
     with pytest.raises(DualSLMError, match=r"no dual examples.*respond: no answer"):
         train(load(recipe_file, names), tmp_path / "run", device="cpu")

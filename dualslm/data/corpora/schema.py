@@ -215,16 +215,13 @@ def _text(value: object) -> None:
         _fail("holds half a character", ascii(value), "write both halves of the pair")
 
 
-def _path(value: object) -> None:
+def _path_or_null(value: object) -> None:
+    # Null stands for a recording that is not there: its line is counted and gives no example.
+    if value is None:
+        return
     _text(value)
     if "\0" in str(value):  # no file system has such a name, and Python raises at the first use
         _fail("must be a path", ascii(value), "leave out the character U+0000")
-
-
-def _path_or_null(value: object) -> None:
-    # Null stands for a recording that is not there: its line is counted and gives no example.
-    if value is not None:
-        _path(value)
 
 
 def _text_or_null(value: object) -> None:

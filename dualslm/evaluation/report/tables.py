@@ -188,8 +188,8 @@ def _words(cells: Sequence[Row]) -> list[Table]:
     sets = list(dict.fromkeys(set_label(one) for one in asked))
     # Both normalizers: Whisper's forgives spelling, numbers and fillers, so that rates under the two do not compare.
     by_characters = {set_label(one) for one in asked if one.get("unit") == "characters"}
-    marks = {name: " CER" if name in by_characters else "" for name in sets}
-    columns = [f"{name}{marks[name]} {normalizer}" for name in sets for normalizer in ("raw", "Whisper")]
+    suffixes = {name: " CER" if name in by_characters else "" for name in sets}
+    columns = [f"{name}{suffixes[name]} {normalizer}" for name in sets for normalizer in ("raw", "Whisper")]
     lines = []
     for _, some in grouped(asked, "system", "view"):
         found = {set_label(one): one["figures"] for one in some}
