@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,11 @@ def test_null_recordings_are_counted_and_not_fatal(folder: Path) -> None:
 
 
 def test_null_recordings_of_a_corpus_are_counted(folder: Path) -> None:
-    rows = [{"audio": "a.wav", "transcript": "Hi."}, {"audio": None, "transcript": "Gone."}, {"audio": "", "id": "x"}]
+    rows: list[dict[str, str | None]] = [
+        {"audio": "a.wav", "transcript": "Hi."},
+        {"audio": None, "transcript": "Gone."},
+        {"audio": "", "id": "x"},
+    ]
     lines = [json.dumps({**row, "split": "train"}) for row in rows] + [answered("4", None)]
     (folder / "raw.jsonl").write_text("\n".join(lines) + "\n")
     report = prepare(get("jsonl"), folder / "raw.jsonl", folder / "out", options={"split-by": "clip"})
@@ -115,7 +120,7 @@ def test_paths_are_left_as_they_are(folder: Path) -> None:
 def test_pipes_are_refused_in_one_line(folder: Path) -> None:
     pipe = folder / "pipe"
     os.mkfifo(pipe)
-    readers = [
+    readers: list[Callable[[], object]] = [
         lambda: recipe.load(pipe),
         lambda: open_index(pipe),
         lambda: list(read(pipe)),

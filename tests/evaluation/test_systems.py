@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +26,14 @@ from transformers import (
 )
 
 from dualslm import openai_client
-from dualslm.conversation import ORACLE, TRANSCRIPT, View
+from dualslm.conversation import ORACLE, TRANSCRIPT, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation import items
 from dualslm.evaluation.systems.item import Item, card
 from dualslm.evaluation.systems.named import Means, checkpoint_of, opened
 from dualslm.evaluation.systems.ours import Cascade, Ours, TextLM
 from dualslm.model.dualslm import DualSLM
+from dualslm.model.encoder import Frames
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import render
@@ -266,7 +267,12 @@ def test_likelihoods_encode_a_batch_once_for_all_views(
     batch = of(asked, "emotion")[:3]
     encoded: list[int] = []
     hear = model.hear
-    monkeypatch.setattr(model, "hear", lambda clips: (encoded.append(len(clips)), hear(clips))[1])
+
+    def counted(clips: Sequence[Speech]) -> Frames:
+        encoded.append(len(clips))
+        return hear(clips)
+
+    monkeypatch.setattr(model, "hear", counted)
     system = Ours(model, GENERATION, "ours", with_likelihoods=True)
     found = [system.answer(batch, view) for view in (View(), View("speech", "none"), ORACLE, View("none", "speech"))]
     assert encoded == [len(batch)]
