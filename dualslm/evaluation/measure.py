@@ -66,12 +66,15 @@ def compare(first: Sequence[Record], second: Sequence[Record], seed: int) -> tup
     row = pairs[0][0]
     count: Callable[[Record], tuple[float, float]]
     if row["choices"]:
-        name, count = "wa", _correct
+        name = "wa"
+        count = _correct
     elif row["task"] == "asr":
         how = wer.counting([one["truth"] for one, _ in pairs])
-        name, count = f"{how.rate}_raw", lambda one: how.errors(one["truth"], one["answer"])
+        name = f"{how.rate}_raw"
+        count = how.errors_of
     else:
-        name, count = "rouge_l", _overlap
+        name = "rouge_l"
+        count = _overlap
     one, two = (np.array([count(pair[side]) for pair in pairs], dtype=np.float64) for side in (0, 1))
     clusters = [str(row["cluster"]) for row, _ in pairs]
     return name, difference(one, two, clusters, rate, seed=seed)

@@ -19,7 +19,7 @@ from dualslm.audio import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, fra
 from dualslm.errors import DualSLMError
 from dualslm.recipe import ModelRecipe, Quantize, Recipe, Stage, TaskKind
 from dualslm.training import expected
-from dualslm.training.expected import PAPER_LENGTHS, Clips
+from dualslm.training.expected import PAPER_LENGTHS as PAPER_LENGTHS
 from dualslm.training.expected import Lengths as Lengths
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
@@ -111,6 +111,9 @@ def estimate(recipe: Recipe) -> Estimate:
         list({id(one): (one, weight) for some in of_stage.values() for one, weight in some}.values())
     )
     clips = expected.clips([one for _, one in manifests])
+    frames = sum(count * frame_count(round(seconds * SAMPLE_RATE)) for seconds, count in clips)
+    para = recipe.model.paralinguistic
+    layers = len(layers_kept(encoder.layers + 1, every_layer=para.mix, layer=para.layer))
     lengths = {kind: one.lengths for kind, one in every.items()}
     return Estimate(
         examples={kind: round(one.examples) for kind, one in every.items()},
@@ -119,7 +122,7 @@ def estimate(recipe: Recipe) -> Estimate:
         steps=steps,
         stage_flops=stage_flops,
         encoder_flops=sum(count * encoding_flops(encoder, seconds, recipe.model) for seconds, count in clips),
-        cache_bytes=_cache_bytes(encoder, clips, recipe.model),
+        cache_bytes=frames * layers * encoder.width * 2 * DISK_OVERHEAD,
         memory_bytes=_memory(recipe, encoder, llm, lengths or PAPER_LENGTHS),
     )
 
@@ -156,14 +159,6 @@ def encoding_flops(encoder: EncoderShape, seconds: float, model: ModelRecipe) ->
         sizes[last] = sizes.get(last, 0) + 1
     frames = {size // SAMPLES_PER_FRAME: count for size, count in sizes.items()}
     return sum(count * (encoder.flops(size) + encoder.mel_flops(size)) for size, count in frames.items())
-
-
-def _cache_bytes(encoder: EncoderShape, clips: Clips, model: ModelRecipe) -> float:
-    """Bytes on disk of the layers that `features` keeps of some recordings, in 16-bit numbers."""
-    para = model.paralinguistic
-    layers = len(layers_kept(encoder.layers + 1, every_layer=para.mix, layer=para.layer))
-    frames = sum(count * frame_count(round(seconds * SAMPLE_RATE)) for seconds, count in clips)
-    return frames * layers * encoder.width * 2 * DISK_OVERHEAD
 
 
 def sample_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, align: bool = False) -> Cost:

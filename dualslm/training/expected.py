@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from dualslm.audio import FRAMES_PER_SECOND, duration
-from dualslm.data.manifest_index import rows
+from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import finished, waiting
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, Recipe, TaskKind
@@ -222,6 +222,12 @@ def of_stages(recipe: Recipe) -> tuple[list[tuple[str, Manifest]], Mapping[str, 
     weights = recipe.data.weights or [1.0] * len(recipe.data.train)
     listed = [*recipe.data.train, *(path for stage in recipe.stages for path in stage.also), *recipe.data.validation]
     known = {path: found for path in dict.fromkeys(listed) if (found := manifest(Path(path))) is not None}
+    for path, found in known.items():
+        targets = known.get(str(Path(path).with_suffix(TARGETS)))
+        # Once the replies of a manifest are written, what still waits in it was left out as no target.
+        if targets is not None and not targets.assumed:
+            found.waiting = Sums()
+            targets.answers = 0
     train = [(known[path], weight) for path, weight in zip(recipe.data.train, weights, strict=True) if path in known]
     stages = {
         stage.name: [*train, *((known[path], 1.0) for path in stage.also if path in known)] for stage in recipe.stages

@@ -10,7 +10,8 @@ import struct
 from typing import Any, BinaryIO
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9  # types of values
+STRING = 8  # types of values beside the scalars
+ARRAY = 9
 MAX_LISTED = 4096  # elements; of a longer list, such as the vocabulary, the number alone is kept
 MAX_COUNT = 1 << 24  # keys, tensors or letters; more stand in no header but a damaged one
 

@@ -218,7 +218,7 @@ def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]:
         raise DualSLMError(wrong, got=f"no {missing[0]} in a config of type {kind!r}", do=do)
     # Where nothing is stated it is four times the width: GPT-2 and its kind.
-    found["intermediate_size"] = next((width for width in widths if isinstance(width, int)), 4 * found["hidden_size"])
+    found["intermediate_size"] = next((width for width in widths if isinstance(width, int)), 4 * config.hidden_size)
     return found
 
 

@@ -20,7 +20,7 @@ from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.openai_client import Client, key_of
-from dualslm.prompt import JOIN, Prompt, Text, render, styled
+from dualslm.prompt import JOIN, Text, render, styled
 from dualslm.training.reasoning import opens_thought, text_with_marks
 
 TAIL_TOKENS = 32  # in which a chat template opens a thought
@@ -92,14 +92,11 @@ class LocalTeacher:
         embeds = [self.llm.embed_text(prompt) for prompt in prompts]
         replies = self.llm.generate(embeds, replace(self.generation, seed=seed), text=text_with_marks)
         # Where the prompt has opened a thought, the reply begins within it, and is given with the opening tag.
-        opened = [THOUGHT if opens_thought(self._tail(prompt)) else "" for prompt in prompts]
+        ends = [prompt.segments[-1] for prompt in prompts]
+        tails = [end.ids[-TAIL_TOKENS:] if isinstance(end, Text) else () for end in ends]
+        texts = [self.llm.tokenizer.decode(list(ids), skip_special_tokens=False) for ids in tails]
+        opened = [THOUGHT if opens_thought(str(text)) else "" for text in texts]
         return [replace(reply, text=f"{tag}{reply.text.strip()}") for tag, reply in zip(opened, replies, strict=True)]
-
-    def _tail(self, prompt: Prompt) -> str:
-        """The last words of a prompt, which its chat template has written."""
-        last = prompt.segments[-1]
-        ids = list(last.ids[-TAIL_TOKENS:]) if isinstance(last, Text) else []
-        return str(self.llm.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.badaudio import tone, wav
@@ -90,7 +89,7 @@ def test_null_recordings_are_counted_and_not_fatal(folder: Path) -> None:
 
 
 def test_null_recordings_of_a_corpus_are_counted(folder: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, str | None]] = [
         {"audio": "a.wav", "transcript": "Hi."},
         {"audio": None, "transcript": "Gone."},
         {"audio": "", "id": "x"},

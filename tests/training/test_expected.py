@@ -108,8 +108,8 @@ def test_counts_are_those_of_training_by_kind_weight_and_stage(tmp_path: Path) -
     weights = (0.2, 2.5, 1.0)
     sums = expected.counted([(one, weight) for one, weight in zip(read, weights, strict=True) if one is not None])
     examples = Examples(manifests, weights=weights)
-    for kind in ("linguistic", "paralinguistic"):
-        assert sums[kind].examples == examples.count(kind)
+    assert sums["linguistic"].examples == examples.count("linguistic")
+    assert sums["paralinguistic"].examples == examples.count("paralinguistic")
     text = RECIPE.format(folder=tmp_path, window="full", layers="").replace("train.jsonl", "a.jsonl")
     text = text.replace(f'"{tmp_path}/llm"', '"Qwen/Qwen2.5-0.5B-Instruct"')
     text = text.replace(f'"{tmp_path}/encoder"', '"openai/whisper-tiny"')

@@ -215,11 +215,9 @@ def _text(value: object) -> None:
         _fail("holds half a character", ascii(value), "write both halves of the pair")
 
 
-def _path_or_null(value: object) -> None:
+def _path(value: object) -> None:
     # Null stands for a recording that is not there: its line is counted and gives no example.
-    if value is None:
-        return
-    _text(value)
+    _text_or_null(value)
     if "\0" in str(value):  # no file system has such a name, and Python raises at the first use
         _fail("must be a path", ascii(value), "leave out the character U+0000")
 
@@ -339,7 +337,7 @@ TURN_FIELDS: Mapping[str, Check] = {
     "parts": _list_of("parts", _part, "give text or a recording"),
 }
 SPEECH_FIELDS: Mapping[str, Check] = {
-    "audio": _path_or_null,
+    "audio": _path,
     "transcript": _text_or_null,
     "caption": _text_or_null,
     "labels": _labels,

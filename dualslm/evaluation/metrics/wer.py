@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,6 +122,10 @@ class Counting:
         """Errors of an answer, of so many words or characters of the truth (raw)."""
         reference = self.tokens("raw", truth)
         return float(sum(edits(reference, self.tokens("raw", answer)))), float(len(reference))
+
+    def errors_of(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        """The same of a prediction."""
+        return self.errors(row["truth"], row["answer"])
 
 
 def counting(references: Sequence[str]) -> Counting:
