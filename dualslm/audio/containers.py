@@ -349,14 +349,14 @@ def open_media(file: BinaryIO, demuxer: str, name: str, seconds: float) -> Media
     except ImportError:
         return _by_ffmpeg(file, demuxer, name, seconds)
     try:
-        container = av.open(file, format=demuxer)
+        container: Any = av.open(file, mode="r", format=demuxer)
         stream = container.streams.audio[0]
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         got = "no sound in it" if isinstance(error, IndexError) else getattr(error, "strerror", None) or str(error)
         raise _undecoded(name, demuxer, got) from error
 
     def blocks() -> Iterator[NDArray[np.float32]]:
-        resampler = av.AudioResampler(format="fltp", rate=stream.rate)
+        resampler: Any = av.AudioResampler(format="fltp", rate=stream.rate)
         try:
             for frame in container.decode(stream):
                 yield from (part.to_ndarray() for part in resampler.resample(frame))

@@ -19,14 +19,14 @@ from typing import Any, TypeVar, Unpack, cast, overload
 import torch
 from torch import Tensor, nn
 
-from dualslm.audio import frame_count, load
+from dualslm.audio import Window, frame_count, load
 from dualslm.conversation import NORMAL, Channel, Conversation, Said, Speech, View, are_messages
 from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
 from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, build_differences
 from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
-from dualslm.model.encoder import Frames, SpeechEncoder, Window, strict_load
+from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, TextStreamer

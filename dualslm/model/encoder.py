@@ -31,10 +31,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
-from dualslm.audio import CLIP_WINDOW_S as CLIP_WINDOW_S
-from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, window_for, windows
-from dualslm.audio import Window as Window
-from dualslm.audio import layers_kept as layers_kept
+from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Window, frame_count, layers_kept, window_for, windows
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
 from dualslm.model.fingerprint import fingerprint, of_weights

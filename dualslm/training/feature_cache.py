@@ -32,11 +32,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dualslm import audio
-from dualslm.audio import FRAMES_PER_SECOND, load
+from dualslm.audio import FRAMES_PER_SECOND, layers_kept, load
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
-from dualslm.model.encoder import Frames, SpeechEncoder, layers_kept
+from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
 
 META = "cache.json"
