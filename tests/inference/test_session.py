@@ -282,7 +282,7 @@ def test_an_interrupted_reply_stays_as_far_as_it_was_said(session: Session) -> N
 
 def test_an_unusable_recording_leaves_the_talk_as_it_was(session: Session, tmp_path: Path) -> None:
     session.reply("hello")
-    with pytest.raises(DualSLMError, match="cannot open"):
+    with pytest.raises(DualSLMError, match="cannot read the recording"):
         session.reply(Speech(tmp_path / "missing.wav"))
     assert len(session.conversation.turns) == 2
     assert len(session.record) == 1
