@@ -183,9 +183,13 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
     for one in _altered(training, work / "altered", seed):
         files["words-altered"].append(words_row(one, capitals))
     files["words-synthetic"] = [words_row(one, capitals) for one in _synthetic(work / "voices")]
+    emotions: dict[str, set[str]] = defaultdict(set)
+    for one in found:
+        emotions[one.corpus] |= {one.emotion} - {""}
     for one in _for_tone(found, seed):
-        # Emotions are acted in RAVDESS alone, and what learnt from it may not be shipped: its manifests are apart.
-        files[f"tone-{one.split}{'-acted' if one.emotion else ''}"].append(tone_row(one, capitals, found))
+        # A corpus of acted emotions has manifests of its own: what learns from RAVDESS may not be shipped.
+        name = f"tone-{one.split}-{one.corpus}" if one.emotion else f"tone-{one.split}"
+        files[name].append(tone_row(one, capitals, emotions[one.corpus]))
     for name, rows in sorted(files.items()):
         hours = sum(row["seconds"] for row in rows) / 3600
         print(f"{name}: {len(rows)} recordings, {len({row['speaker'] for row in rows})} speakers, {hours:.2f} h")
@@ -200,13 +204,13 @@ def words_row(one: Recording, capitals: set[str]) -> dict[str, Any]:
     return {**row, "written": sentence_case(one.text, capitals)}
 
 
-def tone_row(one: Recording, capitals: set[str], found: Sequence[Recording]) -> dict[str, Any]:
+def tone_row(one: Recording, capitals: set[str], emotions: set[str]) -> dict[str, Any]:
     """A line for P, to which `label` adds pitch, energy and tempo."""
     labels = {name: value for name, value in (("gender", one.gender), ("emotion", one.emotion)) if value}
     part: dict[str, Any] = {"audio": one.audio, "transcript": sentence_case(one.text, capitals), "labels": labels}
     if one.emotion:
         # The corpus' own emotions: with those of the product's task, calm would be no choice.
-        part["choices"] = {"emotion": sorted({other.emotion for other in found if other.emotion})}
+        part["choices"] = {"emotion": sorted(emotions)}
     return _row(one, part, [*labels, "asr"])
 
 

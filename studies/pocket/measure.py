@@ -312,8 +312,8 @@ def measure_leak(exam: Exam) -> Figures:
         raise DualSLMError(
             "leak needs scikit-learn", got=str(error), do="pip install 'dualslm[instruments]'"
         ) from error
-    learnt = [row for rows in exam.sets("tone-train-acted", None).values() for row in rows]
-    tested = [row for rows in exam.sets("tone-test-acted", None).values() for row in rows]
+    learnt = [row for rows in exam.sets("tone-train-ravdess", None).values() for row in rows]
+    tested = [row for rows in exam.sets("tone-test-ravdess", None).values() for row in rows]
     out: Figures = {}
     for name, look in (("L", _mean_of_l), ("encoder", _moments_of_layer)):
         known = np.stack([look(exam.model, clip(row)["audio"]) for row in learnt])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dualslm.chat_template import plain_ids
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
+from studies.pocket.voices import lexicon
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -213,18 +214,22 @@ def for_alignment(text: str, names: frozenset[str] | set[str] = frozenset()) -> 
 # ---------------------------------------------------------------------- choice
 
 
-def common_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
+def common_tokens(tokenizer: PreTrainedTokenizerBase, count: int, known: frozenset[str] | set[str]) -> list[int]:
     """The commonest tokens that are a whole word: lower-case letters with a space before them.
 
     Byte-pair tokenizers number tokens in the order in which they were merged, which is about that of their frequency.
+
+    Args:
+        tokenizer: of the LLM.
+        count: number of tokens; fewer where there are no more.
+        known: words in lower case. Of the tokens, many are no word but the beginning of some, as " gravit" is.
     """
     found = []
     for token in range(len(tokenizer)):
         if len(found) == count:
             break
         word = tokenizer.decode([token])
-        # A word of consonants alone is an abbreviation, which no voice reads as the tokenizer's texts meant it.
-        if re.fullmatch(r" [a-z]{2,}", word) and re.search("[aeiouy]", word):
+        if re.fullmatch(r" [a-z]+", word) and word[1:] in known:
             found.append(token)
     return found
 
@@ -276,7 +281,8 @@ def write(llm: str, data: Path, work: Path, names: Sequence[str], plan: Plan) ->
     tokenizer = _llm(llm).tokenizer
     candidates = read(data, work, names)
     capitals = names_in(text.text for text in candidates)
-    chosen = choose(candidates, tokenizer, common_tokens(tokenizer, plan.tokens), plan)
+    wanted = common_tokens(tokenizer, plan.tokens, lexicon())
+    chosen = choose(candidates, tokenizer, wanted, plan)
     work.mkdir(parents=True, exist_ok=True)
     with replacing(work / "texts.jsonl") as partial:
         partial.write_text(
@@ -289,7 +295,7 @@ def write(llm: str, data: Path, work: Path, names: Sequence[str], plan: Plan) ->
     (work / "names.json").write_text(json.dumps(sorted(capitals)) + "\n")
     count = Counter(text.source for text in chosen)
     for source, texts in sorted(count.items()):
-        licence = SOURCES[source].licence if source in SOURCES else "none needed: single words"
+        licence = SOURCES[source].licence if source in SOURCES else "words of hibari's lexicon, Apache-2.0"
         print(f"{source}: {texts} texts ({licence})")
 
 

@@ -10,6 +10,7 @@ Every draw follows from a text's id, so that a clip is the same in whichever pro
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import math
@@ -135,6 +136,17 @@ def longer_tract(spectrum: Samples, tract: float) -> Samples:
     weight = np.clip(position - below, 0, 1)[:, None].astype(np.float32)
     out: Samples = spectrum[below] * (1 - weight) + spectrum[below + 1] * weight
     return out
+
+
+def lexicon() -> set[str]:
+    """The words, in lower case, that hibari knows how to pronounce without guessing.
+
+    Raises:
+        DualSLMError: hibari-tts is not installed.
+    """
+    folder = Path(str(_package("hibari", "hibari-tts").__file__)).parent
+    words: dict[str, Any] = json.loads(gzip.decompress((folder / "assets" / "lexicon_us_gold.json.gz").read_bytes()))
+    return {word for word in words if word.isalpha() and word.islower()}
 
 
 def espeak(text: str, rng: random.Random) -> Samples:
