@@ -1,0 +1,1 @@
+"""A first small model of real parts: Whisper-base, SmolLM2-135M and real voices (docs/pocket.md)."""
