@@ -175,11 +175,12 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
     out = work / "manifests"
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in found:
-        if one.seconds <= MAX_SECONDS:
-            set_name = f"words-{one.split}" if one.split != "test" else f"words-test-{_test_set(one)}"
-            files[set_name].append(words_row(one, capitals))
-    training = [one for one in found if one.split == "train" and one.seconds <= MAX_SECONDS]
+    # Acted corpora hold a few sentences over and over, which would teach L to expect them; they are for P alone.
+    spoken = [one for one in found if one.seconds <= MAX_SECONDS and not one.emotion]
+    for one in spoken:
+        set_name = f"words-{one.split}" if one.split != "test" else f"words-test-{_test_set(one)}"
+        files[set_name].append(words_row(one, capitals))
+    training = [one for one in spoken if one.split == "train"]
     for one in _altered(training, work / "altered", seed):
         files["words-altered"].append(words_row(one, capitals))
     files["words-synthetic"] = [words_row(one, capitals) for one in _synthetic(work / "voices")]
@@ -198,10 +199,9 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
 
 
 def words_row(one: Recording, capitals: set[str]) -> dict[str, Any]:
-    """A line for L; `written` is the transcript as a reader would write it, for prompts in which text stands."""
-    part = {"audio": one.audio, "transcript": for_alignment(one.text, capitals)}
-    row = _row(one, part, ["asr"])
-    return {**row, "written": sentence_case(one.text, capitals)}
+    """A line for L: as alignment needs its transcript, and as a reader would write it in a test."""
+    written = sentence_case if one.split == "test" else for_alignment
+    return _row(one, {"audio": one.audio, "transcript": written(one.text, capitals)}, ["asr"])
 
 
 def tone_row(one: Recording, capitals: set[str], emotions: set[str]) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def measure_decoder(exam: Exam) -> Figures:
 
 
 def _words_figure(rows: Sequence[Row], heard: Sequence[str]) -> Figures:
-    return word_rate([row["written"] for row in rows], heard, [row["speaker"] for row in rows]).as_json()
+    return word_rate([clip(row)["transcript"] for row in rows], heard, [row["speaker"] for row in rows]).as_json()
 
 
 # ---------------------------------------------------------------------- P
@@ -272,9 +272,9 @@ def measure_likelihood(exam: Exam) -> Figures:
     The reply is greedy, so that text has the smallest figure that there is; without L's help an LLM would guess.
     """
     model = exam.model
-    rows = [row for own in exam.sets("words-test-*").values() for row in own if len(raw(row["written"])) > 3]
+    rows = [row for own in exam.sets("words-test-*").values() for row in own if len(raw(clip(row)["transcript"])) > 3]
     rows = random.Random("likelihood").sample(rows, min(REPLY_CLIPS, len(rows)))
-    said = [Conversation(SYSTEM).user(Speech(clip(row)["audio"], transcript=row["written"])) for row in rows]
+    said = [Conversation(SYSTEM).user(Speech(clip(row)["audio"], transcript=clip(row)["transcript"])) for row in rows]
     text, spoken = View("none", "text"), View("none", "speech")
     settings = GenerationSettings(max_new_tokens=REPLY_TOKENS)
     replies = model.generate([render(one, model.llm.tokenizer, text) for one in said], generation=settings)
@@ -369,7 +369,7 @@ def ask(exam: Exam, out: Path, seed: int) -> None:
     by_speaker: dict[str, list[Row]] = defaultdict(list)
     for rows in exam.sets("words-test-*").values():
         for row in rows:
-            if 1.2 < row["seconds"] < 9 and len(raw(row["written"])) > 3:
+            if 1.2 < row["seconds"] < 9 and len(raw(clip(row)["transcript"])) > 3:
                 by_speaker[row["speaker"]].append(row)
     rng = random.Random(f"ask/{seed}")
     several = sorted(speaker for speaker, rows in by_speaker.items() if len(rows) >= ASKED["each"])
@@ -384,7 +384,7 @@ def ask(exam: Exam, out: Path, seed: int) -> None:
             # With P and without it: a P that no stage of the LLM has taught may do harm.
             views = ("speech,speech", "none,speech")
             replies = {view: model.reply(path, view=view, system=SYSTEM, max_new_tokens=40) for view in views}
-            answers.append({"id": row["id"], "said": row["written"], "L reads": read, "replies": replies})
+            answers.append({"id": row["id"], "said": clip(row)["transcript"], "L reads": read, "replies": replies})
             print(json.dumps(answers[-1], ensure_ascii=False), flush=True)
     _write(out, {"checkpoint": exam.checkpoint, "system": SYSTEM, "answers": answers})
 

@@ -260,8 +260,13 @@ def choose(
                 chosen[index] = text
                 said.update(ids[index])
                 words += len(text.text.split())
-    lacking = [token for token in sorted(wanted) for _ in range(plan.each - said[token])]
-    out = [*chosen.values(), *word_lists(tokenizer, lacking, rng)]
+    lists = [
+        text
+        # One round for each time that is lacking, so that no list says a word twice.
+        for need in range(plan.each)
+        for text in word_lists(tokenizer, [token for token in sorted(wanted) if said[token] <= need], rng)
+    ]
+    out = [*chosen.values(), *lists]
     rng.shuffle(out)
     return out
 
