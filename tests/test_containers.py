@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from dualslm.audio.containers import MAX_PADDING
 
 from dualslm.audio import SAMPLE_RATE, TooLongError, duration, load, read
+from dualslm.audio.containers import MAX_PADDING
 from dualslm.data.corpora.base import CUT_OFF, UNREADABLE
 from dualslm.data.corpora.clips import probe
 from dualslm.errors import DualSLMError
