@@ -92,7 +92,7 @@ def test_a_missing_voice_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, t
         raise ImportError(f"No module named {name!r}")
 
     (tmp_path / "texts.jsonl").write_text("")
-    monkeypatch.setattr(voices.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(DualSLMError, match="hibari-tts") as raised:
         voices.speak(tmp_path / "texts.jsonl", tmp_path / "voices")
     assert "\n" not in str(raised.value)
