@@ -103,7 +103,7 @@ def _stage_table(figures: Figures) -> str:
         ("reply all right, P and transcript", "seen/reply/speech,text"),
     ]
     lines = [
-        "What each stage of `recipes/tiny.toml` does, and the same lessons without equivalence replacement (voices "
+        "What each stage of `recipes/tiny.toml` does, and the same training without equivalence replacement (voices "
         "heard in training); the shipped adapters went on from stage 3 by `recipes/tiny-more.toml`:\n",
         _row("%", *columns.values()),
         "|---|" + "--:|" * len(columns),
