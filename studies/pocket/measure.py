@@ -192,7 +192,7 @@ def measure_decoder(exam: Exam) -> Figures:
     """The word error rate of Whisper's own decoder on the same recordings: what the encoder's output holds."""
     from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    model = WhisperForConditionalGeneration.from_pretrained(exam.whisper).eval()
+    model = WhisperForConditionalGeneration.from_pretrained(exam.whisper, dtype=torch.float32).eval()
     features = WhisperFeatureExtractor.from_pretrained(exam.whisper)
     tokenizer = AutoTokenizer.from_pretrained(exam.whisper)
     # English is said and not guessed: of short clips the guess is often another language.
