@@ -367,7 +367,7 @@ def run(exam: Exam, names: Sequence[str], out: Path) -> None:
 def ask(exam: Exam, out: Path, seed: int) -> None:
     """Writes twenty replies, each beside what was said and what L reads, to be judged by eye."""
     by_speaker: dict[str, list[Row]] = defaultdict(list)
-    for rows in exam.sets("words-test-*").values():
+    for rows in exam.sets("words-test-*", None).values():
         for row in rows:
             if 1.2 < row["seconds"] < 9 and len(raw(clip(row)["transcript"])) > 3:
                 by_speaker[row["speaker"]].append(row)
