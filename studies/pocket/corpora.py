@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ def read(data: Path, seed: int = 0) -> list[Recording]:
     Raises:
         DualSLMError: no `labels.csv` there.
     """
-    lists = sorted(data.rglob("labels.csv"))
+    lists = _below(data, "labels.csv")
     found = [recording for file in lists for recording in _listed(file)] + list(_librispeech(data))
     if not found:
         raise DualSLMError(f"no recordings in {data}", got="no labels.csv", do="give the folder of the corpora")
@@ -119,7 +120,7 @@ def _listed(file: Path) -> Iterator[Recording]:
 
 
 def _librispeech(data: Path) -> Iterator[Recording]:
-    for listing in sorted(data.rglob("*.trans.txt")):
+    for listing in _below(data, ".trans.txt"):
         sexes = _librispeech_sexes(listing.parents[3])
         for line in listing.read_text().splitlines():
             name, _, text = line.partition(" ")
@@ -137,6 +138,12 @@ def _librispeech(data: Path) -> Iterator[Recording]:
                     text,
                     sexes.get(speaker, ""),
                 )
+
+
+def _below(data: Path, ending: str) -> list[Path]:
+    """Files by the end of their names, in linked folders too: corpora are large, and seldom lie where they are used."""
+    found = [Path(folder) / name for folder, _, names in os.walk(data, followlinks=True) for name in names]
+    return sorted(path for path in found if path.name.endswith(ending))
 
 
 def _librispeech_sexes(root: Path) -> dict[str, str]:

@@ -192,7 +192,7 @@ def measure_decoder(exam: Exam) -> Figures:
     """The word error rate of Whisper's own decoder on the same recordings: what the encoder's output holds."""
     from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    model = WhisperForConditionalGeneration.from_pretrained(exam.whisper).eval()
+    model = WhisperForConditionalGeneration.from_pretrained(exam.whisper, dtype=torch.float32).eval()
     features = WhisperFeatureExtractor.from_pretrained(exam.whisper)
     tokenizer = AutoTokenizer.from_pretrained(exam.whisper)
     # English is said and not guessed: of short clips the guess is often another language.
@@ -367,7 +367,7 @@ def run(exam: Exam, names: Sequence[str], out: Path) -> None:
 def ask(exam: Exam, out: Path, seed: int) -> None:
     """Writes twenty replies, each beside what was said and what L reads, to be judged by eye."""
     by_speaker: dict[str, list[Row]] = defaultdict(list)
-    for rows in exam.sets("words-test-*").values():
+    for rows in exam.sets("words-test-*", None).values():
         for row in rows:
             if 1.2 < row["seconds"] < 9 and len(raw(clip(row)["transcript"])) > 3:
                 by_speaker[row["speaker"]].append(row)
