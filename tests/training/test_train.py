@@ -82,7 +82,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
 @pytest.mark.parametrize(("times", "processes"), [("2", "1"), ("1", "2")])
 def test_a_run_killed_by_the_system_ends_with_the_same_bytes(root: Path, times: str, processes: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(root / "bench" / "kill.py"), "--times", times, "--processes", processes],
+        [sys.executable, str(root / "tests" / "support" / "kill.py"), "--times", times, "--processes", processes],
         capture_output=True,
         text=True,
         check=False,

@@ -1,12 +1,12 @@
 """Kills a training run with SIGKILL again and again and resumes it: it must end with the same bytes.
 
-    python bench/kill.py --times 20 [--processes 2]
+    python tests/support/kill.py --times 20 [--processes 2]
 
 Every second kill waits for a moment in which a file is being written, the others come at random times from the start of
 the process on. The run is the miniature of the tests: all parts random, two stages, validation, dropout. The last lines
 say whether the adapters of every stage are byte for byte those of a run that was never stopped.
 
-It is no benchmark but a stress test; a test runs it with a few kills, and by hand it takes many.
+A test runs it with a few kills, and by hand it takes many.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
-from support.trainkit import make
 
 from dualslm.recipe import to_toml
+from support.trainkit import make
 
 STAGES = ("joint", "disentangle")
 TIMEOUT_S = 120.0
