@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dualslm.tiny.build.readme import put
+from studies import pages
+from studies.pages import ranged, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 Figures = Mapping[str, Any]
@@ -25,12 +25,7 @@ def write(result: Path, *, check: bool = False) -> int:
     Returns:
         0, or with `check` 1 where the page is stale.
     """
-    text = PAGE.read_text()
-    fresh = put(text, "pocket", tables(json.loads(result.read_text())))
-    if check:
-        return int(fresh != text)
-    PAGE.write_text(fresh)
-    return 0
+    return pages.write(PAGE, "pocket", tables, result, check=check)
 
 
 def tables(result: Figures) -> str:
@@ -43,7 +38,7 @@ def tables(result: Figures) -> str:
 
 def _heard(found: Figures) -> str:
     rows = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}", f"{own['weight']}"] for own in found["heard"]]
-    return "### What L heard\n\nA weight is how often an epoch holds a clip.\n\n" + _table(
+    return "### What L heard\n\nA weight is how often an epoch holds a clip.\n\n" + table(
         ["clips", "number", "hours", "weight"], rows
     )
 
@@ -55,29 +50,29 @@ def _words(found: Figures) -> str:
         rows.append(
             [
                 name,
-                _figure(own["L"]),
+                ranged(own["L"]),
                 _counts(own["L"]),
-                *(_figure(same[who]) if same else "" for who in ("L", DECODER)),
+                *(ranged(same[who]) if same else "" for who in ("L", DECODER)),
                 _counts(same["L"]) if same else "",
             ]
         )
     head = ["word error rate, %", "L", "n, speakers", "L, same clips", f"{DECODER}, same clips", "n, speakers"]
     return (
         "### Words: L by nearest token\n\nSpeakers that were never heard, 95 % intervals over them in brackets; less "
-        f"is better.\n\n{_table(head, rows)}"
+        f"is better.\n\n{table(head, rows)}"
     )
 
 
 def _tone(found: Figures) -> str:
     head = ["right, %", "of", "P", "always the commonest", "n, speakers"]
     rows = [
-        [name, test_set, _figure(own), f"{own['commonest']:.1f}", _counts(own)]
+        [name, test_set, ranged(own), f"{own['commonest']:.1f}", _counts(own)]
         for test_set, attributes in found["tone"].items()
         for name, own in attributes.items()
     ]
     return (
         "### Tone: P by nearest word\n\nPitch, energy and tempo are terciles of the training recordings; emotion is "
-        f"one of eight. A figure is worth what it has above the commonest value.\n\n{_table(head, rows)}"
+        f"one of eight. A figure is worth what it has above the commonest value.\n\n{table(head, rows)}"
     )
 
 
@@ -86,13 +81,13 @@ def _llm(found: Figures) -> str:
     names = [name for name in own if name != "n"]
     rows = [[name, f"{own[name]:.2f}"] for name in names]
     repeat = found["repeat"]
-    again = [[name, _figure(repeat[name])] for name in repeat if name != "n"]
+    again = [[name, ranged(repeat[name])] for name in repeat if name != "n"]
     return (
         "### What the LLM makes of L\n\nNegative log-likelihood of the LLM's own reply to the text, given other forms "
         f"of the same words; {own['n']} recordings, less is better, no interval was taken.\n\n"
-        + _table(["given", "nats a token"], rows)
+        + table(["given", "nats a token"], rows)
         + "\nAsked to repeat what was said, after three examples in text: word error rate, which insertions may take "
-        f"above 100 ({repeat['n']} recordings).\n\n" + _table(["given", "%"], again)
+        f"above 100 ({repeat['n']} recordings).\n\n" + table(["given", "%"], again)
     )
 
 
@@ -100,8 +95,8 @@ def _leak(found: Figures) -> str:
     own = found["leak"]
     return (
         "### Leak: emotion in L\n\nA linear reader of the mean of L, fitted on RAVDESS' actors 1 to 12 and asked about "
-        f"13 to 18, finds one emotion of eight in {_figure(own['L'])} % (chance {CHANCE:.1f}, n {own['L']['n']}); in "
-        f"the encoder's fourth layer, which P reads, {_figure(own['encoder'])}. L was not trained to be rid of it.\n"
+        f"13 to 18, finds one emotion of eight in {ranged(own['L'])} % (chance {CHANCE:.1f}, n {own['L']['n']}); in "
+        f"the encoder's fourth layer, which P reads, {ranged(own['encoder'])}. L was not trained to be rid of it.\n"
     )
 
 
@@ -151,14 +146,5 @@ def _readings(found: Figures) -> str:
     return ", ".join(f"{own[trained]['value']:.1f} to {own['L']['value']:.1f}" for own in found["words"].values())
 
 
-def _figure(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
-
-
 def _counts(figure: Mapping[str, float]) -> str:
     return f"{figure['n']}, {figure['speakers']}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualslm.tiny.build.readme import put
+from studies import pages
+from studies.pages import ranged, table
 from studies.real_speech import plans
 from studies.real_speech.wording import EMOTIONS
 
@@ -25,12 +25,7 @@ def write(result: Path, *, check: bool = False) -> int:
     Returns:
         0, or with `check` 1 where the page is stale.
     """
-    text = PAGE.read_text()
-    fresh = put(text, "real_speech", tables(json.loads(result.read_text())))
-    if check:
-        return int(fresh != text)
-    PAGE.write_text(fresh)
-    return 0
+    return pages.write(PAGE, "real_speech", tables, result, check=check)
 
 
 def tables(result: Figures) -> str:
@@ -56,7 +51,7 @@ def _findings(found: Figures) -> str:
     if "probe" in found:
         last = max(key for key in found["probe"] if key.startswith("emotion"))
         layer, figure = probe_best(found["probe"])
-        compared = f"{layer} of the yardstick reads {_figure(figure)}, its last layer {_figure(found['probe'][last])}"
+        compared = f"{layer} of the yardstick reads {ranged(figure)}, its last layer {ranged(found['probe'][last])}"
         lines.append(f"{len(lines) + 1}. The best layer for emotion is not the last one: {compared}.")
     return (
         "### Findings\n\nEmotion from P alone unless said, n as below.\n\n" + "\n".join(lines) + "\n" if lines else ""
@@ -91,7 +86,7 @@ WHOLE_FINDINGS: Sequence[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
 def _pair(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
     # Stricter than a paired test: intervals may overlap and the difference still be real.
     apart = ours["low"] > theirs["high"] or theirs["low"] > ours["high"]
-    return f"{_figure(ours)} against {_figure(theirs)}; the intervals {'do not overlap' if apart else 'overlap'}"
+    return f"{ranged(ours)} against {ranged(theirs)}; the intervals {'do not overlap' if apart else 'overlap'}"
 
 
 def probe_best(probe: Figures) -> tuple[str, Mapping[str, float]]:
@@ -112,7 +107,7 @@ def _chosen(found: Figures) -> str:
     digits = next(iter(runs.values()))["digits"]["words, L"]["exact"]["n"]
     return (
         f"### The chosen setting\n\nActors 13 to 18, n = {n}; digits of two unseen speakers, n = {digits}; 95 % "
-        "intervals in brackets.\n\n" + _table(head, [row for row in [*rows, *text] if any(row[2:])])
+        "intervals in brackets.\n\n" + table(head, [row for row in [*rows, *text] if any(row[2:])])
     )
 
 
@@ -148,21 +143,21 @@ def _confusion(found: Figures) -> str:
     rows = [[name, *map(str, counts)] for name, counts in zip(EMOTIONS, run["confusion"], strict=True)]
     return (
         f"### What is heard for what\n\nP alone, seed {seed}: clips acted (rows) and answered (columns).\n\n"
-        + _table(head, rows)
+        + table(head, rows)
     )
 
 
 def _swap(found: Figures) -> str:
     runs = _seeds(found, plans.CHOSEN.name)
     rows = [
-        [f"{name}, seed {seed}", _figure(figure), str(figure["n"])]
+        [f"{name}, seed {seed}", ranged(figure), str(figure["n"])]
         for seed, run in runs.items()
         for name, figure in run.get("swap", {}).items()
     ]
     if not rows:
         return ""
     head = "### The swap\n\nP of an angry clip with L of a calm one of the same actor, who says the other sentence.\n\n"
-    return head + _table(["%", "rate", "n"], rows)
+    return head + table(["%", "rate", "n"], rows)
 
 
 def _probe(found: Figures) -> str:
@@ -173,14 +168,17 @@ def _probe(found: Figures) -> str:
     layers = sorted({key.split("layer ")[1] for key in probes[0][0]})
     head = ["layer", *(f"{name}, {label}" for _, label in probes for name in ("emotion", "gender"))]
     rows = [
-        [layer, *(_figure(probe[f"{name}, layer {layer}"]) for probe, _ in probes for name in ("emotion", "gender"))]
+        [
+            layer,
+            *(ranged(probe[f"{name}, layer {layer}"]) for probe, _ in probes for name in ("emotion", "gender")),
+        ]
         for layer in layers
     ]
     intro = (
         "### The yardstick\n\nA linear classifier on mean and deviation of one layer over the clip, same speakers; "
         "layer 0 is the convolutions', the last one the encoder's output.\n\n"
     )
-    return intro + _table(head, rows)
+    return intro + table(head, rows)
 
 
 def _tone(found: Figures) -> str:
@@ -188,14 +186,20 @@ def _tone(found: Figures) -> str:
     if not arms:
         return ""
     rows = [
-        [name, _figure(run["emotion, P"]), _figure(run["gender, P"]), f"{run['adapters']:,}", f"{run['minutes']}"]
+        [
+            name,
+            ranged(run["emotion, P"]),
+            ranged(run["gender, P"]),
+            f"{run['adapters']:,}",
+            f"{run['minutes']}",
+        ]
         for name, run in arms
     ]
     intro = (
         "### P alone: what makes it better\n\nOne stage that teaches P alone, the same clips, order and steps; each "
         "row differs from the first in one thing.\n\n"
     )
-    return intro + _table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
+    return intro + table(["setting", "emotion, %", "gender, %", "parameters of both adapters", "minutes"], rows)
 
 
 def _whole(found: Figures) -> str:
@@ -215,7 +219,7 @@ def _whole(found: Figures) -> str:
         "### Both adapters: with and without ERR, and a single one\n\nThe same clips, order and steps. A single "
         "adapter has no P: what it does stands in the rows of L alone, where tone is no leak.\n\n"
     )
-    return intro + _table(["%", *(name for name, _ in arms)], rows)
+    return intro + table(["%", *(name for name, _ in arms)], rows)
 
 
 def _rotated(found: Figures) -> str:
@@ -233,7 +237,7 @@ def _rotated(found: Figures) -> str:
         "### Digits of the other speakers\n\nThe chosen setting, seed 0, taught by four speakers and asked about the "
         "other two. Only the first two had been looked at before it was chosen.\n\n"
     )
-    return intro + _table(["never heard", "n", "L alone, %", "P and L, %"], rows)
+    return intro + table(["never heard", "n", "L alone, %", "P and L, %"], rows)
 
 
 def _tested(found: Figures) -> str:
@@ -242,7 +246,7 @@ def _tested(found: Figures) -> str:
     rows = [[" ".join(run["actors"]), str(run["seed"]), *(_at(run, (key,)) for key in keys)] for run in runs]
     if not rows:
         return ""
-    return "### By `--test-dir`\n\n" + _table(["actors", "seed", *keys], rows)
+    return "### By `--test-dir`\n\n" + table(["actors", "seed", *keys], rows)
 
 
 # ---------------------------------------------------------------------- helpers
@@ -257,7 +261,7 @@ def _seeds(found: Figures, name: str) -> dict[str, Any]:
 def _at(run: Figures, path: Iterable[str]) -> str:
     """The figure at a path; empty where it was not measured."""
     figure = _get(run, path)
-    return _figure(figure) if figure else ""
+    return ranged(figure) if figure else ""
 
 
 def _get(run: Figures, path: Iterable[str]) -> Any:
@@ -265,12 +269,3 @@ def _get(run: Figures, path: Iterable[str]) -> Any:
     for key in path:
         found = found.get(key, {})
     return found
-
-
-def _figure(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
