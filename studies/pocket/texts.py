@@ -7,7 +7,6 @@ the clips once consisted, and with them L learnt slowly.
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dualslm.chat_template import plain_ids
+from dualslm.data.corpora.base import table
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
 from studies.pocket.voices import lexicon
@@ -82,14 +82,14 @@ def _dailytalk(data: Path, _work: Path) -> Iterator[str]:
 
 
 def _styletalk(data: Path, _work: Path) -> Iterator[str]:
-    for row in _tables(data / "styletalk"):
+    for row in _tables(data / "styletalk", ("curr_text", "res_text", "context")):
         # Its contexts hold several turns in one text, each with the letter of the speaker before it.
         for text in (row["curr_text"], row["res_text"], row["context"]):
             yield from re.split(r"(?:^|\s)[AB] ?:", text)
 
 
 def _meld(data: Path, _work: Path) -> Iterator[str]:
-    yield from (row["Utterance"] for row in _tables(data / "meld"))
+    yield from (row["Utterance"] for row in _tables(data / "meld", ("Utterance",)))
 
 
 def _prose(_data: Path, work: Path) -> Iterator[str]:
@@ -104,10 +104,9 @@ def _plain(data: Path, _work: Path) -> Iterator[str]:
         yield from file.read_text(errors="replace").split("\n\n")
 
 
-def _tables(folder: Path) -> Iterator[Mapping[str, str]]:
+def _tables(folder: Path, columns: Sequence[str]) -> Iterator[Mapping[str, str]]:
     for file in sorted(folder.rglob("*.csv")):
-        with file.open(encoding="utf-8", errors="replace", newline="") as opened:
-            yield from csv.DictReader(opened)
+        yield from table(file, columns)
 
 
 SOURCES: Mapping[str, Source] = {
