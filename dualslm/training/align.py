@@ -133,14 +133,8 @@ def _class_logits(
     embeddings that are much longer than its own.
     """
     device = model.llm.device
-    unit = model.ling.project.scale  # spread of the LLM's token embeddings: lengths below count in it
-    tokens_VD = model.llm.embed(classes_V.to(device)).detach().float() / unit
-    embeds_BLD = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device)).float() / unit
-    if model.ling.skip:
-        tokens_VD = tokens_VD - model.ling.middle_D / unit
-        embeds_BLD = embeds_BLD - model.ling.middle_D / unit
-    length_BL1 = (embeds_BLD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * tokens_VD.shape[1] ** 0.5
-    cosine_BLV = embeds_BLD / length_BL1 @ F.normalize(tokens_VD, dim=-1).T
+    embeds_BLD = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device))
+    embeds_BLD, tokens_VD, cosine_BLV = compare_with_tokens(model, embeds_BLD, classes_V)
     blank = CENTERED_BLANK_COSINE if model.ling.skip else BLANK_COSINE
     logits_BLV = LOGIT_SCALE * F.pad(cosine_BLV.float(), (1, 0), value=blank)
     if weight_V is not None:
@@ -152,6 +146,29 @@ def _class_logits(
     groups_B = -(-frames.lengths_B // model.ling.stack)
     inside_BL = torch.arange(pull_BL.shape[1], device=groups_B.device) < groups_B[:, None]
     return logits_BLV, PULL_WEIGHT * (pull_BL * inside_BL.to(device)).sum(1)
+
+
+def compare_with_tokens(model: DualSLM, embeds_LD: Tensor, tokens_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compares L with tokens by direction, where alignment learns and where L is read.
+
+    Args:
+        model: model whose L gave the embeddings.
+        embeds_LD: embeddings (..., L, D).
+        tokens_V: ids of tokens.
+
+    Returns:
+        Both in units of the spread of the LLM's token embeddings, from the middle of all tokens where L skips silence:
+        (..., L, D) and (V, D). And the cosine (..., L, V) between them.
+    """
+    unit = model.ling.project.scale  # spread of the LLM's token embeddings: lengths below count in it
+    tokens_VD = model.llm.embed(tokens_V.to(model.llm.device)).detach().float() / unit
+    embeds_LD = embeds_LD.float() / unit
+    if model.ling.skip:
+        tokens_VD = tokens_VD - model.ling.middle_D / unit
+        embeds_LD = embeds_LD - model.ling.middle_D / unit
+    # The floor under the length lets a short embedding, which says nothing, be near to no token.
+    length_L1 = (embeds_LD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * tokens_VD.shape[1] ** 0.5
+    return embeds_LD, tokens_VD, embeds_LD / length_L1 @ F.normalize(tokens_VD, dim=-1).T
 
 
 def label_values(speeches: Iterable[Speech]) -> dict[str, list[str]]:
@@ -188,7 +205,7 @@ def tone_loss(
     unit = model.para.project.scale  # spread of the LLM's token embeddings: lengths below count in it
     embeds_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
     words = {
-        name: torch.stack([_word_embedding(model, word) for word in known]) / unit for name, known in values.items()
+        name: torch.stack([word_embedding(model, word) for word in known]) / unit for name, known in values.items()
     }
     # One vector holds all attributes at once: the sum of their means is taken off, so that each attribute's words are
     # compared with what P adds to them.
@@ -212,7 +229,7 @@ def tone_loss(
     return _by_prompt(prompts, nll_B + TONE_PULL_WEIGHT * pull_B, counts_B)
 
 
-def _word_embedding(model: DualSLM, word: str) -> Tensor:
+def word_embedding(model: DualSLM, word: str) -> Tensor:
     """The embedding of a word (D): the mean of those of its tokens."""
     # With a space before it, as the word stands within a sentence.
     ids = plain_ids(model.llm.tokenizer, f" {word}")

@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualslm.audio import SAMPLE_RATE, load
-from dualslm.chat_template import plain_ids
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.metrics.bootstrap import figure
@@ -34,7 +33,7 @@ from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
-from dualslm.training.align import BLANK_COSINE, LENGTH_FLOOR, label_values, spoken_tokens
+from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, spoken_tokens, word_embedding
 
 Row: TypeAlias = Mapping[str, Any]
 Figures: TypeAlias = dict[str, Any]
@@ -137,18 +136,10 @@ def nearest_tokens(model: DualSLM, embeds_LD: Tensor, tokens_V: Tensor, read_cos
         read_cosine: cosine from which a token is read; that of `READ_COSINE` unless given, or for an L that is aligned
             from zero the one that alignment trains with.
     """
-    unit = model.ling.project.scale
-    known_VD = model.llm.embed(tokens_V.to(model.llm.device)).float() / unit
-    embeds_LD = embeds_LD.float() / unit
-    if model.ling.skip:
-        # Directions are seen from where alignment saw them: the middle of all tokens.
-        known_VD = known_VD - model.ling.middle_D / unit
-        embeds_LD = embeds_LD - model.ling.middle_D / unit
     if read_cosine is None:
         read_cosine = READ_COSINE if model.ling.skip else BLANK_COSINE
-    # The floor under the length lets a short embedding, which says nothing, be near to no token.
-    length_L1 = (embeds_LD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * known_VD.shape[1] ** 0.5
-    best = (embeds_LD / length_L1 @ F.normalize(known_VD, dim=-1).T).max(-1)
+    _, _, cosine_LV = compare_with_tokens(model, embeds_LD, tokens_V)
+    best = cosine_LV.max(-1)
     said: list[int] = []
     before = -1
     for index, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True):
@@ -252,11 +243,6 @@ def measure_tone(exam: Exam) -> Figures:
             commonest = 100 * max(truth[name].values()) / len(own)
             out[f"{set_name} {name}"] = {**_share(own).as_json(), "commonest": round(commonest, 1)}
     return out
-
-
-def word_embedding(model: DualSLM, word: str) -> Tensor:
-    """The mean embedding (D) of a word's tokens, as it stands within a sentence."""
-    return model.llm.embed(torch.tensor(plain_ids(model.llm.tokenizer, f" {word}"))).float().mean(0)
 
 
 def _share(hits: Sequence[tuple[bool, str]]) -> Figure:
