@@ -179,6 +179,8 @@ class Stage:
     """Examples per optimizer step, summed over all processes."""
     objective: Literal["reply", "align"] = "reply"
     """The loss: cross-entropy of the reply through the LLM, or alignment to its input embeddings (`align.py`)."""
+    min_token_count: int = 0
+    """Of L's alignment: tokens that the transcripts hold fewer times are spelled by commoner ones (`spelling.py`)."""
     warmup: int = 0
     """Length of the warm-up in optimizer steps."""
     epochs: int | None = None
@@ -195,7 +197,7 @@ class Stage:
         _require(self.name.isidentifier(), "name", repr(self.name), "use letters, digits and _")
         _above_zero(lr=self.lr)
         _at_least(1, batch=self.batch, epochs=self.epochs, steps=self.steps)
-        _at_least(0, warmup=self.warmup)
+        _at_least(0, warmup=self.warmup, min_token_count=self.min_token_count)
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")

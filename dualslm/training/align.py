@@ -40,6 +40,7 @@ from dualslm.model.encoder import Frames
 from dualslm.model.inputs import IGNORE_INDEX, Hear
 from dualslm.model.loss import Loss
 from dualslm.prompt import Prompt
+from dualslm.training.spelling import Spelling
 
 LOGIT_SCALE = 24.0  # nats between a token in an embedding's own direction and one at a right angle
 BLANK_COSINE = 0.45  # cosine that the blank has with every embedding: a token must come nearer
@@ -52,20 +53,13 @@ TONE_LOGIT_SCALE = 16.0  # as LOGIT_SCALE, between an attribute's words seen fro
 TONE_PULL_WEIGHT = 1.0  # weight of P's squared distance from the mix of words that it is classified as
 
 
-def spoken_tokens(model: DualSLM, transcripts: Iterable[str]) -> Tensor:
-    """The distinct tokens of transcripts that are spoken (V), sorted: those with a letter or a digit."""
-    tokenizer = model.llm.tokenizer
-    ids = {token for text in set(transcripts) for token in plain_ids(tokenizer, text)}
-    return torch.tensor(sorted(token for token in ids if any(map(str.isalnum, tokenizer.decode([token])))))
-
-
-def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], classes_V: Tensor, hear: Hear | None = None) -> Loss:
+def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], spelling: Spelling, hear: Hear | None = None) -> Loss:
     """The CTC loss of the prompts' recordings against their transcripts.
 
     Args:
         model: model whose linguistic adapter learns.
         prompts: prompts with at least one recording each.
-        classes_V: tokens that are the classes, from `spoken_tokens`; other tokens of a transcript are passed over.
+        spelling: the tokens that are the classes, and each transcript in them; others are passed over.
         hear: gives frames of recordings; `model.hear` when None.
 
     Returns:
@@ -76,7 +70,8 @@ def alignment_loss(model: DualSLM, prompts: Sequence[Prompt], classes_V: Tensor,
     """
     clips = [clip for prompt in prompts for clip in prompt.clips]
     frames = (hear or model.hear)(clips)
-    ids = [_class_ids(model, clip, classes_V) for clip in clips]
+    classes_V = spelling.tokens_V
+    ids = [_class_ids(clip, spelling) for clip in clips]
     weight_V = None
     if model.ling.training and len(classes_V) > MAX_NEGATIVES:
         classes_V, weight_V = _sampled_classes(classes_V, torch.cat(ids))
@@ -103,12 +98,12 @@ def _by_prompt(prompts: Sequence[Prompt], nll_B: Tensor, counts_B: Tensor) -> Lo
     return Loss(zeros.index_add(0, owner_B, nll_B), zeros.to(counts_B.dtype).index_add(0, owner_B, counts_B))
 
 
-def _class_ids(model: DualSLM, clip: Speech, classes_V: Tensor) -> Tensor:
+def _class_ids(clip: Speech, spelling: Spelling) -> Tensor:
     """The tokens of a recording's transcript that are classes (S)."""
     if clip.transcript is None:
         raise DualSLMError(f"{clip.audio!s} has no transcript to be aligned with", got="none", do="add one")
-    ids_S = torch.tensor(plain_ids(model.llm.tokenizer, clip.transcript), dtype=torch.long)
-    return ids_S[torch.isin(ids_S, classes_V)]
+    ids_S = torch.tensor(spelling.ids(clip.transcript), dtype=torch.long)
+    return ids_S[torch.isin(ids_S, spelling.tokens_V)]  # a transcript of validation may hold others
 
 
 def _sampled_classes(classes_V: Tensor, spoken_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,11 @@ from dualslm.model.llm import weights_hash
 from dualslm.model.loss import MIN_SAVED_SHARE, NEVER_SHARE, Loss
 from dualslm.prompt import Prompt
 from dualslm.recipe import Optimizer, Recipe, Stage
-from dualslm.training.align import alignment_loss, label_values, spoken_tokens, tone_loss
+from dualslm.training.align import alignment_loss, label_values, tone_loss
 from dualslm.training.dataset import Batch, StageDataset, TrainingSample
 from dualslm.training.feature_cache import FrameCache
 from dualslm.training.log import RunLog, StageStats
+from dualslm.training.spelling import Spelling
 
 STATE_FILE = "state.pt"
 MIN_UNREADABLE = 20  # samples: fewer say nothing about the share of unreadable recordings
@@ -197,14 +198,14 @@ class Trainer:
         if stage.learns == {"para"}:
             return tone_loss(self.model, prompts, self.attribute_values, hear)
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.loop.bf16_alignment):
-            return alignment_loss(self.model, prompts, self.spoken_tokens, hear)
+            return alignment_loss(self.model, prompts, self.spellings[stage.min_token_count], hear)
 
     @cached_property
-    def spoken_tokens(self) -> Tensor:
-        """The distinct spoken tokens (V) of all transcripts to learn from."""
-        return spoken_tokens(
-            self.model, (text for examples in self.examples.values() for text in transcripts(examples))
-        )
+    def spellings(self) -> dict[int, Spelling]:
+        """The tokens that all transcripts to learn from are aligned with, by a stage's `min_token_count`."""
+        texts = [text for examples in self.examples.values() for text in transcripts(examples)]
+        counts = {stage.min_token_count for stage in self.recipe.stages if stage.objective == "align"}
+        return {count: Spelling(self.model.llm.tokenizer, texts, count) for count in counts}
 
     @cached_property
     def attribute_values(self) -> dict[str, list[str]]:

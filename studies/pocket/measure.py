@@ -33,7 +33,8 @@ from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
-from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, spoken_tokens, word_embedding
+from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, word_embedding
+from dualslm.training.spelling import Spelling
 
 Row: TypeAlias = Mapping[str, Any]
 Figures: TypeAlias = dict[str, Any]
@@ -76,9 +77,12 @@ class Exam:
 
     @cached_property
     def tokens_V(self) -> Tensor:
-        """The tokens that the transcripts of the training manifests hold: no other was ever taught to L."""
+        """The tokens that the training manifests are aligned with: no other was ever taught to L."""
         parts = self.sets("words-train", None) | self._some("words-altered") | self._some("words-synthetic")
-        return spoken_tokens(self.model, (clip(row)["transcript"] for rows in parts.values() for row in rows))
+        texts = (clip(row)["transcript"] for rows in parts.values() for row in rows)
+        stages = self.model.recipe.get("stages", ())
+        min_count = max((stage.get("min_token_count", 0) for stage in stages), default=0)
+        return Spelling(self.model.llm.tokenizer, texts, min_count).tokens_V
 
     @cached_property
     def values(self) -> dict[str, list[str]]:

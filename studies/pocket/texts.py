@@ -99,6 +99,13 @@ def _prose(_data: Path, work: Path) -> Iterator[str]:
             yield re.sub(r"[^.?!]*$", "", json.loads(line)["text"])
 
 
+def _wordnet(data: Path, _work: Path) -> Iterator[str]:
+    # A line is a synonym set; what stands in quotation marks after its definition are examples of use.
+    for file in sorted((data / "wordnet").glob("data.*")):
+        for line in file.read_text(errors="replace").splitlines():
+            yield from re.findall(r'"([^"]+)"', line.partition(" | ")[2])
+
+
 def _plain(data: Path, _work: Path) -> Iterator[str]:
     for file in sorted((data / "texts").rglob("*.txt")):
         yield from file.read_text(errors="replace").split("\n\n")
@@ -113,6 +120,7 @@ SOURCES: Mapping[str, Source] = {
     "dailytalk": Source("CC BY-SA 4.0", _dailytalk),
     "styletalk": Source("not stated by its publisher; written by an LLM", _styletalk),
     "prose": Source("sampled from the LLM itself; SmolLM2 is Apache-2.0", _prose),
+    "wordnet": Source("WordNet's own, permissive", _wordnet),
     "texts": Source("the user's own: *.txt in DATA/texts", _plain),
     # What learns from the script of a television series may not be shippable, so it has to be asked for by name.
     "meld": Source("none: the script of a television series", _meld, by_default=False),
