@@ -3,7 +3,7 @@
 L can say no token that it has not heard often enough. Of LibriSpeech's words whose token the training transcripts held
 30 times or more an aligned L read 89 %, of those with fewer than 10 a quarter, and of those without any none (15 h of
 speech, whisper-base, SmolLM2; docs/pocket.md). The vocabulary of an LLM has tens of thousands of tokens, and speech
-recognizers learn a few thousand. So rare tokens are spelled by commoner ones (" knuckle" as " k" "n" "uck" "le"), all of
+recognizers learn a few thousand. So rare tokens are spelled by commoner ones (" knuckle" as " kn" "uck" "le"), all of
 which are the LLM's. The vocabulary is cut down as that of a unigram tokenizer (Kudo 2018), by turns of counting the
 likeliest spellings and of dropping the tokens that they seldom use.
 """
@@ -95,13 +95,15 @@ def common_pieces(words: Mapping[str, int], known: Iterable[str], min_count: int
         The negative logarithm of each piece's share.
     """
     allowed = set(known)
-    uses = Counter[str]()
-    # At first every piece counts in every word that holds it; longer ones more, as they say more of the word.
+    found = Counter[str]()
     for word, count in words.items():
         for start in range(len(word)):
             for end in range(start + 1, min(len(word), start + MAX_PIECE) + 1):
                 if word[start:end] in allowed:
-                    uses[word[start:end]] += count * (end - start)
+                    found[word[start:end]] += count
+    # At first every piece counts in every word that holds it; longer ones more, as they say more of the word. What is
+    # rare even so goes at once: while it spells its word, the pieces that are to take its place look unused.
+    uses = Counter({one: count * len(one) for one, count in found.items() if count >= min_count or _is_letter(one)})
     for turn in range(ROUNDS):
         pieces = _costs(uses)
         uses = Counter(dict.fromkeys((piece for piece in pieces if _is_letter(piece)), 1))

@@ -21,10 +21,10 @@ from dualslm.training.align import (
     LOGIT_SCALE,
     PULL_WEIGHT,
     alignment_loss,
-    spoken_tokens,
     tone_loss,
 )
 from dualslm.training.dataset import StageDataset
+from dualslm.training.spelling import Spelling
 from dualslm.training.train import prepare, train
 
 
@@ -40,21 +40,21 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def parts(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, StageDataset, torch.Tensor]:
+def parts(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DualSLM, StageDataset, Spelling]:
     from accelerate import Accelerator
 
     trainer = prepare(recipe, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
-    return trainer.model, trainer.samples(recipe.stages[0], trainer.examples["align"], 0), trainer.spoken_tokens
+    return trainer.model, trainer.samples(recipe.stages[0], trainer.examples["align"], 0), trainer.spellings[0]
 
 
-def test_punctuation_is_no_class(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_punctuation_is_no_class(parts: tuple[DualSLM, StageDataset, Spelling]) -> None:
     tokenizer = parts[0].llm.tokenizer
-    found = spoken_tokens(parts[0], ["Well, well.", "Hello ..."])
+    found = Spelling(tokenizer, ["Well, well.", "Hello ..."]).tokens_V
     assert found.tolist() == sorted(set(found.tolist()))
     assert all(any(map(str.isalnum, tokenizer.decode([token]))) for token in found.tolist())
 
 
-def test_other_prompts_in_a_batch_change_nothing(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_other_prompts_in_a_batch_change_nothing(parts: tuple[DualSLM, StageDataset, Spelling]) -> None:
     model, dataset, spoken = parts
     batch = dataset[0]
     prompts = [sample.prompt for sample in batch.samples]
@@ -65,7 +65,7 @@ def test_other_prompts_in_a_batch_change_nothing(parts: tuple[DualSLM, StageData
         assert alone.tokens_B[0] == together.tokens_B[index]
 
 
-def test_the_loss_is_that_of_all_paths(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_the_loss_is_that_of_all_paths(parts: tuple[DualSLM, StageDataset, Spelling]) -> None:
     """Against a sum over every path, written out."""
     model, dataset, _ = parts
     batch = dataset[0]
@@ -79,7 +79,9 @@ def test_the_loss_is_that_of_all_paths(parts: tuple[DualSLM, StageDataset, torch
     wanted = [1 + classes.tolist().index(token) for token in ids]
     frames = batch.hear([clip])
     frames = replace(frames, layers_NBTD=frames.layers_NBTD[:, :, :20], lengths_B=frames.lengths_B.clamp(max=20))
-    found = alignment_loss(model, [replace(prompt, clips=(short,))], classes, lambda _: frames)
+    spelling = Spelling(model.llm.tokenizer, [short.transcript or ""])
+    assert spelling.ids(short.transcript or "") == ids
+    found = alignment_loss(model, [replace(prompt, clips=(short,))], spelling, lambda _: frames)
     tokens = model.llm.embed(classes).float() / model.ling.project.scale
     embeds = model.ling(frames.last_BTD, frames.lengths_B)[0].detach() / model.ling.project.scale
     directions = embeds / (embeds.square().sum(-1, keepdim=True) + LENGTH_FLOOR * embeds.shape[1]).sqrt()
@@ -141,7 +143,7 @@ def test_p_moves_to_the_embeddings_of_its_labels_words(recipe: Recipe, tmp_path:
     assert all(torch.equal(weight, words[name]) for name, weight in trainer.model.ling.state_dict().items())
 
 
-def test_a_recording_without_labels_cannot_be_aligned(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_a_recording_without_labels_cannot_be_aligned(parts: tuple[DualSLM, StageDataset, Spelling]) -> None:
     model, dataset, _ = parts
     batch = dataset[0]
     with pytest.raises(DualSLMError, match="has no label to be aligned with"):
@@ -149,7 +151,7 @@ def test_a_recording_without_labels_cannot_be_aligned(parts: tuple[DualSLM, Stag
 
 
 def test_a_label_that_training_never_had_counts_for_nothing(
-    recipe: Recipe, parts: tuple[DualSLM, StageDataset, torch.Tensor]
+    recipe: Recipe, parts: tuple[DualSLM, StageDataset, Spelling]
 ) -> None:
     model, dataset, _ = parts
     batch = dataset[0]
@@ -163,7 +165,7 @@ def test_a_label_that_training_never_had_counts_for_nothing(
     assert (found.tokens_B[1:] == named.tokens_B[1:]).all()
 
 
-def test_recordings_of_one_prompt_count_together(parts: tuple[DualSLM, StageDataset, torch.Tensor]) -> None:
+def test_recordings_of_one_prompt_count_together(parts: tuple[DualSLM, StageDataset, Spelling]) -> None:
     model, dataset, spoken = parts
     batch = dataset[0]
     values = {"emotion": ["happy", "sad"]}
