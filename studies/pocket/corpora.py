@@ -36,7 +36,7 @@ from dualslm import audio
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
-from studies.pocket.texts import for_alignment, names_in, sentence_case
+from studies.pocket.texts import LISTS, for_alignment, names_in, sentence_case
 from studies.pocket.voices import other_speed, recorded
 
 ADULT = 16  # years; below it a voice tells little of its speaker's sex
@@ -44,6 +44,10 @@ MAX_SECONDS = 20.0  # of a recording that is learnt from or tested on
 TONE_SECONDS = (1.0, 12.0)  # of a recording from which pitch and tempo can be told
 VALIDATION_SHARE = 0.1  # of the training speakers of a corpus, for validation
 MIN_SPEAKERS = 10  # of a corpus from which some are held out: of fewer, each is too large a part
+UNSAID = (LISTS, "wordnet")  # sources of texts that nobody would reply to
+TALK_WORDS = (4, 22)  # of a recording that the LLM replies to
+TALK_SECONDS = 8.0  # of it at most: a step through the LLM costs what its prompt is long
+TALKS = 4_000  # such recordings: the LLM writes some 40 words a second on one core
 TONE_PER_SPEAKER = 5  # recordings of one speaker for P, so that a corpus of few speakers is not most of what it hears
 COLUMNS = {"path": ("path", "flac"), "seconds": ("seconds", "duration"), "speaker": ("speaker", "actor")}
 COLUMNS |= {"sex": ("sex", "gender")}
@@ -190,7 +194,11 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
     training = [one for one in spoken if one.split == "train"]
     for one in _altered(training, work / "altered", seed):
         files["words-altered"].append(words_row(one, capitals))
-    files["words-synthetic"] = [words_row(one, capitals) for one in _synthetic(work / "voices")]
+    synthetic = list(_synthetic(work / "voices"))
+    files["words-synthetic"] = [words_row(one, capitals) for one in synthetic]
+    validation = [one for one in spoken if one.split == "validation"]
+    for name, candidates in (("train", training + synthetic), ("validation", validation)):
+        files[f"talk-{name}"] = [talk_row(one, capitals) for one in _for_talk(candidates, seed)]
     emotions: dict[str, set[str]] = defaultdict(set)
     for one in found:
         emotions[one.corpus] |= {one.emotion} - {""}
@@ -221,6 +229,13 @@ def tone_row(one: Recording, capitals: set[str], emotions: set[str]) -> dict[str
     return _row(one, part, [*labels, "asr"])
 
 
+def talk_row(one: Recording, capitals: set[str]) -> dict[str, Any]:
+    """A line for the stages that run the LLM: it replies to the words and to how they are said."""
+    labels = {"gender": one.gender} if one.gender else {}
+    part = {"audio": one.audio, "transcript": sentence_case(one.text, capitals), "labels": labels}
+    return _row(one, part, [*labels, "asr", "respond"])
+
+
 def _row(one: Recording, part: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     turns = [{"role": "user", "parts": [part]}]
     about = {"seconds": one.seconds, "speaker": one.speaker}
@@ -244,6 +259,17 @@ def _for_tone(found: Sequence[Recording], seed: int) -> list[Recording]:
         if one.emotion or count[one.speaker] <= TONE_PER_SPEAKER:
             out.append(one)
     return out
+
+
+def _for_talk(found: Sequence[Recording], seed: int) -> list[Recording]:
+    """Recordings of a sentence that somebody may say: neither lists of words nor a dictionary's examples."""
+    low, high = TALK_WORDS
+    fitting = [
+        one
+        for one in found
+        if low <= len(one.text.split()) <= high and one.seconds <= TALK_SECONDS and not one.id.startswith(UNSAID)
+    ]
+    return random.Random(f"{seed}/talk").sample(fitting, min(TALKS, len(fitting)))
 
 
 def _altered(training: Iterable[Recording], folder: Path, seed: int) -> Iterator[Recording]:
@@ -278,7 +304,7 @@ def _names(work: Path) -> set[str]:
 
 
 def label(folder: Path) -> int:
-    """Adds pitch, energy and tempo to the manifests of P by `dualslm label`: `tone-X.jsonl` → `tone-X-labelled.jsonl`.
+    """Adds pitch, energy and tempo by `dualslm label`: `tone-X.jsonl` → `tone-X-labelled.jsonl`, `talk-X` likewise.
 
     What is low or high is measured among the training recordings alone, and used for all others.
 
@@ -296,7 +322,7 @@ def label(folder: Path) -> int:
         for name, groups in report["thresholds"].items()
         for group, (low, high) in groups.items()
     ]
-    for file in sorted(folder.glob("tone-*.jsonl")):
+    for file in sorted([*folder.glob("tone-*.jsonl"), *folder.glob("talk-*.jsonl")]):
         if file.stem == "tone-train" or file.stem.endswith("-labelled"):
             continue
         labelled = file.with_name(f"{file.stem}-labelled.jsonl")

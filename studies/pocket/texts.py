@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SPEAKABLE = re.compile(r"[A-Za-z ,.?!;:'-]+")  # digits and signs have several readings: the voice would choose one
 MAX_WORDS = 22  # of a sentence; about 8 s, more would need a wider window of the encoder
 LIST_WORDS = (3, 9)  # of a list of words
+LISTS = "lists"  # the source of lists of words
 ALWAYS_CAPITAL = frozenset(["i", "i'm", "i'll", "i've", "i'd"])
 TYPOGRAPHY = {0x2018: "'", 0x2019: "'", 0x201C: " ", 0x201D: " ", 0x22: " ", 0x2013: ",", 0x2014: ",", 0xE9: "e"}
 
@@ -284,7 +285,7 @@ def word_lists(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rng: r
     rng.shuffle(words)
     while words:
         size = rng.randint(*LIST_WORDS)
-        yield Text("lists", " ".join(words[:size]) + rng.choice((".", ".", "?", "")))
+        yield Text(LISTS, " ".join(words[:size]) + rng.choice((".", ".", "?", "")))
         del words[:size]
 
 
