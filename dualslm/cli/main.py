@@ -29,6 +29,7 @@ from dualslm.cli.options import (
     new_conversation,
     quiet_transformers,
 )
+from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
 from dualslm.errors import DualSLMError
 
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
     add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
+    add_record(verbs.add_parser("record", help="record sentences that you read aloud, to train on your own voice"))
     show = verbs.add_parser("show", help="print in colour the prompt that the LLM reads")
     _add_speech(show)
     show.set_defaults(verb=_show)
