@@ -2,9 +2,9 @@
 
     python -m studies.pocket STEP --data FOLDER --work FOLDER
 
-Steps in their order: prose, texts, voices, corpora, label, then `dualslm train` with a recipe of `studies/pocket/`, and
-measure, ask. `page` writes the tables of docs/pocket.md from its result file. What a step has finished is not done
-again by its next start.
+Steps in their order: prose, texts, voices, corpora, label, replies, then `dualslm train` with the three recipes of
+`studies/pocket/recipes/`, and measure, ask, ship. `page` writes the tables of docs/pocket.md from its result file. What
+a step has finished is not done again by its next start.
 """
 
 from __future__ import annotations
@@ -94,6 +94,18 @@ def _label(args: argparse.Namespace) -> int:
     return corpora.label(args.work / "manifests")
 
 
+def _replies(args: argparse.Namespace) -> None:
+    from studies.pocket import replies
+
+    replies.write(args.llm or LLM, args.work / "manifests")
+
+
+def _ship(args: argparse.Namespace) -> None:
+    from studies.pocket import ship
+
+    ship.write(args.model, args.out or ship.ADAPTERS)
+
+
 def _measure(args: argparse.Namespace) -> None:
     from studies.pocket import measure
 
@@ -121,8 +133,10 @@ STEPS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "voices": _voices,
     "corpora": _corpora,
     "label": _label,
+    "replies": _replies,
     "measure": _measure,
     "ask": _ask,
+    "ship": _ship,
     "page": _page,
 }
 

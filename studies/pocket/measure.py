@@ -33,7 +33,7 @@ from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.prompt import render
-from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, word_embedding
+from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, tone_embedding
 from dualslm.training.spelling import Spelling
 
 Row: TypeAlias = Mapping[str, Any]
@@ -231,7 +231,7 @@ def measure_tone(exam: Exam) -> Figures:
     """The share of recordings whose label is P's nearest word, by attribute, beside that of the commonest label."""
     model = exam.model
     values = exam.values
-    words = {name: torch.stack([word_embedding(model, value) for value in own]) for name, own in values.items()}
+    words = {name: torch.stack([tone_embedding(model, name, value) for value in own]) for name, own in values.items()}
     out: Figures = {}
     for set_name, rows in exam.sets("tone-test*-labelled", None).items():
         hits: dict[str, list[tuple[bool, str]]] = defaultdict(list)

@@ -1,9 +1,9 @@
 """What the LLM replies to the words alone: the conversations that the stages through the LLM learn from.
 
-`dualslm targets` has the LLM reply to the styled transcript, words and how they are said, as the paper does. SmolLM2-135M
-is too small for that: of 24 talks whose caption told pitch, pace and energy it wrote the caption down in three and was
-"sorry for your loss" in four more. To the bare transcript, with a penalty on what it has said already, it replies to the
-point. So P teaches nothing here, and L whatever the words would bring about.
+`dualslm targets` has the LLM reply to the styled transcript, words and how they are said, as the paper does. For that
+SmolLM2-135M is too small: of 24 talks whose caption told pitch, pace and energy it wrote the caption down in three and
+was "sorry for your loss" in three more. To the bare transcript, with a penalty on what it has said already, it replies
+to the point. So these talks teach P nothing, and L to bring about what the words would.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dualslm import recipe
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
-from dualslm.training.align import word_embedding
+from dualslm.training.align import tone_embedding
 from studies.pocket import __main__ as command
 from studies.pocket import corpora, measure, page, texts, voices
 
@@ -213,7 +213,7 @@ def test_l_is_read_by_direction_and_silence_is_no_token(model: DualSLM) -> None:
 
 def test_p_is_read_by_its_nearest_word(model: DualSLM) -> None:
     values = {"gender": ["female", "male"], "tempo": ["fast", "slow"]}
-    words = {name: torch.stack([word_embedding(model, one) for one in own]) for name, own in values.items()}
+    words = {name: torch.stack([tone_embedding(model, name, one) for one in own]) for name, own in values.items()}
     embeds_MD = (words["gender"][1] + words["tempo"][0]).expand(2, -1)
     assert measure.nearest_value(embeds_MD, words, "gender") == 1
     assert measure.nearest_value(embeds_MD, words, "tempo") == 0
