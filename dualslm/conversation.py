@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Literal["speech", "text", "none"]
 Channel: TypeAlias = Literal["para", "ling"]
+History: TypeAlias = Literal["text", "speech"]
 Role: TypeAlias = Literal["user", "assistant"]
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
+HISTORIES: tuple[History, ...] = get_args(History)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,16 @@ TRANSCRIPT = View("none", "text")  # what a cascade of recogniser and LLM knows
 CAPTION_AND_L = View("text", "speech")
 P_AND_TRANSCRIPT = View("speech", "text")
 NOTHING = View("none", "none")
+
+
+def history_view(history: History, view: View) -> View:
+    """The view of the spoken turns before the last one.
+
+    Args:
+        history: "text" has them read, as eq. 3 has them in the text prompt; "speech" has them heard.
+        view: view of the last spoken turn. Where it leaves P out, no caption of an earlier turn tells of a tone.
+    """
+    return view if history == "speech" else View("none" if view.para == "none" else "text", "text")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def render(
         conversation: ends with a user turn to be answered, or, when supervised, with the assistant's answer.
         tokenizer: of the LLM, whose chat template is used.
         view: the sources of spoken turns, as a View or as written on the command line ("speech,none").
-        history: the sources of every spoken turn but the user's last one; `view` when None.
+        history: the sources of every spoken turn but the user's last one; `view` when None. A clip there that has no
+            caption is read without one, as the LLM read it that wrote the reply.
         learns: channels whose embeddings carry gradient.
         supervise: "last" puts loss on the last assistant turn and its end-of-turn token, "all" on every one.
         cut_off: the last target was cut off, so it is not taught to end there.
@@ -120,8 +121,8 @@ def render(
     writer = _Writer(tokenizer, learns, [conversation.system or "", *typed])
     messages = []
     for index, turn in enumerate(turns):
-        sources = view if index == last_spoken else history or view
-        content = writer.target(turn) if index in targets else writer.content(turn, sources)
+        past = history if index != last_spoken else None
+        content = writer.target(turn) if index in targets else writer.content(turn, past or view, past=past is not None)
         messages.append({"role": turn.role, "content": content})
     if supervise == "none":
         return writer.write(writer.rendered(conversation.system, messages), ends=False)
@@ -155,13 +156,22 @@ class _Writer:
         self.segments: list[Text | Slot] = []
         self.clips: list[Speech] = []
 
-    def content(self, turn: Turn, view: View) -> str:
-        """A turn's content, with placeholders for its spoken parts; without any source they leave nothing."""
+    def content(self, turn: Turn, view: View, *, past: bool = False) -> str:
+        """A turn's content, with placeholders for its spoken parts; without any source they leave nothing.
+
+        In the `past` a clip without a caption is no error, and has none.
+        """
+
+        def sources(speech: Speech) -> View:
+            captioned = not past or view.para != "text" or (speech.tone or speech).caption is not None
+            return view if captioned else View("none", view.ling)
+
         silent = view == NOTHING and not all(isinstance(part, Speech) for part in turn.parts)
         parts = [part for part in turn.parts if isinstance(part, str) or not silent]
         reply = turn.role == "assistant"
         return JOIN.join(
-            self.typed(part, reply=reply) if isinstance(part, str) else self._hold((part, view)) for part in parts
+            self.typed(part, reply=reply) if isinstance(part, str) else self._hold((part, sources(part)))
+            for part in parts
         )
 
     def typed(self, text: str, *, reply: bool = False) -> str:

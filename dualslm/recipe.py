@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, get_args
 import tomli_w
 
 from dualslm import toml
-from dualslm.conversation import CHANNELS, Channel, Source, View
+from dualslm.conversation import CHANNELS, Channel, History, Source, View
 from dualslm.errors import DualSLMError
 from dualslm.files import read_text
 
@@ -187,6 +187,8 @@ class Stage:
     """Passes over the examples of the kind with the largest share; of the larger kind where shares are equal."""
     steps: int | None = None
     """Length of the stage in optimizer steps."""
+    history: tuple[History, ...] = ("text",)
+    """How spoken turns before the last one are given, drawn for each example: read as text (paper eq. 3), or heard."""
     also: tuple[str, ...] = ()
     """Manifests for this stage alone, in addition to those under [data]."""
     linguistic: Kind | None = None
@@ -200,6 +202,7 @@ class Stage:
         _at_least(0, warmup=self.warmup, min_token_count=self.min_token_count)
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
+        _require(bool(self.history), "history", "none", 'name "text", "speech" or both')
         _require(bool(self.kinds), "mixture", "no task", f"give one of {', '.join(TASK_KINDS)}")
         if self.objective == "align":
             self._check_align()

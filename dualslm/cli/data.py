@@ -37,6 +37,7 @@ def add_label(parser: argparse.ArgumentParser) -> None:
     add("out", metavar="OUT.jsonl", help="the manifest with labels; OUT.report.json stands beside it")
     for name, unit in (("pitch", "Hz"), ("energy", "dB"), ("tempo", "syllables/s")):
         add(f"--{name}", action="append", default=[], metavar="LOW,HIGH", help=f"{unit}; else the manifest's terciles")
+    add("--like", metavar="REPORT.json", help="thresholds of an earlier run, for example of the training manifest's")
     add("--by-gender", action="store_true", help="terciles of pitch for each gender on its own")
     add("--ask", action="store_true", help="add the three to the tasks of lines that have tasks")
     add("--workers", type=int, default=1, metavar="N", help="processes that measure")
@@ -83,9 +84,10 @@ def _targets(args: argparse.Namespace) -> int:
 def _label(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from dualslm.data.label import MEASURED, Labelling, label, thresholds
+    from dualslm.data.label import MEASURED, Labelling, label, thresholds, thresholds_of
 
-    given = {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
+    given = thresholds_of(Path(args.like)) if args.like else {}
+    given |= {name: thresholds(texts, name) for name in MEASURED if (texts := getattr(args, name))}
     labelling = Labelling(given, by_gender=args.by_gender)
     report = label(Path(args.source), Path(args.out), labelling, workers=args.workers, ask=args.ask)
     # JSON either way: the report is nested, and --json only puts it on one line

@@ -39,6 +39,19 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     )
     add("--task", action="append", default=[], metavar="NAME", help="only this task; may be repeated")
     add("--view", action="append", default=[], metavar="P,L", help="only this view; may be repeated")
+    # Named here and not imported: a verb's help waits for no module.
+    add(
+        "--prompts",
+        action="append",
+        choices=["trained", "unseen"],
+        help="prompts of lines with tasks; named twice, the later for a second figure (default: trained, then unseen)",
+    )
+    add(
+        "--history",
+        action="append",
+        choices=["speech", "text"],
+        help="earlier spoken turns as speech or as text; named twice, the later for a second figure (default: both)",
+    )
     add("--system", action="append", default=[], metavar="KIND,KEY=VALUE", help="another system, for example majority")
     add("--likelihoods", action="store_true", help="also the likelihood of every choice")
     add("--instruments", action="store_true", help="also measure what each channel of every RUN carries and should not")
@@ -61,7 +74,13 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 def _add_judges(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--judge", action="append", default=[], metavar="SPEC", help="name=...,base_url=...,model=...; may be repeated")
-    add("--protocol", action="append", default=[], metavar="NAME", help="protocol of the judges (default: cs and egs)")
+    add(
+        "--protocol",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="protocol of the judges (default: cs-words and egs-words; cs and egs also tell how the user speaks)",
+    )
     add(
         "--repeats",
         type=int,
@@ -112,7 +131,10 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
 
     views = [View.parse(text) for text in args.view]
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
-    exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
+    # Two figures unless one is asked for: what the wording of a prompt does, or of the history, is part of the result.
+    prompts = list(dict.fromkeys(args.prompts or items.PROMPTS))
+    history = list(dict.fromkeys(args.history or ["speech", "text"]))
+    exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed, prompts=prompts, history=history)
     if args.only != "predict" and any(item.task == "asr" for item in exam.items):
         wer.require_whisper()  # now, and not after hours of answers
     quiet_transformers()
@@ -122,6 +144,8 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
         "manifests": predict.manifests(manifests),
         "views": [str(view) for view in views],
         "tasks": args.task,
+        "prompts": prompts,
+        "history": history,
         **{key: getattr(args, key) for key in ("limit", "seed", "batch")},
     }
     with _Bar("asking") as bar:

@@ -25,7 +25,7 @@ from dualslm.data.tasks import Clip
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.voice import Voice
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.files import read_text, replacing
 
 MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
 TERCILES = (1 / 3, 2 / 3)
@@ -173,6 +173,24 @@ def thresholds(texts: Iterable[str], name: str) -> Thresholds:
             ) from None
         found[gender or ANY] = (low, high)
     return found
+
+
+def thresholds_of(report: Path) -> dict[str, Thresholds]:
+    """The thresholds of an earlier run, so that another split is labelled by those of the training manifest.
+
+    Args:
+        report: `OUT.report.json` of that run.
+
+    Raises:
+        DualSLMError: it cannot be read, or is no report of `dualslm label`.
+    """
+    text = read_text(report, "the report", "give the OUT.report.json that dualslm label wrote")
+    try:
+        found = json.loads(text)["thresholds"]
+        return {name: {who: (float(low), float(high)) for who, (low, high) in found[name].items()} for name in MEASURED}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        do = "give the OUT.report.json that dualslm label wrote"
+        raise DualSLMError(f"{report} is no report of labels", got=repr(error), do=do) from error
 
 
 # ---------------------------------------------------------------------- measuring

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dualslm.conversation import Conversation, Part, Speech
 from dualslm.data.manifest_index import AS_IT_IS, NAMES, examples_of, llm_of, names, open_index, rows
-from dualslm.data.tasks import NO_ANSWER, caption, draw, left_out, one_task
+from dualslm.data.tasks import NO_ANSWER, Seed, caption, draw, left_out, one_task
 from dualslm.errors import DualSLMError
 from dualslm.recipe import TASK_KINDS, TaskKind
 
@@ -93,7 +93,7 @@ class Examples:
 
     Args:
         paths: paths of the manifests.
-        seed: seed of the prompts, choices and captions that are drawn for lines with tasks.
+        seed: seed of the parts of an epoch that fractional weights draw.
         weights: times that an epoch holds the examples of each manifest; 1 for manifests beyond the end of the list.
             Of a fraction an epoch holds a part, and the next epoch the part that follows.
 
@@ -138,13 +138,14 @@ class Examples:
         """The number of examples of a kind in an epoch."""
         return sum(len(manifest) for manifest in self.positions[kind])
 
-    def get(self, kind: TaskKind, index: int, epoch: int = 0) -> Example:
+    def get(self, kind: TaskKind, index: int, epoch: int = 0, *, seed: Seed = 0) -> Example:
         """Reads an example.
 
         Args:
             kind: kind of its task.
             index: index of the example among those of its kind in an epoch, below `count(kind)`.
             epoch: number of the epoch, which matters where a weight is a fraction.
+            seed: seed of the prompt and choices of a line with tasks, and of captions made from labels.
         """
         number, position = self._position(kind, index, epoch)
         path = self.paths[number]
@@ -152,8 +153,8 @@ class Examples:
         with path.open("rb") as file:
             file.seek(int(position["offset"]))
             row = json.loads(file.readline())
-        example = row if task == AS_IT_IS else one_task(row, NAMES[task], self.seed)
-        conversation = read_conversation(example, path.parent, self.seed)
+        example = row if task == AS_IT_IS else one_task(row, NAMES[task], seed)
+        conversation = read_conversation(example, path.parent, seed)
         return Example(str(example["id"]), conversation, row.get("early_stop") is False)
 
     def _position(self, kind: TaskKind, index: int, epoch: int) -> tuple[int, Any]:
@@ -169,7 +170,7 @@ class Examples:
         for path in self.paths:
             for _, row in rows(path):
                 if next(examples_of(row, left_out(row)), None) is not None:
-                    conversation = read_conversation(row, path.parent, self.seed)
+                    conversation = read_conversation(row, path.parent, seed=None)
                     yield from (speech for turn in conversation.turns for speech in turn.speeches)
 
     def _check_writers(self, writers: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -199,7 +200,7 @@ def transcripts(conversations: Examples) -> Iterator[str]:
     return (speech.transcript for speech in conversations.speeches() if speech.transcript)
 
 
-def read_conversation(row: Mapping[str, Any], folder: Path, seed: int | None = 0) -> Conversation:
+def read_conversation(row: Mapping[str, Any], folder: Path, seed: Seed | None = 0) -> Conversation:
     """A line of a manifest as a conversation.
 
     Args:
@@ -219,7 +220,7 @@ def read_conversation(row: Mapping[str, Any], folder: Path, seed: int | None = 0
     return conversation
 
 
-def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:
+def caption_of(clip: Mapping[str, Any], seed: Seed) -> str | None:
     """The caption of a recording: its own, or one made from its labels.
 
     Args:
@@ -229,11 +230,11 @@ def caption_of(clip: Mapping[str, Any], seed: int) -> str | None:
     own = clip.get("caption")
     if own is not None:
         return str(own)
-    # Drawn by the path and not by the line: a recording has one caption in all the conversations that it occurs in.
+    # Drawn by the path and not by the line: under one seed a recording has one caption wherever it occurs.
     return caption(clip.get("labels") or {}, draw(seed, str(clip.get("audio")), "caption"), clip.get("choices"))
 
 
-def _part(part: str | Mapping[str, Any], folder: Path, seed: int | None) -> Part:
+def _part(part: str | Mapping[str, Any], folder: Path, seed: Seed | None) -> Part:
     if isinstance(part, str):
         return part
     audio = part.get("audio")

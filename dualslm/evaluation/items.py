@@ -1,7 +1,10 @@
 """Manifests → items: the questions that every system is asked (docs/manifest.md, docs/evaluation.md).
 
 A line with tasks gives one item for each task. A finished conversation gives one item, whose question is its last
-answer; which attribute it asks about is the one whose label that answer names. No torch.
+answer; which attribute it asks about is the one whose label that answer names.
+
+For a second figure an item is asked again under one other circumstance: by a prompt that no training draws from, or
+with earlier spoken turns read and not heard. Such items are sets of their own, named after the circumstance. No torch.
 """
 
 from __future__ import annotations
@@ -9,11 +12,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
-from dualslm.conversation import Conversation, View
+from dualslm.conversation import Conversation, History, View
 from dualslm.data.manifest import read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import TASKS, asks, last_clip, left_out, one_task
@@ -23,6 +26,8 @@ from dualslm.errors import DualSLMError
 from dualslm.evaluation.systems.item import Item
 from dualslm.recipe import TaskKind
 
+Prompts: TypeAlias = Literal["trained", "unseen"]
+PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
 REVERSED = "-reversed"  # how the name of a split with swapped roles ends
 CLUSTER_KEYS = ("group", "dialogue", "speaker")  # the first that a line has names its cluster
 # The task of a finished conversation by its kind; a paralinguistic one asks for the attribute that its answer names.
@@ -42,7 +47,15 @@ class Exam:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None = None, seed: int = 0) -> Exam:
+def read(
+    paths: Sequence[Path],
+    *,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    prompts: Sequence[Prompts] = PROMPTS[:1],
+    history: Sequence[History] = ("speech",),
+) -> Exam:
     """The items of manifests.
 
     Args:
@@ -50,6 +63,8 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
         tasks: names of the tasks to ask; all that the lines name where empty.
         limit: greatest number of items of each task and manifest; no limit when None.
         seed: seed of prompts, choices and captions that are drawn.
+        prompts: which prompts lines with tasks are asked by; those named after the first for a second figure.
+        history: how earlier spoken turns are given; those named after the first for a second figure.
 
     Raises:
         DualSLMError: an unknown task, a manifest that cannot be read, no item, or an id that occurs twice.
@@ -60,7 +75,7 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
     for path in paths:
         taken: Counter[str] = Counter()
         for _, row in rows(path):
-            for asked, task in _questions(row, seed, exam.skipped):
+            for asked, task in _questions(row, seed, exam.skipped, unseen=prompts[0] == "unseen"):
                 if tasks and task not in tasks:
                     continue
                 item = _item(asked, task, path, seed)
@@ -68,7 +83,8 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
                     exam.skipped[item] += 1
                 elif limit is None or taken[item.task] < limit:
                     taken[item.task] += 1
-                    exam.items.append(item)
+                    exam.items.append(replace(item, history=history[0]))
+                    exam.items += _second_items(row, exam.items[-1], path, seed, prompts, history)
     # Comparisons pair two systems' predictions by id, so an id that occurs twice would pair the wrong answers.
     often = Counter(item.id for item in exam.items)
     if often and (twice := often.most_common(1)[0])[1] > 1:
@@ -77,6 +93,32 @@ def read(paths: Sequence[Path], *, tasks: Sequence[str] = (), limit: int | None 
         why = ", ".join(f"{count} {reason}" for reason, count in exam.skipped.items()) or "no line"
         raise DualSLMError("nothing to ask", got=why, do="name manifests whose lines have tasks or kinds")
     return exam
+
+
+def _second_items(
+    row: Mapping[str, Any],
+    first: Item,
+    path: Path,
+    seed: int,
+    prompts: Sequence[Prompts],
+    history: Sequence[History],
+) -> Iterator[Item]:
+    """The item again, under each circumstance that is named beside the first, where that changes anything."""
+    for name in prompts[1:] if asks(row) else ():
+        again = _item(one_task(row, first.task, seed, unseen=name == "unseen"), first.task, path, seed)
+        if isinstance(again, Item):
+            yield _named(replace(again, history=first.history), f"{name} prompts")
+    earlier = [turn for turn in first.conversation.turns[:-1] if turn.role == "user" and turn.speeches]
+    for one in history[1:] if earlier else ():
+        yield _named(replace(first, history=one), f"history as {one}")
+
+
+def _named(item: Item, circumstance: str) -> Item:
+    """An item of a set that is named after a circumstance."""
+    split = f"{item.split} ({circumstance})"
+    name = item.id.removeprefix(f"{item.corpus}/{item.split}/")
+    direction = item.direction and f"{item.direction}, {circumstance}"
+    return replace(item, id=f"{item.corpus}/{split}/{name}", split=split, direction=direction, second=True)
 
 
 def lacks(item: Item, view: View) -> str | None:
@@ -91,7 +133,9 @@ def lacks(item: Item, view: View) -> str | None:
     return None
 
 
-def _questions(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _questions(
+    row: Mapping[str, Any], seed: int, skipped: Counter[str], *, unseen: bool
+) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The conversations of a line with their tasks; "" where a finished conversation does not name its task."""
     if NO_AUDIO in left_out(row).values():
         skipped[NO_AUDIO] += 1
@@ -104,7 +148,7 @@ def _questions(row: Mapping[str, Any], seed: int, skipped: Counter[str]) -> Iter
         if why := TASKS[name].lacks(last_clip(row)):
             skipped[f"{name}: {why}"] += 1
         else:
-            yield one_task(row, name, seed), name
+            yield one_task(row, name, seed, unseen=unseen), name
 
 
 def _item(row: Mapping[str, Any], task: str, path: Path, seed: int) -> Item | str:

@@ -28,7 +28,17 @@ from dualslm.files import BYTE_ORDER_MARK, open_regular, replacing, sha256
 PREDICTIONS = "predictions.jsonl"
 META = "predictions.meta.json"
 POLL_SECONDS = 0.5  # between looks at the other processes' work files
-SETTINGS = ("systems", "manifests", "views", "tasks", "limit", "seed", "batch")  # the answers follow from these
+SETTINGS = (
+    "systems",
+    "manifests",
+    "views",
+    "tasks",
+    "prompts",
+    "history",
+    "limit",
+    "seed",
+    "batch",
+)  # the answers follow from these
 KEYS = ("id", "system", "view", "task", "corpus", "split", "cluster", "choices", "truth", "answer", "ended")
 
 
@@ -93,6 +103,8 @@ def plan(exam: Exam, systems: Sequence[System], views: Sequence[View] = (), batc
 def _add(out: Plan, system: System, items: Sequence[Item], views: Sequence[View]) -> None:
     """Adds one batch through every view."""
     own = system.views(items[0])
+    if items[0].second:
+        own = own[:1]  # a second figure is of normal use
     turn = out.jobs[-1].turn + 1 if out.jobs else 0
     for view in (views or own) if own != (None,) else own:
         able = []

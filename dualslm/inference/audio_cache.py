@@ -69,7 +69,7 @@ class AudioCache:
         ]
         known = self._encoded(slots)
         spliced = splice(
-            prompts, self.model.llm, lambda channel, speech: known[self.digest(speech)][channel], self.digest
+            prompts, self.model.llm, lambda slot, speech: known[self.digest(speech)][slot.channel], self.digest
         )
         self._drop_oldest()
         return spliced

@@ -107,8 +107,23 @@ class DualSLM(nn.Module):
         waves = [load(_audio(clip), clip.rate) for clip in clips]
         return self.encoder.encode(waves, every_layer=self.every_layer, layer=self.layer)
 
-    def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
-        """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and on its device."""
+    def adapt(self, channel: Channel, frames: Frames, detached: bool = False) -> list[Tensor]:
+        """One adapter's embeddings (T, D) of each recording, without padding, in the LLM's dtype and on its device.
+
+        Args:
+            channel: channel of the adapter.
+            frames: frames of the recordings.
+            detached: as in evaluation, whatever mode the adapter is in: without dropout, and without a gradient.
+        """
+        adapter = self.adapters[channel]
+        if detached and (adapter.training or torch.is_grad_enabled()):
+            training = adapter.training
+            adapter.eval()
+            try:
+                with torch.no_grad():
+                    return self.adapt(channel, frames, detached)
+            finally:
+                adapter.train(training)
         lengths_B = frames.lengths_B.to(self.llm.device)
         if channel == "para":
             return list(self.para(frames.layers_NBTD.to(self.llm.device), lengths_B).to(self.llm.dtype))

@@ -12,7 +12,8 @@ Dimensions: T positions of a prompt, D width of the LLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,8 +27,8 @@ from dualslm.prompt import Prompt, Slot, Text
 
 Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
 """Recordings → their encoder frames."""
-Adapt: TypeAlias = Callable[[Channel, Frames], list[Tensor]]
-"""Frames → one adapter's embeddings (T, D) of each recording, without padding."""
+Adapt: TypeAlias = Callable[[Channel, Frames, bool], list[Tensor]]
+"""Frames → one adapter's embeddings (T, D) of each recording, without padding; True: detached, as in evaluation."""
 Key: TypeAlias = int | tuple[Channel, Hashable, int]
 """What stands at a position: a token id, or channel, recording and index within the slot."""
 
@@ -93,7 +94,7 @@ class SlotLengths:
 def splice(
     prompts: Sequence[Prompt],
     llm: FrozenLM,
-    slot_embeds: Callable[[Channel, Speech], Tensor],
+    slot_embeds: Callable[[Slot, Speech], Tensor],
     name: Callable[[Speech], Hashable],
 ) -> list[PromptEmbeds]:
     """Joins the text of each prompt and the embeddings of its slots, in order.
@@ -101,7 +102,7 @@ def splice(
     Args:
         prompts: from `dualslm.prompt.render`.
         llm: the frozen LLM, whose token embeddings stand for the text.
-        slot_embeds: gives one channel's embeddings (T, D) of one recording.
+        slot_embeds: gives the embeddings (T, D) of one recording in the slot's channel.
         name: gives the name of a recording in the keys: equal names, equal embeddings.
     """
     texts = [segment for prompt in prompts for segment in prompt.segments if isinstance(segment, Text)]
@@ -123,7 +124,7 @@ def splice(
                 labels += segment.ids if segment.loss else [IGNORE_INDEX] * len(segment.ids)
             else:
                 speech = prompt.clips[segment.clip]
-                slot_TD = slot_embeds(segment.channel, speech)
+                slot_TD = slot_embeds(segment, speech)
                 if not segment.detached and fixed is None:
                     fixed = len(keys)
                 embeds.append(slot_TD.detach() if segment.detached else slot_TD)
@@ -143,21 +144,20 @@ def fill(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> 
         adapt: one adapter's embeddings of each recording.
         hear: gives the frames of recordings.
     """
-    wanted: dict[Channel, dict[int, Speech]] = {"para": {}, "ling": {}}
+    # A detached slot is what the adapter gives in evaluation, without dropout: what does not learn is quite frozen.
+    wanted: dict[tuple[Channel, bool], dict[int, Speech]] = defaultdict(dict)
+    clips: dict[int, Speech] = {}
     for prompt in prompts:
         for segment in prompt.segments:
             if isinstance(segment, Slot):
                 speech = prompt.clips[segment.clip]
-                wanted[segment.channel][id(speech)] = speech
-    clips = list((wanted["para"] | wanted["ling"]).values())
-    slots: Mapping[tuple[Channel, int], Tensor] = {}
+                wanted[segment.channel, segment.detached][id(speech)] = clips[id(speech)] = speech
+    slots: dict[tuple[Channel, bool, int], Tensor] = {}
     if clips:
-        frames = hear(clips).to(llm.device)
-        row = {id(speech): index for index, speech in enumerate(clips)}
-        slots = {
-            (channel, key): embeds_TD
-            for channel, asked in wanted.items()
-            if asked
-            for key, embeds_TD in zip(asked, adapt(channel, frames.pick([row[key] for key in asked])), strict=True)
-        }
-    return splice(prompts, llm, lambda channel, speech: slots[channel, id(speech)], id)
+        frames = hear(list(clips.values())).to(llm.device)
+        row = {key: index for index, key in enumerate(clips)}
+        for channel, detached in sorted(wanted):  # in one order, so that dropout draws the same for the same prompts
+            asked = wanted[channel, detached]
+            made = adapt(channel, frames.pick([row[key] for key in asked]), detached)
+            slots |= {(channel, detached, key): embeds_TD for key, embeds_TD in zip(asked, made, strict=True)}
+    return splice(prompts, llm, lambda slot, speech: slots[slot.channel, slot.detached, id(speech)], id)

@@ -1,8 +1,9 @@
 """Examples of manifests → batches of training samples (paper §III-B, §III-C): seeded, stateless, counted.
 
-The examples are those of `dualslm.data.manifest`. The sample at an index of a stage (its kind, example and sources)
-follows from the seed, the stage and the index alone. So a run may stop anywhere, and have any number of worker
-processes, and sees the same.
+The examples are those of `dualslm.data.manifest`. The sample at an index of a stage (its kind, example, sources, and
+the system text, choices and caption drawn for it) follows from the seed, the stage and the index alone. So a run may
+stop anywhere, and have any number of worker processes, and sees the same. A recording that comes again, in the next
+epoch or stage, comes with another draw of them all (paper §I, §III-C): the adapters must not learn one wording.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dualslm.conversation import Conversation, Source, Speech, View
+from dualslm.conversation import Conversation, Source, Speech, View, history_view
 from dualslm.data.manifest import Example, Examples, permuted
+from dualslm.data.tasks import Seed
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import Frames
 from dualslm.model.inputs import SlotLengths
@@ -149,30 +151,36 @@ class StageDataset(Dataset[Batch]):
 
     def sample(self, index: int) -> TrainingSample:
         """The sample at an index of the stage."""
-        rng = random.Random(f"{self.seed}/{self.stage.name}/{index}")
+        seed = self.seed_of(index)
+        rng = random.Random(seed)
         block, within = divmod(index, BLOCK)
         kinds = _shuffled(self.block_kinds, f"{self.seed}/{self.stage.name}/{block}")
         name = kinds[within]
         # How many samples of its kind come before it: those of whole blocks, and those of its own.
         turn = block * self.block_kinds.count(name) + kinds[:within].count(name)
         kind = self.stage.kinds[name]
-        example, skipped = self._readable_example(name, turn)
+        example, skipped = self._readable_example(name, turn, seed)
         view = _available_sources(kind, example.conversation).draw(rng)
         prompt = render(
             example.conversation,
             self.tokenizer,
             view,
+            history=history_view(rng.choice(self.stage.history), view),
             learns=frozenset(kind.learns),
             supervise="all" if name == "paralinguistic" else "last",
             cut_off=example.cut_off,
         )
         return TrainingSample(name, view, prompt, example.id, skipped)
 
+    def seed_of(self, index: int) -> str:
+        """The seed of all that is drawn for the sample at an index: its sources, prompt, choices and caption."""
+        return f"{self.seed}/{self.stage.name}/{index}"
+
     def length(self, sample: TrainingSample) -> int:
         """The positions that the prompt of a sample takes."""
         return self.lengths.prompt(sample.prompt, lambda speech: self.cache.frames(str(speech.audio)))
 
-    def _readable_example(self, kind: TaskKind, turn: int) -> tuple[Example, tuple[tuple[str, str], ...]]:
+    def _readable_example(self, kind: TaskKind, turn: int, seed: Seed) -> tuple[Example, tuple[tuple[str, str], ...]]:
         """The example that is due, or the next one whose recordings can be read, and those that were skipped."""
         skipped: list[tuple[str, str]] = []
         count = self.examples.count(kind)
@@ -180,7 +188,7 @@ class StageDataset(Dataset[Batch]):
         for ahead in range(min(count, MAX_TRIES)):
             epoch, position = divmod(turn + ahead, count)
             order = permuted(count, together, f"{self.seed}/{self.stage.name}/{kind}/{epoch}")
-            example = self.examples.get(kind, int(order[position]), epoch)
+            example = self.examples.get(kind, int(order[position]), epoch, seed=seed)
             fault = self._fault(example.conversation)
             if fault is None:
                 return example, tuple(skipped)

@@ -89,8 +89,9 @@ CORPORA: Mapping[tuple[str, str], Corpus] = MappingProxyType(
         ("textrolspeech", "validation"): Corpus({"paralinguistic": 5 * 11_811}, 11_811, 4.0),
         ("meld", "train"): Corpus({"paralinguistic": 9_988}, 9_988, 3.6),
         ("meld", "validation"): Corpus({"paralinguistic": 1_108}, 1_108, 3.6),
-        ("styletalk", "train"): Corpus({"dual": 1_746}, 1_746, 4.0),
-        ("styletalk", "validation"): Corpus({"dual": 92}, 92, 4.0),
+        # Each with its three turns of context, and cut at its three midpoints.
+        ("styletalk", "train"): Corpus({"dual": 4 * 1_746}, 1_746, 4.0),
+        ("styletalk", "validation"): Corpus({"dual": 4 * 92}, 92, 4.0),
         # Every user turn that is answered: nearly half of 23,773 utterances, of which a twentieth is validation.
         ("dailytalk", "train"): Corpus({"dual": 10_100}, 10_100, 4.0),
         ("dailytalk", "validation"): Corpus({"dual": 560}, 560, 4.0),
@@ -109,7 +110,7 @@ CORPORA: Mapping[tuple[str, str], Corpus] = MappingProxyType(
     }
 )
 # LibriSpeech, TextrolSpeech and MELD, StyleTalk and DailyTalk: where nothing tells what a recipe learns from.
-PAPER = Corpus({"linguistic": 281_241, "paralinguistic": 222_586, "dual": 11_846}, 515_673, 8.5)
+PAPER = Corpus({"linguistic": 281_241, "paralinguistic": 222_586, "dual": 17_084}, 515_673, 8.5)
 
 
 @dataclass

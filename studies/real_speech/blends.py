@@ -98,7 +98,7 @@ class _Blender:
         # A clip's number stands in its length, because `fill` reorders frames and passes nothing else on.
         return Frames(torch.zeros(1, len(clips), len(clips), 1), torch.arange(1, len(clips) + 1))
 
-    def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
+    def adapt(self, channel: Channel, frames: Frames, detached: bool = False) -> list[Tensor]:
         assert channel == "para"
         return [self._blend(self.clips[number - 1]) for number in frames.lengths_B.tolist()]
 

@@ -26,6 +26,7 @@ def test_options_become_an_order(tmp_path: Path) -> None:
     wanted = parsed("--judge", spec, "--judge", spec.replace("name=a", "name=b"), "--protocol", "egs", "--pair", "x:y")
     assert [judge.name for judge in wanted.judges] == ["a", "b"]
     assert (wanted.protocols, wanted.pairs, wanted.repeats) == (("egs-1",), (("x", "y"),), 1)
+    assert parsed("--judge", spec).protocols == ("cs-words-1", "egs-words-1"), "no label of the tone unless asked"
     assert parsed() is None
     for words in (["--sanity"], ["--judge", spec, "--pair", "x"], ["--judge", spec, "--protocol", "bleu"]):
         with pytest.raises(DualSLMError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def test_meld_has_the_emotions_of_the_release(meld: Prepared) -> None:
 
 
 def test_styletalk_has_all_rows_forward_and_reversed(styletalk: Prepared) -> None:
-    rows = styletalk.counts("rows")
-    assert rows == styletalk.counts("talks")
+    rows, talks = styletalk.counts("rows"), styletalk.counts("talks")
     assert rows["train"] + rows["validation"] == 1838
+    assert talks == {split: count * (4 if split in ("train", "validation") else 1) for split, count in rows.items()}
     assert 60 < rows["validation"] < 125
     assert (rows["test"], rows["test-reversed"]) == (858, 858)
     assert styletalk.report["notes"]["begins with B"] == {"train.csv": 20, "eval.csv": 9}
@@ -123,7 +124,7 @@ def test_styletalk_turns_alternate_and_are_clean(styletalk: Prepared, shared: Pa
     by_id = {row["curr_audio_id"].removesuffix(".wav"): row for row in raw}
     others = 0
     for split in ("train", "validation", "test"):
-        for row in styletalk.rows(split):
+        for row in (row for row in styletalk.rows(split) if "-from" not in row["id"]):
             assert [turn["role"] for turn in row["turns"]] == ["assistant", "user", "assistant", "user"]
             source, last = by_id[row["id"]], row["turns"][-1]["parts"][0]
             said = [*words(row), last["transcript"], row["reference"]]
@@ -132,6 +133,25 @@ def test_styletalk_turns_alternate_and_are_clean(styletalk: Prepared, shared: Pa
             assert source["curr_text"].strip() in (f"A: {last['transcript']}", f"B: {last['transcript']}")
             others += source["context"].startswith("B")
     assert others == 29
+
+
+def test_styletalk_to_learn_from_is_cut_at_every_midpoint(
+    styletalk: Prepared, shared: Path, folder: Callable[[str], Path]
+) -> None:
+    for split in ("train", "validation"):
+        by_id = {row["id"]: row for row in styletalk.rows(split)}
+        assert len(by_id) == styletalk.counts("talks")[split]
+        for name, row in by_id.items():
+            whole, _, start = name.partition("-from")
+            assert row["turns"] == by_id[whole]["turns"][int(start or 0) :]
+            same = ("seconds", "dialogue", "group", "reference", "tasks")
+            assert [row[key] for key in same] == [by_id[whole][key] for key in same]
+        lengths = Counter(len(row["turns"]) for row in by_id.values())
+        assert set(lengths) == {1, 2, 3, 4}
+        assert len(set(lengths.values())) == 1
+    raw = standins.styletalk(folder("styletalk"), shared / "data/styletalk")
+    uncut = Prepared("styletalk", raw, folder("out"), contexts="whole")
+    assert uncut.counts("talks") == uncut.counts("rows") == styletalk.counts("rows")
 
 
 def test_styletalk_reversed_is_the_answer_of_the_other(styletalk: Prepared) -> None:

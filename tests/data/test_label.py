@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,39 @@ def test_mistakes_are_one_line(manifest: Path, tmp_path: Path, capsys: pytest.Ca
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("dualslm: error: "), error
         assert word in error
+
+
+def test_captions_of_a_corpus_that_names_the_gender_alone_say_more(manifest: Path, tmp_path: Path) -> None:
+    def captions(path: Path) -> list[str]:
+        examples = Examples([path])
+        found = (examples.get("paralinguistic", index) for index in range(examples.count("paralinguistic")))
+        return [str(example.conversation.turns[-2].speeches[-1].caption) for example in found]
+
+    assert cli.main(["label", str(manifest), str(tmp_path / "out.jsonl")]) == 0
+    before, after = captions(manifest), captions(tmp_path / "out.jsonl")
+    words = {"pitch": r"pitch|voice", "tempo": r"tempo|slow|fast|pace|speed", "energy": r"energy|quiet|loud|volume"}
+    for name, pattern in words.items():
+        if name != "pitch":  # the first recording has that label from its corpus
+            assert not any(re.search(pattern, text) for text in before), name
+        assert sum(bool(re.search(pattern, text)) for text in after) == 9, name  # all but the one that cannot be read
+
+
+def test_another_split_takes_the_thresholds_of_the_first(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "train.report.json"
+    assert cli.main(["label", str(manifest), str(tmp_path / "train.jsonl"), "--by-gender"]) == 0
+    half = manifest.with_name("half.jsonl")
+    half.write_text("".join(line + "\n" for line in manifest.read_text().splitlines()[5:]))
+    assert cli.main(["label", str(half), str(tmp_path / "out.jsonl"), "--like", str(report), "--energy=-9,-3"]) == 0
+    made, wanted = (json.loads(path.read_text())["thresholds"] for path in (tmp_path / "out.report.json", report))
+    assert made == {**wanted, "energy": {"any": [-9.0, -3.0]}}
+    assert (
+        labelled(tmp_path / "out.jsonl")[0]["labels"]["pitch"]
+        == labelled(tmp_path / "train.jsonl")[5]["labels"]["pitch"]
+    )
+    capsys.readouterr()
+    for text in ("{", "[]", '{"thresholds": {"pitch": {"any": [1]}}}'):
+        report.write_text(text)
+        assert cli.main(["label", str(half), str(tmp_path / "out.jsonl"), "--like", str(report)]) == 2
+        assert "is no report of labels" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_choices_and_prompts_vary_and_give_nothing_away() -> None:
     assert len({re.sub(r"(low|normal|high)", "", row["system"]) for row in rows}) == len(pitch.prompts)
     for value in pitch.values:
         other = {**CLIP, "labels": {"pitch": value}}
-        assert pitch.ask(other, random.Random(3)) == pitch.ask(CLIP, random.Random(3))
+        assert pitch.ask(other, random.Random(3), pitch.prompts) == pitch.ask(CLIP, random.Random(3), pitch.prompts)
 
 
 def test_a_draw_follows_from_seed_id_and_task() -> None:

@@ -27,9 +27,10 @@ from transformers import (
 )
 
 from dualslm import openai_client
-from dualslm.conversation import ORACLE, TRANSCRIPT, Conversation, Speech, View
+from dualslm.conversation import ORACLE, TRANSCRIPT, Conversation, Reply, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.evaluation import items
+from dualslm.evaluation.systems import emotion_features
 from dualslm.evaluation.systems.item import Item, card
 from dualslm.evaluation.systems.named import Means, checkpoint_of, opened
 from dualslm.evaluation.systems.ours import Cascade, Ours, TextLM
@@ -68,7 +69,15 @@ def test_ours_answers_as_the_model_does(model: DualSLM, asked: list[Item]) -> No
         found = system.answer(asked[:6], view)
         alone = [model.reply(item.conversation, view=view, generation=GENERATION).strip() for item in asked[:6]]
         assert [answer.text for answer in found] == alone
-    assert {answer.finished for answer in system.answer(asked, View())} <= {True, False}
+
+
+def test_ours_says_which_answers_were_cut_off(
+    model: DualSLM, asked: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [Reply(" Yes. ", finished=True), Reply("And then", finished=False)]
+    monkeypatch.setattr(model.llm, "generate", lambda prompts, generation: said[: len(prompts)])
+    found = Ours(model, GENERATION, "ours").answer(asked[:2], View())
+    assert [(answer.text, answer.finished) for answer in found] == [("Yes.", True), ("And then", False)]
 
 
 def test_likelihoods_are_those_of_the_answers(model: DualSLM, asked: list[Item]) -> None:
@@ -228,6 +237,45 @@ def test_a_classifier_of_emotions(asked: list[Item], monkeypatch: pytest.MonkeyP
     system = opened("emotion2vec", Means(asked))
     assert [answer.text for answer in system.answer(of(asked, "emotion")[:2], None)] == ["sad", "sad"]
     assert system.unfit(of(asked, "asr")[0]) == "no emotion asked"
+
+
+def test_features_of_emotion2vec_with_a_layer_trained_on_a_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, tested = (exam(tmp_path / name, 12)[0] for name in ("train", "test"))
+    moods = {str(item.speech.audio): item.truth for path in (trained, tested) for item in emotions(path)}
+    assert set(moods.values()) > {"sad"}
+    monkeypatch.setattr(emotion_features, "load", lambda path: path)
+
+    class AutoModel:
+        def __init__(self, model: str, disable_update: bool) -> None:
+            assert model == "iic/emotion2vec_base"
+
+        def generate(self, samples: str, granularity: str, extract_embedding: bool) -> list[dict[str, Any]]:
+            assert extract_embedding
+            features = torch.full((1, 5), 100.0)  # a constant channel teaches nothing and divides by nothing
+            features[0, 1:4] = torch.tensor([float(moods[samples] == mood) for mood in sorted({*moods.values()})])
+            return [{"feats": features.numpy()}]
+
+    funasr = ModuleType("funasr")
+    funasr.AutoModel = AutoModel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "funasr", funasr)
+    system = opened(f"emotion2vec-features,train={trained}", Means([]))
+    wanted = emotions(tested)
+    assert [answer.text for answer in system.answer(wanted, None)] == [item.truth for item in wanted]
+    assert card(system)["trained_on"]["recordings"] == 12
+    assert system.unfit(items.read([tested], tasks=["asr"]).items[0]) == "no emotion asked"
+    with pytest.raises(DualSLMError, match="write emotion2vec-features,train="):
+        opened("emotion2vec-features", Means([]))
+
+
+def emotions(path: Path) -> list[Item]:
+    return items.read([path], tasks=["emotion"]).items
+
+
+def test_llama_omni_says_why_it_cannot_be_run() -> None:
+    with pytest.raises(DualSLMError, match=r"LLaMA-Omni cannot be run here: got no model code.*server,url="):
+        opened("llama-omni", Means([]))
 
 
 def test_the_majority(asked: list[Item]) -> None:

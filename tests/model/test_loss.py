@@ -55,6 +55,35 @@ def prompts(model: DualSLM) -> list[Prompt]:
     return found
 
 
+@pytest.mark.parametrize(("still", "other"), [("para", "ling"), ("ling", "para")])
+def test_the_adapter_that_does_not_learn_runs_as_in_evaluation(
+    encoder: str, tmp_path: Path, still: str, other: str
+) -> None:
+    settings = {"hidden": 64, "dropout": 0.5, "mask": 0.3}
+    llm = str(save_llm(tmp_path))
+    model = DualSLM.from_parts(encoder, llm, linguistic=settings, paralinguistic={"tokens": 4, "dropout": 0.5})
+    whole = Conversation().user(clip(1.1, 0)).assistant("I lost my umbrella.")
+
+    def embedded(learns: str) -> dict[str, Tensor]:
+        prompt = render(whole, model.llm.tokenizer, learns=frozenset({learns}), supervise="last")  # type: ignore[arg-type]
+        (filled,) = fill([prompt], model.llm, model.adapt, model.hear)
+        rows: dict[str, list[int]] = {channel: [] for channel in ("para", "ling")}
+        for position, key in enumerate(filled.keys):
+            if isinstance(key, tuple):
+                rows[key[0]].append(position)
+        return {channel: filled.embeds_TD[some] for channel, some in rows.items()}
+
+    model.eval()
+    evaluated = embedded(other)
+    model.train()
+    taught = embedded(other)
+    assert torch.equal(taught[still], evaluated[still])
+    assert not taught[still].requires_grad
+    assert not torch.equal(taught[other], evaluated[other]), "the one that learns keeps its dropout"
+    assert taught[other].requires_grad
+    assert model.adapters[still].training, "the mode is as it was"
+
+
 def learnt(model: DualSLM, loss: Loss) -> list[Tensor]:
     model.zero_grad()
     loss.nll_B.sum().backward()

@@ -78,10 +78,10 @@ def make(folder: Path, clips: int = 12) -> Recipe:
 
 
 def conversations(name: str, path: str, number: int) -> list[dict[str, object]]:
-    """A transcription and a question about one recording."""
+    """A transcription and a question about one recording, whose captions are drawn from its labels."""
     transcript = " ".join(WORDS[(number + index) % len(WORDS)] for index in range(3 + number % 4))
     mood = ("sad", "happy")[number % 2]
-    speech = {"audio": path, "transcript": transcript, "caption": mood, "labels": {"emotion": mood}}
+    speech = {"audio": path, "transcript": transcript, "labels": {"emotion": mood}}
     answers = {"linguistic": [transcript], "paralinguistic": [f"It sounds {mood}."]}
     return [
         {

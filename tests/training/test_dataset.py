@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 from support.trainkit import make
 
-from dualslm.conversation import Channel
+from dualslm.conversation import Channel, History
 from dualslm.data import manifest_index
 from dualslm.data.manifest import Examples, recordings
+from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.errors import DualSLMError
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.inputs import SlotLengths
 from dualslm.model.llm import FrozenLM
-from dualslm.prompt import Slot
+from dualslm.prompt import Slot, Text
 from dualslm.recipe import TASK_KINDS, Recipe, Stage
 from dualslm.training.dataset import BLOCK, StageDataset, _block_kinds
 from dualslm.training.feature_cache import FrameCache, Rule, build
@@ -209,13 +211,93 @@ def test_a_line_is_one_example_for_each_task_with_a_label(tmp_path: Path) -> Non
     assert recordings(examples) == [str(tmp_path / f"clips/train{number}.wav") for number in (0, 1)]
 
 
-def test_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
-    labels = {"emotion": "sad", "tempo": "fast", "gender": "male", "energy": "low"}
-    rows = [_task_line(number % 3, ["asr", "emotion"], labels=labels) | {"id": str(number)} for number in range(30)]
-    path = _manifest(tmp_path / "m.jsonl", rows)
-    captions = [(clip.audio, clip.caption) for clip in Examples([path], seed=3).speeches()]
-    assert len(set(captions)) == 3
-    assert set(captions) != {(clip.audio, clip.caption) for clip in Examples([path], seed=4).speeches()}
+LABELS = {"emotion": "sad", "tempo": "fast", "gender": "male", "energy": "low", "pitch": "low"}
+
+
+def test_under_one_seed_a_recording_has_one_caption_wherever_it_stands(tmp_path: Path) -> None:
+    rows = [_task_line(number % 3, ["asr", "emotion"], labels=LABELS) | {"id": str(number)} for number in range(30)]
+    examples = Examples([_manifest(tmp_path / "m.jsonl", rows)])
+
+    def captions(seed: str) -> set[tuple[object, str | None]]:
+        some = (examples.get("linguistic", index, seed=seed).conversation.turns[0].speeches[0] for index in range(30))
+        return {(clip.audio, clip.caption) for clip in some}
+
+    assert len(captions("a")) == 3
+    assert captions("a") != captions("b")
+
+
+def _one_recording(recipe: Recipe, stage: Stage, task: str) -> StageDataset:
+    """The samples of a stage whose only example is one task of one recording."""
+    folder = Path(recipe.data.train[0]).parent
+    path = _manifest(folder / f"one-{task}.jsonl", [_task_line(0, [task], labels=LABELS)])
+    kind = "linguistic" if task == "asr" else "paralinguistic"
+    alone = {**dict.fromkeys(("linguistic", "paralinguistic")), kind: getattr(stage, kind)}
+    return dataset_of(replace(recipe, data=replace(recipe.data, train=(str(path),))), replace(stage, **alone))
+
+
+def _drawn(samples: StageDataset, indices: Sequence[int]) -> list[tuple[str | None, str | None]]:
+    """System text and caption of samples, as the dataset draws them."""
+    found = []
+    for index in indices:
+        example, _ = samples._readable_example(next(iter(samples.stage.kinds)), index, samples.seed_of(index))
+        found.append((example.conversation.system, example.conversation.turns[0].speeches[0].caption))
+    return found
+
+
+def test_a_recording_comes_with_another_draw_in_each_epoch_and_stage(recipe: Recipe) -> None:
+    joint, err = (_one_recording(recipe, stage, "emotion") for stage in recipe.stages[:2])
+    epochs = range(60)  # one example: every sample is an epoch
+    asked, captions = zip(*_drawn(joint, epochs), strict=True)
+    others = _drawn(err, epochs)
+    for own, count in ((asked, 40), (captions, 12)):
+        assert len(set(own)) >= count
+    orders = {tuple(re.findall("|".join(ATTRIBUTES["emotion"].values), text or "")) for text in asked}
+    assert len(orders) > 40, "the order of the choices is drawn anew too"
+    assert sum(one == other for one, other in zip(zip(asked, captions, strict=True), others, strict=True)) < 5
+    assert _drawn(joint, epochs) == list(zip(asked, captions, strict=True)), "and yet follows from the seed"
+    segments = [joint.sample(index).prompt.segments for index in (0, 1)]
+    assert segments[0] != segments[1], "the draw is what the LLM reads"
+
+
+def test_any_start_gives_the_same_draws(recipe: Recipe) -> None:
+    samples = _one_recording(recipe, recipe.stages[1], "asr")
+    again = _one_recording(recipe, recipe.stages[1], "asr")
+    whole = [sample.prompt.segments for step in range(4) for sample in samples[step].samples]
+    later = [sample.prompt.segments for step in (3, 2) for sample in again[step].samples]
+    half = 2 * samples.stage.batch
+    assert later == [*whole[half + half // 2 :], *whole[half : half + half // 2]]
+    assert len({str(segments) for segments in whole}) > len(whole) // 2
+
+
+def test_earlier_turns_are_read_or_heard_as_the_stage_says(recipe: Recipe) -> None:
+    folder = Path(recipe.data.train[0]).parent
+    clips = [{"audio": f"clips/train{number}.wav", "transcript": f"word{number}"} for number in range(2)]
+    turns = [
+        {"role": "user", "parts": [{**clips[0], "caption": "sad"}]},
+        {"role": "assistant", "parts": ["I see."]},
+        {"role": "user", "parts": [{**clips[1], "caption": "low"}]},
+        {"role": "assistant", "parts": ["Yes."]},
+    ]
+    path = _manifest(folder / "dual.jsonl", [{"id": "d", "kind": "dual", "turns": turns}])
+    stage = replace(recipe.stages[0], linguistic=None, paralinguistic=None, dual=recipe.stages[0].linguistic)
+    data = replace(recipe.data, train=(str(path),))
+
+    def heard(*history: History) -> Counter[tuple[int, bool]]:
+        """How many recordings stand in a prompt, and whether it reads the first as a styled transcript."""
+        samples = dataset_of(replace(recipe, data=data), replace(stage, history=history))
+        found = Counter[tuple[int, bool]]()
+        for index in range(60):
+            prompt = samples.sample(index).prompt
+            ids = [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.ids]
+            found[len(prompt.clips), "[sad] word0" in samples.tokenizer.decode(ids)] += 1
+        return found
+
+    assert stage.history == ("text",), "the paper's way unless a recipe says otherwise"
+    assert heard("text") == {(1, True): 60}
+    assert heard("speech") == {(2, False): 60}
+    both = heard("text", "speech")
+    assert set(both) == {(1, True), (2, False)}
+    assert min(both.values()) > 15
 
 
 def test_samples_from_lines_with_tasks(recipe: Recipe, tmp_path: Path) -> None:

@@ -177,11 +177,41 @@ def test_adapters_learn_through_a_quantized_llm(calm: Recipe, alone: Path, tmp_p
         same_losses(alone, tmp_path / "run", within=1e-6)
 
 
-def test_every_adapter_weight_moves_and_the_llm_stays(recipe: Recipe, whole: Path) -> None:
+def test_every_adapter_weight_moves(whole: Path) -> None:
     first, last = (read_weights(whole / stage) for stage in STAGES)
     for key, value in first.items():
         if value.dim() > 1:
             assert (value != last[key]).float().mean() > 0.99, key
+
+
+@pytest.mark.parametrize(("part", "name"), [("llm", "LLM"), ("encoder", "encoder")])
+def test_a_frozen_weight_that_moved_is_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str
+) -> None:
+    step = Trainer.training_step
+
+    def moving(self: Trainer, *rest: Any) -> None:
+        with torch.no_grad():
+            next(getattr(self.model, part).parameters()).view(-1)[0].add_(1e-3)
+        step(self, *rest)
+
+    monkeypatch.setattr(Trainer, "training_step", moving)
+    short = replace(recipe, stages=tuple(replace(stage, steps=1) for stage in recipe.stages[:1]))
+    with pytest.raises(DualSLMError, match=f"frozen weights moved during training: got the {name}"):
+        train(short, tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize(("kind", "still"), [("linguistic", "para"), ("paralinguistic", "ling")])
+def test_an_adapter_that_a_stage_does_not_teach_keeps_its_bits(
+    recipe: Recipe, whole: Path, tmp_path: Path, kind: str, still: str
+) -> None:
+    err = recipe.stages[1]
+    alone = replace(err, **{**dict.fromkeys(("linguistic", "paralinguistic")), kind: getattr(err, kind)})
+    begun = replace(recipe, stages=(alone,), model=replace(recipe.model, adapters=str(whole / STAGES[0])))
+    before, after = read_weights(whole / STAGES[0]), read_weights(train(begun, tmp_path / "run", device="cpu"))
+    same = {key: torch.equal(value, after[key]) for key, value in before.items()}
+    assert all(same[key] for key in same if key.startswith(still))
+    assert not any(same[key] for key in same if not key.startswith(still))
 
 
 def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Recipe, alone: Path) -> None:

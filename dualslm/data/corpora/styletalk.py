@@ -4,12 +4,16 @@ A row is three turns of text, then the current turn and the response, each with 
 current speaker is the user. `test-reversed` is the test set with the roles swapped: the response is the user's last
 turn, and what the assistant would answer is not in the corpus, so there is no reference. Rows of one dialogue say
 the same words in several styles; `group` links them.
+
+To learn from, a dialogue is also cut at each of its midpoints (paper §IV-A). Its recordings are of the last turns
+alone, so what is left out are the turns before the midpoint: the contexts have every length, none included.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dualslm.data.corpora.base import (
@@ -17,7 +21,9 @@ from dualslm.data.corpora.base import (
     NO_TRANSCRIPT,
     Corpus,
     Entry,
+    Option,
     Raw,
+    Row,
     Turn,
     first_folder,
     split_of,
@@ -94,7 +100,7 @@ def _entry(raw: Raw, root: Path, split: str, row: Mapping[str, str], *, reverse:
     before: list[Turn] = [{"role": "user" if who == user else "assistant", "parts": [text]} for who, text in history]
     audio = row[f"{side}_audio_id"]
     inside = root / "audio" / audio  # the archive unpacks to `audio`, or beside the CSV files
-    return raw.spoken(
+    whole = raw.spoken(
         split,
         name,
         inside if inside.exists() else root / audio,
@@ -102,6 +108,16 @@ def _entry(raw: Raw, root: Path, split: str, row: Mapping[str, str], *, reverse:
         before=before,
         row={"dialogue": row["diag_id"], "group": row["diag_id"], "reference": reference, "source": source},
     )
+    if source == "eval.csv" or raw.options["contexts"] == "whole":
+        return whole
+    return replace(whole, conversations=tuple(cut for row in whole.conversations for cut in _midpoints(row)))
+
+
+def _midpoints(row: Row) -> Iterator[Row]:
+    """A conversation, and what is left of it from each of its midpoints on; its id says how many turns came before."""
+    yield row
+    for start in range(1, len(row["turns"])):
+        yield {**row, "id": f"{row['id']}-from{start}", "turns": row["turns"][start:]}
 
 
 CORPUS = Corpus(
@@ -111,4 +127,7 @@ CORPUS = Corpus(
     tasks=("respond",),
     labels=LABELS,
     apart=lambda _: ("clip", "dialogue"),  # the corpus does not name its speakers
+    options=(
+        Option("contexts", "training dialogues also cut at their midpoints, or as they are", "cut", ("cut", "whole")),
+    ),
 )

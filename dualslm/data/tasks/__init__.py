@@ -14,11 +14,12 @@ from dualslm.data.tasks.asr import Transcription
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import caption
 from dualslm.data.tasks.respond import Response
-from dualslm.data.tasks.task import NO_AUDIO, Clip, Task, draw
+from dualslm.data.tasks.task import NO_AUDIO, Clip, Seed, Task, draw
 
 __all__ = [
     "TASKS",
     "Clip",
+    "Seed",
     "Task",
     "asks",
     "caption",
@@ -39,7 +40,7 @@ NO_ANSWER = "no answer (run dualslm targets)"
 TASKS: Mapping[str, Task] = {"asr": Transcription(), **ATTRIBUTES, "respond": Response()}
 
 
-def finished(row: Row, seed: int = 0) -> Iterator[Row]:
+def finished(row: Row, seed: Seed = 0) -> Iterator[Row]:
     """The conversations of a line: the line itself where it has a `kind`, else one for each task that is possible.
 
     Args:
@@ -56,31 +57,32 @@ def finished(row: Row, seed: int = 0) -> Iterator[Row]:
         yield row
 
 
-def one_task(row: Row, name: str, seed: int = 0) -> Row:
+def one_task(row: Row, name: str, seed: Seed = 0, *, unseen: bool = False) -> Row:
     """The conversation of a line and one of its tasks.
 
     Args:
         row: line of a manifest.
         name: name of the task.
         seed: seed of every draw.
+        unseen: draw from the prompts that no training draws from, also where the line has a system text of its own.
 
     Returns:
         A line with a kind. For `respond` it ends with the user's turn, because its answer has yet to be written.
     """
     task = TASKS[name]
     clip = last_clip(row)
-    system = task.ask(clip, draw(seed, str(row["id"]), name))
+    system = task.ask(clip, draw(seed, str(row["id"]), name), task.unseen_prompts if unseen else task.prompts)
     answer = task.answer(clip)
     made = {key: value for key, value in row.items() if key != "tasks"}
     made |= {"id": f"{row['id']}/{name}", "kind": task.kind}
     if answer is None:
-        return {**made, "system": row.get("system") or system}
+        return {**made, "system": (not unseen and row.get("system")) or system}
     # Transcripts and attributes are properties of the last recording alone, so earlier turns are left out.
     turns = [{"role": "user", "parts": [clip]}, {"role": "assistant", "parts": [answer]}]
     return {**made, "system": system, "turns": turns}
 
 
-def waiting(row: Row, seed: int = 0) -> Row | None:
+def waiting(row: Row, seed: Seed = 0) -> Row | None:
     """The conversation of a line whose answer the frozen LLM has yet to write; None where there is none."""
     names = [name for name, why in left_out(row).items() if why == NO_ANSWER]
     return one_task(row, names[0], seed) if names else None

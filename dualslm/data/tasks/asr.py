@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualslm.data.tasks.task import Clip
@@ -20,6 +21,12 @@ PROMPTS = (
     "Your task is speech recognition. Output the recognised sentence.",
     "Note the user's words as they were spoken, nothing more.",
 )
+UNSEEN_PROMPTS = (
+    "Put into letters every word of this voice message.",
+    "Which sentence is spoken here? Quote it exactly.",
+    "Be a court reporter: the record must hold what was said, no more and no less.",
+    "Caption this audio clip verbatim.",
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,15 @@ class Transcription:
     kind: TaskKind = "linguistic"
     metric: str = "wer"
     prompts: tuple[str, ...] = PROMPTS
+    unseen_prompts: tuple[str, ...] = UNSEEN_PROMPTS
 
     def lacks(self, clip: Clip) -> str | None:
         """The reason where there is no transcript."""
         return None if str(clip.get("transcript") or "").strip() else "no transcript"
 
-    def ask(self, clip: Clip, rng: random.Random) -> str:
+    def ask(self, clip: Clip, rng: random.Random, prompts: Sequence[str]) -> str:
         """One of the prompts."""
-        return rng.choice(self.prompts)
+        return rng.choice(prompts)
 
     def answer(self, clip: Clip) -> str:
         """The transcript, in lower case where it is all in capitals."""

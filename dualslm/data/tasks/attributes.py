@@ -26,6 +26,12 @@ FRAMES = (
     "Tell what you hear in the voice and do not reply to the words. {question} Select from {choices}; use a sentence.",
     "{question} Decide between {choices} and state your decision in one sentence.",
 )
+# In these frames, with questions of their own, evaluation asks for a second figure; training never does.
+UNSEEN_FRAMES = (
+    "Ignore the meaning of the words. {question} Your options: {choices}. Give a complete sentence.",
+    "A colleague wants to know about this voice message. {question} Say whether it is {choices}, in a sentence.",
+    "{question} Only one of {choices} is right. State it as a sentence.",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Attribute:
         name: name of the attribute, and its key in a recording's `labels`.
         values: choices, where a recording does not name its own `choices`.
         questions: wordings of the question, each used in every one of `FRAMES`.
+        unseen_questions: wordings for `UNSEEN_FRAMES`.
         sentence: template of the answer, with the field {value}.
         spellings: other spellings of the values in corpora, in lower case → our spelling.
         kind: kind of the task.
@@ -45,6 +52,7 @@ class Attribute:
     name: str
     values: tuple[str, ...]
     questions: tuple[str, ...]
+    unseen_questions: tuple[str, ...]
     sentence: str
     spellings: Mapping[str, str] = field(default_factory=dict)
     kind: TaskKind = "paralinguistic"
@@ -53,9 +61,12 @@ class Attribute:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Every frame with every question; the field {choices} is left unfilled."""
-        return tuple(
-            frame.format(question=question, choices="{choices}") for frame in FRAMES for question in self.questions
-        )
+        return _filled(FRAMES, self.questions)
+
+    @property
+    def unseen_prompts(self) -> tuple[str, ...]:
+        """Every frame with every question that no training draws."""
+        return _filled(UNSEEN_FRAMES, self.unseen_questions)
 
     def value(self, clip: Clip) -> str | None:
         """The recording's value in our spelling; None where it is unknown."""
@@ -87,15 +98,19 @@ class Attribute:
             return f"no label {self.name}"
         return None if value in self.choices(clip) else f"unknown {self.name} {value!r}"
 
-    def ask(self, clip: Clip, rng: random.Random) -> str:
+    def ask(self, clip: Clip, rng: random.Random, prompts: Sequence[str]) -> str:
         """A question with its choices in random order."""
         choices = list(self.choices(clip))
         rng.shuffle(choices)
-        return rng.choice(self.prompts).format(choices=_listed(choices))
+        return rng.choice(prompts).format(choices=_listed(choices))
 
     def answer(self, clip: Clip) -> str:
         """A sentence with the value."""
         return self.sentence.format(value=self.value(clip))
+
+
+def _filled(frames: Sequence[str], questions: Sequence[str]) -> tuple[str, ...]:
+    return tuple(frame.format(question=question, choices="{choices}") for frame in frames for question in questions)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -109,6 +124,7 @@ _ATTRIBUTES = (
         "gender",
         ("male", "female"),
         ("What is the gender of the speaker?", "Is the speaker a man or a woman?", "Whose voice is it, by gender?"),
+        ("Does a man or a woman talk here?", "Which gender does this voice have?"),
         "The speaker is {value}.",
         {"m": "male", "man": "male", "f": "female", "woman": "female"},
     ),
@@ -116,6 +132,7 @@ _ATTRIBUTES = (
         "pitch",
         LEVELS,
         ("How high is the pitch of the voice?", "What is the pitch?", "At which pitch does the user speak?"),
+        ("Is this a low or a high voice?", "How would you rate the pitch that you hear?"),
         "The pitch of the voice is {value}.",
         {"medium": "normal", "middle": "normal", "moderate": "normal"},
     ),
@@ -123,6 +140,7 @@ _ATTRIBUTES = (
         "tempo",
         ("slow", "normal", "fast"),
         ("How fast does the user speak?", "What is the tempo of the speech?", "At what speed are the words spoken?"),
+        ("Is the speech slow or fast?", "What can you say of the pace of talking?"),
         "The tempo of the speech is {value}.",
         {"low": "slow", "high": "fast", "medium": "normal", "steady": "normal", "moderate": "normal"},
     ),
@@ -130,6 +148,7 @@ _ATTRIBUTES = (
         "energy",
         LEVELS,
         ("How much energy has the voice?", "What is the energy of the speech?", "How loud does the user speak?"),
+        ("How strong is the voice?", "With what energy is this said?"),
         "The energy of the voice is {value}.",
         {"quiet": "low", "soft": "low", "loud": "high", "medium": "normal", "moderate": "normal"},
     ),
@@ -137,6 +156,7 @@ _ATTRIBUTES = (
         "emotion",
         ("neutral", "happy", "sad", "angry", "surprised", "fearful", "disgusted", "contemptuous"),
         ("What is the emotion of the speaker?", "How does the user feel?", "Which emotion does the voice carry?"),
+        ("In what mood is the person who talks?", "What feeling do you hear?"),
         "The speaker sounds {value}.",
         {
             "no emotion": "neutral",

@@ -6,6 +6,7 @@ The answers are written once, by `dualslm targets`; until then a line with this 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualslm.data.tasks.captions import caption
@@ -24,6 +25,12 @@ PROMPTS = (
     "Respond to the user in everyday language, without lists, in at most two sentences.",
     "You chat with the user. Let your reply suit what was said and the tone in which it was said.",
 )
+UNSEEN_PROMPTS = (
+    "Somebody calls you. Say something back that fits, and do not go on for long.",
+    "Act as a good neighbour in a chat over the fence: a sentence or two, in plain words.",
+    "Give the answer that a patient and attentive person would give aloud.",
+    "It is your turn to speak. Be natural, be brief, and take into account how you were spoken to.",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Response:
     kind: TaskKind = "dual"
     metric: str = "judge"
     prompts: tuple[str, ...] = PROMPTS
+    unseen_prompts: tuple[str, ...] = UNSEEN_PROMPTS
 
     def lacks(self, clip: Clip) -> str | None:
         """The reason where the transcript is missing, or anything known of how it is said."""
@@ -43,9 +51,9 @@ class Response:
         known = clip.get("caption") or caption(clip.get("labels") or {})
         return None if known else "nothing known of how it is said"
 
-    def ask(self, clip: Clip, rng: random.Random) -> str:
+    def ask(self, clip: Clip, rng: random.Random, prompts: Sequence[str]) -> str:
         """One of the prompts."""
-        return rng.choice(self.prompts)
+        return rng.choice(prompts)
 
     def answer(self, clip: Clip) -> None:
         """None: the frozen LLM writes the answer."""

@@ -6,7 +6,7 @@ Nothing here reads audio or imports torch. A recording is a `Clip`, the mapping 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from dualslm.recipe import TaskKind
@@ -36,17 +36,25 @@ class Task(Protocol):
     def prompts(self) -> tuple[str, ...]:
         """System texts, of which one is drawn for each conversation."""
 
+    @property
+    def unseen_prompts(self) -> tuple[str, ...]:
+        """System texts that no training draws, for a second figure: what is left when the wording is new."""
+
     def lacks(self, clip: Clip) -> str | None:
         """Why a recording does not fit the task; None where it does."""
 
-    def ask(self, clip: Clip, rng: random.Random) -> str:
-        """A system text, drawn by `rng`; it may depend on the choices, but never on the answer."""
+    def ask(self, clip: Clip, rng: random.Random, prompts: Sequence[str]) -> str:
+        """A system text, drawn by `rng` from some of its own; it may depend on the choices, but never on the answer."""
 
     def answer(self, clip: Clip) -> str | None:
         """The text to learn; None where the frozen LLM has to write it."""
 
 
-def draw(seed: int, conversation: str, task: str) -> random.Random:
+Seed: TypeAlias = int | str
+"""Seed of what is drawn for an example. Training gives each sample its own, so that no epoch repeats another's."""
+
+
+def draw(seed: Seed, conversation: str, task: str) -> random.Random:
     """The random numbers of one example.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from dualslm.evaluation.judges.protocols import protocol
 from dualslm.evaluation.judges.run import Outcome, Show, compare, judge, verdicts
 from dualslm.evaluation.judges.sanity import calibration, controls, trust
 from dualslm.evaluation.judges.spec import JudgeSpec
@@ -24,7 +25,8 @@ VERDICTS = "verdicts.jsonl"
 PAIRS = "pairs.jsonl"
 TRIAL = "sanity.jsonl"  # verdicts on the calibration items
 CACHE = "judges.sqlite"
-DEFAULT = ("cs", "egs")  # the paper's two scales
+# The paper's two scales. Neither of the two papers that they come from tells its judge how the user speaks.
+DEFAULT = ("cs-words", "egs-words")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Order:
         judges: judges, one or more.
         protocols: names or ids of the protocols that score single replies.
         repeats: number of times that each question is asked.
-        pairs: pairs of systems that are compared.
+        pairs: pairs of systems that are compared, told how the user speaks where one of the protocols is.
         controls: whether replies made from the references are judged too, as systems of their own.
         cache: file of raw answers; None for `CACHE` in the output folder.
     """
@@ -108,7 +110,9 @@ def run(
     records = found.take("scores", scored)
     if what.pairs:
         with _bar("comparing") as show:
-            compared = compare(rows, what.pairs, what.judges, out / PAIRS, cache, show=show, **common)
+            told = any(protocol(name).styled for name in what.protocols)
+            asked = {"protocol": "pair" if told else "pair-words", **common}
+            compared = compare(rows, what.pairs, what.judges, out / PAIRS, cache, show=show, **asked)
         records += found.take("pairs", compared)
     found.report |= summary(records, seed=seed)
     return found

@@ -1,8 +1,13 @@
 """What a judge is asked: CS and EGS (paper §IV-B), each with and without the way of speaking, and a pairwise choice.
 
-The wording is ours. The paper names the scales and not its prompts: CS rates content and style from 1 to 5, EGS four
-criteria from 1 to 10. A protocol's id ends in its version, and its fingerprint hashes everything that a judge reads
-besides the item, so that scores under two wordings are never taken for the same measure.
+CS follows the prompt in the appendix of LLaMA-Omni (arXiv:2409.06666, the paper's [24]): content and style, the
+same five levels each. EGS follows that of Emotional Chain-of-Thought (arXiv:2401.06836, the paper's [25]): the same
+role, the same criteria C1 to C4, from 1 to 10. The wording is ours, as the paper's own prompts, in its appendices, are
+not public; and a judge rates one reply at a time, gives numbers as JSON and no reasons.
+
+Neither source tells the judge how the user speaks, so the variants `-words` are the default; the others tell it. A
+protocol's id ends in its version, and its fingerprint hashes everything that a judge reads besides the item, so that
+scores under two wordings are never taken for the same measure.
 """
 
 from __future__ import annotations

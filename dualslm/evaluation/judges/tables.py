@@ -20,6 +20,7 @@ from dualslm.evaluation.judges.run import kind_of
 from dualslm.evaluation.metrics.bootstrap import Floats, figure
 
 TOTAL = "total"
+DIRECTIONS = (None, "forward", "reversed")
 SLOPE_WORDS = 10  # a slope is in points per so many words
 Record: TypeAlias = Mapping[str, Any]
 Table: TypeAlias = list[dict[str, Any]]
@@ -127,7 +128,8 @@ def _coverage(records: Sequence[Record]) -> Table:
 def _scores(records: Sequence[Record], seed: int) -> Table:
     out = []
     for (judge, protocol, system), some in _groups(_scored(records), "judge", "protocol", "system").items():
-        parts = {"all": some}
+        # What was asked for a second figure, under another circumstance, has a row of its own and is not in "all".
+        parts = {"all": [one for one in some if one["direction"] in DIRECTIONS] or some}
         directions = {one["direction"] for one in some} - {None}
         if len(directions) > 1:  # a single direction would only repeat the row of all
             for direction in sorted(directions):

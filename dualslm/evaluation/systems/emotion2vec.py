@@ -1,4 +1,7 @@
-"""A plain classifier of emotions: emotion2vec through FunASR, an optional package (paper Table II)."""
+"""A plain classifier of emotions: emotion2vec+ through FunASR, an optional package.
+
+It was fine-tuned on emotions by its authors, and is not the row of the paper's Table II: see `emotion_features.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,23 @@ from dualslm.evaluation.systems.item import Item
 DEFAULT = "iic/emotion2vec_plus_large"
 
 
+def funasr_model(source: str) -> Any:
+    """One of FunASR's models.
+
+    Args:
+        source: FunASR's name of the model, or a folder.
+
+    Raises:
+        DualSLMError: FunASR is not installed.
+    """
+    try:
+        from funasr import AutoModel
+    except ImportError as error:
+        raise DualSLMError("emotion2vec runs through FunASR", got=str(error), do="pip install funasr") from error
+    # FunASR looks for a newer version of itself on the network at every start, unless that is disabled.
+    return AutoModel(model=source, disable_update=True)
+
+
 class Emotion2Vec:
     """Its answer is the bare name of the likeliest emotion, in English.
 
@@ -25,14 +45,9 @@ class Emotion2Vec:
     """
 
     def __init__(self, source: str = DEFAULT, *, name: str = "emotion2vec") -> None:
-        try:
-            from funasr import AutoModel
-        except ImportError as error:
-            raise DualSLMError("emotion2vec runs through FunASR", got=str(error), do="pip install funasr") from error
         self.source = source
         self.name = name
-        # FunASR looks for a newer version of itself on the network at every start, unless that is disabled.
-        self.model: Any = AutoModel(model=source, disable_update=True)
+        self.model = funasr_model(source)
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dualslm.conversation import Conversation, Part, Reply, Speech, View
+from dualslm.conversation import Conversation, History, Part, Reply, Speech, View
 from dualslm.recipe import TaskKind
 
 FOLDER_KEYS = ("encoder", "llm", "model", "asr")  # keys of `System.about` that may hold a folder
@@ -26,11 +26,14 @@ class Item:
         cluster: the dialogue, group, speaker or transcript that it shares with others; clusters are resampled whole.
         conversation: ends with the user's spoken turn.
         speech: the recording that the question is about.
-        direction: "forward", or "reversed" where user and assistant changed roles; None but for replies.
+        direction: "forward", or "reversed" where user and assistant changed roles, and the circumstance of a second
+            figure; None but for replies.
         choices: the choices that the question lists.
         truth: the label, the transcript, or the reference reply where there is one.
         target: the reference answer; where there are choices, the sentence that names the true one.
         seconds: length of the recording in s, where it is known.
+        history: whether spoken turns before the last one are read or heard, by a system that can hear them.
+        second: whether this is asked for a second figure, under other circumstances; then through one view alone.
     """
 
     id: str
@@ -46,6 +49,8 @@ class Item:
     truth: str | None = None
     target: str | None = None
     seconds: float | None = None
+    history: History = "speech"
+    second: bool = False
 
     def options(self) -> dict[str, str]:
         """Each choice with the sentence that names it; empty where there are no choices."""

@@ -162,6 +162,21 @@ def _emotion2vec(given: Mapping[str, str], means: Means) -> System:
     return Emotion2Vec(given.get("model", DEFAULT), name=given.get("name", "emotion2vec"))
 
 
+def _emotion_features(given: Mapping[str, str], means: Means) -> System:
+    from dualslm.evaluation.systems.emotion_features import DEFAULT, EmotionFeatures
+
+    name = given.get("name", "emotion2vec-features")
+    return EmotionFeatures(Path(given["train"]), given.get("model", DEFAULT), name=name)
+
+
+def _llama_omni(given: Mapping[str, str], means: Means) -> System:
+    raise DualSLMError(
+        "LLaMA-Omni cannot be run here",
+        got="no model code in transformers, and its own is pinned to torch 2.1.2 and transformers 4.43.4",
+        do="serve it by its own code behind an OpenAI-compatible address and ask that: server,url=...,model=...",
+    )
+
+
 SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
     "dualslm": (("model",), (), _checkpoint),
     "majority": ((), (), _majority),
@@ -170,5 +185,7 @@ SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Opener]] = {
     "cascade": (("asr", "llm"), (), _cascade),
     "qwen2-audio": (("model",), (), _qwen2_audio),
     "emotion2vec": ((), ("model",), _emotion2vec),
+    "emotion2vec-features": (("train",), ("model",), _emotion_features),
+    "llama-omni": ((), ("model",), _llama_omni),
 }
 """Every kind: keys that it must have, keys that it may have, and how it is opened."""

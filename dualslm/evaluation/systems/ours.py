@@ -27,6 +27,7 @@ from dualslm.conversation import (
     Speech,
     Turn,
     View,
+    history_view,
 )
 from dualslm.evaluation.systems.item import Item
 from dualslm.model.dualslm import DualSLM
@@ -94,7 +95,10 @@ class Ours:
     def answer(self, items: Sequence[Item], view: View | None) -> list[Reply]:
         """Replies of one batch, and the likelihoods of the choices where they are asked for."""
         assert view is not None
-        prompts = [render(item.conversation, self.model.llm.tokenizer, view) for item in items]
+        prompts = [
+            render(item.conversation, self.model.llm.tokenizer, view, history=history_view(item.history, view))
+            for item in items
+        ]
         answers = decode(self.model.llm, self.model.embed(prompts, self.hear), self.generation)
         if not self.with_likelihoods:
             return answers
@@ -234,7 +238,8 @@ def likelihoods(item: Item, view: View, llm: FrozenLM, loss: Callable[[Sequence[
     if not options:
         return {}
     conversations = [item.conversation.copy().assistant(sentence) for sentence in options.values()]
-    found = loss([render(conversation, llm.tokenizer, view, supervise="last") for conversation in conversations])
+    history = history_view(item.history, view)
+    found = loss([render(one, llm.tokenizer, view, history=history, supervise="last") for one in conversations])
     # By token, since choices differ in length; of sums, the choice with the fewest tokens would mostly win.
     means = (-found.nll_B / found.tokens_B).tolist()
     return {choice: round(mean, 6) for choice, mean in zip(options, means, strict=True)}
