@@ -194,3 +194,28 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DualSLMError, match="UTF-8"):
         recipe.load(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("name", ["paper-qwen", "paper-llama", "paper-qwen-24gb", "small"])
+def test_the_switch_of_stage_three_to_plain_views_is_as_the_paper_map_says(root: Path, name: str) -> None:
+    page = (root / "docs" / "paper-map.md").read_text()
+    sets = re.findall(r"--set '(stage\.3\.[^']+)'", page)
+    default, plain = (
+        recipe.load(root / "recipes" / f"{name}.toml"),
+        recipe.load(root / "recipes" / f"{name}.toml", sets),
+    )
+    joint, err, respond = default.stages
+    for kind in ("linguistic", "paralinguistic"):
+        own, other = getattr(respond, kind), getattr(plain.stages[2], kind)
+        assert (own.view, own.learns) == (getattr(err, kind).view, getattr(err, kind).learns), (
+            "the default goes on with ERR"
+        )
+        assert (other.view, set(other.learns)) == (getattr(joint, kind).view, {"para", "ling"})
+    assert (respond.dual, respond.history) == (plain.stages[2].dual, ("text",))
+
+
+def test_a_history_is_text_or_speech() -> None:
+    assert small('stage.1.history=["speech", "text"]').stages[0].history == ("speech", "text")
+    for bad in ("[]", '["none"]', "3"):
+        with pytest.raises(DualSLMError, match=r"stage\.1\.history"):
+            small(f"stage.1.history={bad}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dualslm.data.corpora import schema
-from dualslm.data.tasks import NO_ANSWER, TASKS, caption, draw, finished, left_out, waiting
+from dualslm.data.tasks import NO_ANSWER, TASKS, caption, draw, finished, left_out, one_task, waiting
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import LAYOUTS, MANNERS
 from dualslm.recipe import TASK_KINDS
@@ -32,6 +32,8 @@ def test_every_task_is_whole() -> None:
         assert task.name == name
         assert task.metric in ("wer", "wa", "judge")
         assert len(set(task.prompts)) == len(task.prompts) >= 8
+        assert len(set(task.unseen_prompts)) == len(task.unseen_prompts) >= 4
+        assert not {*task.prompts} & {*task.unseen_prompts}
 
 
 def test_one_conversation_for_each_task_that_has_its_label() -> None:
@@ -48,6 +50,18 @@ def test_one_conversation_for_each_task_that_has_its_label() -> None:
     assert [row["turns"][0]["parts"] for row in rows] == [[CLIP]] * 6
     assert {row["speaker"] for row in rows} == {"7"}
     assert left_out(line(["asr", "respond"])) == {"respond": NO_ANSWER}
+
+
+def test_prompts_that_no_training_draws_are_asked_where_they_are_wanted() -> None:
+    for name, task in TASKS.items():
+        drawn = [one_task(line([name], name=str(n)), name, unseen=True)["system"] for n in range(60)]
+        assert len(set(drawn)) >= 4
+        wanted = [re.escape(text).replace(r"\{choices\}", ".+") for text in task.unseen_prompts]
+        assert all(re.fullmatch("|".join(wanted), text) for text in drawn)
+        assert not set(drawn) & {one_task(line([name], name=str(n)), name)["system"] for n in range(60)}
+    own = {**line(["respond"]), "system": "Be brief."}
+    assert one_task(own, "respond")["system"] == "Be brief."
+    assert one_task(own, "respond", unseen=True)["system"] in TASKS["respond"].unseen_prompts
 
 
 def test_what_waits_keeps_its_turns_and_its_system_text() -> None:

@@ -1,4 +1,4 @@
-"""Which recording a question is about: the last one of the user's last turn, as training takes it."""
+"""Which recording a question is about, as training takes it; and what is asked again for a second figure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.evalkit import Parrot
 
+from dualslm.conversation import View
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
-from dualslm.evaluation import items
+from dualslm.evaluation import items, predict
 
 
 def clip(name: str, gender: str = "male") -> dict[str, Any]:
@@ -70,3 +72,56 @@ def test_nothing_but_earlier_recordings_is_one_line(tmp_path: Path) -> None:
     turns = [user(clip("a")), said("I see."), user("Yes?"), said("Yes.")]
     with pytest.raises(DualSLMError, match="no recording in the user's last turn"):
         items.read([write(tmp_path, {"kind": "dual", "turns": turns})])
+
+
+def test_an_item_is_asked_again_by_prompts_that_no_training_draws(tmp_path: Path) -> None:
+    rows = [{"tasks": ["gender", "respond"], "turns": [user(clip(name))], "corpus": "c"} for name in "abcdefgh"]
+    finished = {"kind": "dual", "turns": [user(clip("i")), said("Yes.")], "corpus": "c"}
+    path = write(tmp_path, *rows, finished)
+    base = items.read([path]).items
+    exam = items.read([path], prompts=["trained", "unseen"], limit=5)
+    first = {item.id: item for item in exam.items if not item.second}
+    again = {item.id: item for item in exam.items if item.second}
+    assert {item.task for item in again.values()} == {"gender", "respond"}
+    assert len(again) == 10, "the limit is of items, and the finished conversation has its own words"
+    for name, item in again.items():
+        one = first[name.replace(" (unseen prompts)", "")]
+        assert item.split == "m (unseen prompts)"
+        assert (item.truth, item.choices, item.cluster, item.conversation.turns[0].role) == (
+            *(one.truth, one.choices, one.cluster),
+            "user",
+        )
+        assert item.conversation.system not in {own.conversation.system for own in base}
+        assert item.direction == (None if item.task == "gender" else "forward, unseen prompts")
+    only = items.read([path], prompts=["unseen"], limit=5).items
+    assert {item.conversation.system for item in only if item.task == "gender"} <= {
+        item.conversation.system for item in again.values()
+    }
+    assert not any(item.second for item in only)
+
+
+def test_a_spoken_history_is_heard_and_read(tmp_path: Path) -> None:
+    spoken = [user(clip("a")), said("I see."), user(clip("b")), said("Yes.")]
+    typed = [user("Hello."), said("Hello!"), user(clip("c")), said("Yes.")]
+    path = write(tmp_path, *({"kind": "dual", "turns": turns, "corpus": "c"} for turns in (spoken, typed)))
+    found = items.read([path], history=["speech", "text"]).items
+    assert [(item.id, item.history, item.second) for item in found] == [
+        ("c/m/0", "speech", False),
+        ("c/m (history as text)/0", "text", True),
+        ("c/m/1", "speech", False),
+    ]
+    only = items.read([path], history=["text"]).items
+    assert [(item.id, item.history, item.second) for item in only] == [
+        ("c/m/0", "text", False),
+        ("c/m/1", "text", False),
+    ]
+
+
+def test_a_second_figure_is_of_normal_use_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, {"tasks": ["gender"], "turns": [user(clip("a"))]})
+    views = (View(), View("speech", "none"))
+    exam = items.read([path], prompts=["trained", "unseen"])
+    jobs = [(job.view, job.items[0].second) for job in predict.plan(exam, [Parrot(known=views)]).jobs]
+    assert jobs == [(views[0], False), (views[1], False), (views[0], True)]
+    named = predict.plan(exam, [Parrot(known=views)], views=[views[1]]).jobs
+    assert [(job.view, job.items[0].second) for job in named] == [(views[1], False), (views[1], True)]

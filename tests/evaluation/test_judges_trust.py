@@ -241,7 +241,8 @@ def test_a_summary_has_intervals_lengths_and_agreement(tmp_path: Path) -> None:
 
 
 def test_directions_and_views_are_kept_apart(tmp_path: Path) -> None:
-    said = [{**row, "direction": way, "id": row["id"] + way} for way in ("forward", "reversed") for row in rows(4)]
+    ways = ("forward", "reversed", "forward, unseen prompts")
+    said = [{**row, "direction": way, "id": row["id"] + way} for way in ways for row in rows(4)]
     said += [{**row, "view": "speech,none"} for row in said]
     with fake() as server:
         found = summary(judged(tmp_path, said, [server]))["scores"]
@@ -249,7 +250,7 @@ def test_directions_and_views_are_kept_apart(tmp_path: Path) -> None:
     assert lines == {
         (system, way): n
         for system in ("ours", "ours [speech,none]")
-        for way, n in (("all", 8), ("forward", 4), ("reversed", 4))
+        for way, n in (("all", 8), ("forward", 4), ("reversed", 4), ("forward, unseen prompts", 4))
     }
 
 

@@ -101,5 +101,5 @@ def _trained(features_ND: Tensor, classes_N: Tensor, count: int) -> nn.Linear:
         found.backward()
         return found
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return layer
