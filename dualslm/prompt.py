@@ -163,7 +163,7 @@ class _Writer:
         """
 
         def sources(speech: Speech) -> View:
-            captioned = not past or view.para != "text" or (speech.tone or speech).caption is not None
+            captioned = not past or view.para != "text" or _tone_of(speech).caption is not None
             return view if captioned else View("none", view.ling)
 
         silent = view == NOTHING and not all(isinstance(part, Speech) for part in turn.parts)
@@ -244,9 +244,7 @@ class _Writer:
 
     def _place_p_and_l(self, speech: Speech, view: View) -> None:
         """P before L (paper eq. 3)."""
-        tone = speech
-        while tone.tone is not None:
-            tone = tone.tone
+        tone = _tone_of(speech)
         described = tone is not speech and tone.audio is None and tone.caption is not None
         if view.para == "speech" and not described:
             self._slot("para", tone)
@@ -308,6 +306,13 @@ def _unused_key(strings: Sequence[str]) -> str:
     """Begins a placeholder which nobody has typed: else a user could forge a slot."""
     typed = set(re.findall(f"{OPEN}([0-9]+):", "".join(strings)))  # joined, as a template may join them
     return next(f"{OPEN}{number}:" for number in count() if str(number) not in typed)
+
+
+def _tone_of(speech: Speech) -> Speech:
+    """The utterance that P is taken from: itself, unless the tone was swapped."""
+    while speech.tone is not None:
+        speech = speech.tone
+    return speech
 
 
 def _known(value: Any, field: str, need: str) -> Any:
