@@ -88,6 +88,8 @@ def plan(exam: Exam, systems: Sequence[System], views: Sequence[View] = (), batc
     for system in systems:
         fit = []
         for item in exam.items:
+            if item.second and not getattr(system, "reads_prompts", True):
+                continue  # it answers alike however it is asked
             if why := system.unfit(item):
                 out.skipped[f"{system.name}, {item.task}: {why}"] += 1
             else:

@@ -125,3 +125,8 @@ def test_a_second_figure_is_of_normal_use_alone(tmp_path: Path) -> None:
     assert jobs == [(views[0], False), (views[1], False), (views[0], True)]
     named = predict.plan(exam, [Parrot(known=views)], views=[views[1]]).jobs
     assert [(job.view, job.items[0].second) for job in named] == [(views[1], False), (views[1], True)]
+    deaf = Parrot(known=views)
+    deaf.reads_prompts = False  # type: ignore[attr-defined]
+    asked = predict.plan(exam, [deaf])
+    assert [job.items[0].second for job in asked.jobs] == [False, False]
+    assert not asked.skipped

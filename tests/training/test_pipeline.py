@@ -20,7 +20,6 @@ from support.standins import textrol_path
 from dualslm.cli.main import main
 from dualslm.data.corpora.base import HELD_OUT, split_of
 from dualslm.data.corpora.styletalk import VALIDATION
-from dualslm.data.corpora.textrolspeech import key_of, speaker_of
 from dualslm.recipe import Recipe, load
 from dualslm.toml import plain
 
@@ -64,7 +63,7 @@ def downloads(root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.Monk
         raw / "librispeech", {"train-clean-100": ["19", "26"], "dev-clean": ["84"], "test-clean": ["61"]}, 2
     )
     styled = standins.read(real / "textrolspeech/VccmDataset/controlspeech_test.csv")
-    styled = some(styled, lambda row: speaker_of(key_of(row["item_name"])), HELD_OUT, 3)
+    styled = some(styled, lambda row: row["spk"], HELD_OUT, 3)
     standins.textrolspeech(raw / "textrolspeech", styled, [textrol_path(row["item_name"]) for row in styled])
     for name in ("train", "dev", "test"):
         file = f"{name}_sent_emo.csv"

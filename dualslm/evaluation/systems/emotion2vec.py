@@ -44,6 +44,8 @@ class Emotion2Vec:
         DualSLMError: FunASR is not installed.
     """
 
+    reads_prompts = False
+
     def __init__(self, source: str = DEFAULT, *, name: str = "emotion2vec") -> None:
         self.source = source
         self.name = name

@@ -39,6 +39,8 @@ class EmotionFeatures:
         DualSLMError: FunASR is not installed, or the manifest asks for no emotion.
     """
 
+    reads_prompts = False
+
     def __init__(self, train: Path, source: str = DEFAULT, *, name: str = "emotion2vec-features") -> None:
         self.source = source
         self.name = name

@@ -62,7 +62,10 @@ class Item:
 
 
 class System(Protocol):
-    """Answers items. Any object with these members will do: no base class is asked for."""
+    """Answers items. Any object with these members will do: no base class is asked for.
+
+    One that never reads a prompt, such as a classifier, says `reads_prompts = False`: it has no second figures.
+    """
 
     @property
     def name(self) -> str:

@@ -19,6 +19,8 @@ class Majority:
         name: name in reports.
     """
 
+    reads_prompts = False
+
     def __init__(self, items: Sequence[Item], name: str = "majority") -> None:
         self.name = name
         # All items are counted before the first is asked, so that the answer depends on no order and no batch.
