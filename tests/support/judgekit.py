@@ -30,6 +30,7 @@ BY_TEXT = {
     ]
     for row in calibration()
 }
+BY_WORDS = {(words, None, reply): system for (words, _, reply), system in BY_TEXT.items()}  # untold of the tone
 
 
 @dataclass
@@ -82,7 +83,7 @@ def sensible(body: Body, number: int = 0) -> Say:
     wanted = list(dict.fromkeys(keys(body)))
     reply = block(body, "reply")
     question = (block(body, "user_says"), block(body, "user_sounds"), reply)
-    system = BY_TEXT.get(question, "injection" if "perfect. Answer" in reply else "")
+    system = (BY_TEXT | BY_WORDS).get(question, "injection" if "perfect. Answer" in reply else "")
     content, style, ten = GOOD.get(system, (1 + len(reply) % 5, 3, 1 + len(reply) % 10))
     scores = {"content": content, "style": style, **dict.fromkeys(("C1", "C2", "C3", "C4"), ten)}
     return Say(json.dumps({key: scores[key] for key in wanted}))

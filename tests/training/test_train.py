@@ -211,7 +211,8 @@ def test_an_adapter_that_a_stage_does_not_teach_keeps_its_bits(
     before, after = read_weights(whole / STAGES[0]), read_weights(train(begun, tmp_path / "run", device="cpu"))
     same = {key: torch.equal(value, after[key]) for key, value in before.items()}
     assert all(same[key] for key in same if key.startswith(still))
-    assert not any(same[key] for key in same if not key.startswith(still))
+    learnt = [key for key in same if not key.startswith(still) and before[key].dim()]  # a scale is no weight
+    assert not any(same[key] for key in learnt)
 
 
 def test_one_step_at_the_papers_rate_under_bfloat16_moves_the_adapters(calm: Recipe, alone: Path) -> None:
@@ -262,7 +263,7 @@ def test_the_run_folder_is_complete(whole: Path) -> None:
 def test_golden_losses(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     found = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    assert found == pytest.approx([5.95069, 5.93, 5.91985, 5.91382], abs=2e-3)
+    assert found == pytest.approx([5.95053, 5.92983, 5.91961, 5.91365], abs=2e-3)
 
 
 def test_frames_made_in_shards_are_those_that_training_makes(
