@@ -27,8 +27,8 @@ from dualslm.prompt import Prompt, Slot, Text
 
 Hear: TypeAlias = Callable[[Sequence[Speech]], Frames]
 """Recordings → their encoder frames."""
-Adapt: TypeAlias = Callable[[Channel, Frames, bool], list[Tensor]]
-"""Frames → one adapter's embeddings (T, D) of each recording, without padding; True: detached, as in evaluation."""
+Adapt: TypeAlias = Callable[..., list[Tensor]]
+"""Channel and frames → its embeddings (T, D) of each recording, without padding; a third True: as in evaluation."""
 Key: TypeAlias = int | tuple[Channel, Hashable, int]
 """What stands at a position: a token id, or channel, recording and index within the slot."""
 
@@ -158,6 +158,7 @@ def fill(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> 
         row = {key: index for index, key in enumerate(clips)}
         for channel, detached in sorted(wanted):  # in one order, so that dropout draws the same for the same prompts
             asked = wanted[channel, detached]
-            made = adapt(channel, frames.pick([row[key] for key in asked]), detached)
+            own = frames.pick([row[key] for key in asked])
+            made = adapt(channel, own, True) if detached else adapt(channel, own)
             slots |= {(channel, detached, key): embeds_TD for key, embeds_TD in zip(asked, made, strict=True)}
     return splice(prompts, llm, lambda slot, speech: slots[slot.channel, slot.detached, id(speech)], id)

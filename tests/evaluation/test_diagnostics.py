@@ -46,7 +46,7 @@ class Rigged(DualSLM):
     clips: list[Speech]
     tells: dict[Channel, Tells]
 
-    def adapt(self, channel: Channel, frames: Frames) -> list[Tensor]:
+    def adapt(self, channel: Channel, frames: Frames, detached: bool = False) -> list[Tensor]:
         """The token embeddings of what the channel tells of each clip; frames hold the clip's number."""
         numbers = frames.last_BTD[:, 0, 0].int().tolist()
         ids = [self.llm.tokenizer.encode(self.tells[channel](self.clips[n]), add_special_tokens=False) for n in numbers]

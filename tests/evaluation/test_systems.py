@@ -254,7 +254,9 @@ def test_features_of_emotion2vec_with_a_layer_trained_on_a_manifest(
         def generate(self, samples: str, granularity: str, extract_embedding: bool) -> list[dict[str, Any]]:
             assert extract_embedding
             features = torch.full((1, 5), 100.0)  # a constant channel teaches nothing and divides by nothing
-            features[0, 1:4] = torch.tensor([float(moods[samples] == mood) for mood in sorted({*moods.values()})])
+            features[0, 1:4] = torch.tensor(
+                [float(moods[samples] == mood) for mood in sorted({*map(str, moods.values())})]
+            )
             return [{"feats": features.numpy()}]
 
     funasr = ModuleType("funasr")

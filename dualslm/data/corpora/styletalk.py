@@ -23,7 +23,6 @@ from dualslm.data.corpora.base import (
     Entry,
     Option,
     Raw,
-    Row,
     Turn,
     first_folder,
     split_of,
@@ -110,14 +109,13 @@ def _entry(raw: Raw, root: Path, split: str, row: Mapping[str, str], *, reverse:
     )
     if source == "eval.csv" or raw.options["contexts"] == "whole":
         return whole
-    return replace(whole, conversations=tuple(cut for row in whole.conversations for cut in _midpoints(row)))
-
-
-def _midpoints(row: Row) -> Iterator[Row]:
-    """A conversation, and what is left of it from each of its midpoints on; its id says how many turns came before."""
-    yield row
-    for start in range(1, len(row["turns"])):
-        yield {**row, "id": f"{row['id']}-from{start}", "turns": row["turns"][start:]}
+    # The conversation, and what is left of it from each midpoint on; the id says how many turns were before.
+    cuts = [
+        {**row, "id": f"{row['id']}-from{start}", "turns": row["turns"][start:]}
+        for row in whole.conversations
+        for start in range(1, len(row["turns"]))
+    ]
+    return replace(whole, conversations=(*whole.conversations, *cuts))
 
 
 CORPUS = Corpus(

@@ -110,8 +110,8 @@ def run(
     records = found.take("scores", scored)
     if what.pairs:
         with _bar("comparing") as show:
-            told = any(protocol(name).styled for name in what.protocols)
-            asked = {"protocol": "pair" if told else "pair-words", **common}
+            styled = any(protocol(name).styled for name in what.protocols)
+            asked = {"protocol": "pair" if styled else "pair-words", **common}
             compared = compare(rows, what.pairs, what.judges, out / PAIRS, cache, show=show, **asked)
         records += found.take("pairs", compared)
     found.report |= summary(records, seed=seed)
