@@ -9,6 +9,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 url, file, *view = sys.argv[1:]
 client = OpenAI(base_url=url, api_key="none")
 

@@ -91,7 +91,7 @@ def test_influence_is_the_loss_that_swapping_costs(session: Session) -> None:
 
 @pytest.mark.parametrize("emotion", ["happy", "sad", "angry", "afraid"])
 def test_a_word_that_the_swapped_tone_made_is_the_tones(session: Session, emotion: str) -> None:
-    """The words are those of a lost job; whatever is said of a feeling comes from the tone that took their own's place."""
+    """The words tell of a lost job; whatever is said of a feeling comes from the tone that was put there."""
     sad = Speech(CLIPS / "hear_3_sad.wav")
     voice = session.describe(sad).attributes
     swapped = sad.in_the_tone_of(Speech(caption=ASKED.caption({**voice, "emotion": emotion})))

@@ -1,4 +1,4 @@
-"""A report as Markdown, and its first tables as text for a terminal."""
+"""A report as Markdown."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ def page(report: Mapping[str, Any]) -> str:
         parts.append(written(table) + (f"\n{explanation}\n" if explanation else ""))
     parts += [_confusions(report), written(tables.counts(report)), _skipped(report)]
     return "\n".join(part for part in parts if part)
-
-
-def text(report: Mapping[str, Any]) -> str:
-    """The tables that stand for the paper's, as text for a terminal."""
-    return "\n".join(written(table, "###") for table in tables.tables(report) if table.title.startswith("Table"))
 
 
 def facts(report: Mapping[str, Any]) -> str:
@@ -49,15 +44,10 @@ def facts(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def written(table: Table, heading: str = "##") -> str:
-    """A table in Markdown.
-
-    Args:
-        table: table to write.
-        heading: Markdown prefix of its title.
-    """
+def written(table: Table) -> str:
+    """A table in Markdown."""
     head = ["", *table.columns, "n"]
-    lines = [f"{heading} {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
+    lines = [f"## {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
     for line in table.lines:
         label = line.label if line.kind == "ours" else f"*{line.label}*"
         lines.append(_row([label, *(f"{cell.text} {cell.more}".strip() for cell in line.cells), line.n]))
