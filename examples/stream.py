@@ -1,6 +1,6 @@
-"""A reply as it comes, from P alone if asked: what does it hear beyond words?
+"""A reply as it comes; with none,speech to the words alone, as if their tone could not be heard.
 
-python examples/stream.py http://127.0.0.1:8000/v1 hello.wav [speech,none]
+python examples/stream.py http://127.0.0.1:8000/v1 hello.wav [none,speech]
 """
 
 import base64

@@ -58,7 +58,7 @@ examples:
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
   dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
-  dualslm ask a.wav --view speech,none             what does it hear beyond words?
+  dualslm ask a.wav --view none,speech             the words alone, as if their tone could not be heard
   dualslm recipes                                  the shipped recipes; dualslm recipes small copies one
   dualslm prepare librispeech LibriSpeech          make manifests of a downloaded corpus
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
