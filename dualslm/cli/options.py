@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm.cli.encoding import is_unicode
@@ -167,9 +170,10 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
+    fetches = announce_downloads([args.model, args.encoder, args.llm])
     # on standard error, because standard output is for replies
-    with Console(stderr=True).status("loading the model"):
-        quiet_transformers()
+    with nullcontext() if fetches else Console(stderr=True).status("loading the model"):
+        quiet_transformers(progress=fetches)
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
@@ -204,9 +208,40 @@ def _fetch_parts(args: argparse.Namespace) -> None:
             resolve(name)
 
 
-def quiet_transformers() -> None:
-    """Turns off the warnings and progress bars of transformers, which would stand among our own lines."""
+def announce_downloads(names: Sequence[str | None]) -> bool:
+    """Says how large the models are that will be fetched from the hub; gives whether there are any.
+
+    Args:
+        names: models as the options name them; None for those that are not given.
+    """
+    wanted = [name for name in names if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()]
+    if not wanted:  # the embedded model needs no hub, and its verbs no second of importing it
+        return False
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    fetched = False
+    for name in wanted:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+            continue
+        try:
+            files = HfApi().model_info(name, files_metadata=True, timeout=10).siblings or []
+        except Exception:  # whatever is wrong, loading the model says it in its own words
+            continue
+        weights = [file.size or 0 for file in files if file.rfilename.endswith(".safetensors")]
+        size = sum(weights) or sum(file.size or 0 for file in files)
+        print(f"dualslm: fetching {name}, {size / 1e9:.2g} GB, once, into {constants.HF_HUB_CACHE}", file=sys.stderr)
+        fetched = True
+    return fetched
+
+
+def quiet_transformers(*, progress: bool = False) -> None:
+    """Turns off the warnings of transformers, which would stand among our own lines, and its progress bars.
+
+    Args:
+        progress: whether the bars stay, because something large is being fetched.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if not progress:
+        logging.disable_progress_bar()

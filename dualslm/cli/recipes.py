@@ -24,7 +24,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)}
     if args.name is None:
         if args.json:
             print_json([{"name": name, "about": _about(path)} for name, path in shipped.items()])

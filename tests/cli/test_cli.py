@@ -21,7 +21,7 @@ from support.trainkit import RECIPE, make
 
 from dualslm import __version__
 from dualslm.audio import TooLongError, load
-from dualslm.cli import completion
+from dualslm.cli import completion, options
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.model.generation import GenerationSettings
@@ -322,3 +322,31 @@ def test_a_tone_in_words_is_one_that_the_model_knows(
     assert "afraid" in told
     assert cli.main(["ask", clip, "--tone", "purple.wav"]) == 2
     assert "purple.wav" in one_line(capsys)
+
+
+def test_the_size_of_a_download_is_said_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    files = {"model-1.safetensors": 5_000_000_000, "model-2.safetensors": 2_100_000_000, "other.bin": 9_000_000_000}
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in files.items()])
+    asked: list[str] = []
+
+    class Hub:
+        def model_info(self, name: str, **_: object) -> SimpleNamespace:
+            asked.append(name)
+            if name == "no/where":
+                raise OSError("404")
+            return info
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, _: "x" if name == "is/here" else None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    assert not options.announce_downloads([None, "pocket", "pocket:llm", "own/model", "no/where", "is/here"])
+    assert capsys.readouterr().err == ""
+    assert asked == ["no/where"]
+    assert options.announce_downloads(["Qwen/Qwen2.5-3B-Instruct"])
+    assert "dualslm: fetching Qwen/Qwen2.5-3B-Instruct, 7.1 GB, once" in capsys.readouterr().err
