@@ -48,7 +48,7 @@ class Influence:
     Attributes:
         tokens: of the reply, as text.
         para: lost by each token in the tone in which it is least likely.
-        ling: lost by each token after other words, on average; 0 where L was not heard.
+        ling: lost by each token after those other words that suit it best; 0 where L was not heard.
         pieces: start and end in s of pieces of the last recording, and what the whole reply loses without each.
     """
 
@@ -108,13 +108,14 @@ def influence(
         whole = Conversation(conversation.system, [*before, replace(last, parts=tuple(parts))]).assistant(reply)
         return render(whole, tokenizer, one, history=view, supervise="last", cut_off=True)
 
-    tones = _other_tones(audio_cache, conversation, questions) if view.para != "none" else []
+    heard = _heard(audio_cache, conversation, questions)
+    tones = _other_tones(heard, questions) if view.para != "none" else []
     swapped_para = [answered(lambda speech, tone=tone: speech.in_the_tone_of(tone), view) for tone in tones]
     if view.para != "none" and not tones:  # nothing is known of tones that might be swapped
         swapped_para = [answered(lambda speech: speech, View("none", view.ling))]
     swapped_ling = [
         answered(lambda speech, words=words: replace(speech, transcript=words), View(view.para, "text"))
-        for words in (OTHER_WORDS if view.ling != "none" else ())
+        for words in (_other_words(heard) if view.ling != "none" else [])
     ]
     prompts = [answered(lambda speech: speech, view), *swapped_para, *swapped_ling]
     full, *others = audio_cache.embed(prompts)
@@ -134,22 +135,33 @@ def influence(
     return Influence(
         [text_of(tokenizer, [token]) for token in ids],
         (torch.stack(para_RK).amax(0) if para_RK else none_K).tolist(),
-        (torch.stack(ling_RK).mean(0) if ling_RK else none_K).tolist(),
+        (torch.stack(ling_RK).amin(0) if ling_RK else none_K).tolist(),
         pieces,
     )
 
 
-def _other_tones(audio_cache: AudioCache, conversation: Conversation, questions: Questions) -> list[Speech]:
-    """The voice of the last recording in each emotion, as captions; none where emotions were not learnt."""
-    speeches = [part for part in conversation.turns[-1].parts if isinstance(part, Speech)]
-    if not speeches or "emotion" not in questions.attributes:
+def _heard(audio_cache: AudioCache, conversation: Conversation, questions: Questions) -> Description | None:
+    """What is heard of the last recording, in its own voice; None where the last turn has no recording."""
+    speeches = conversation.turns[-1].speeches
+    return describe(audio_cache, replace(speeches[-1], tone=None), questions) if speeches else None
+
+
+def _other_tones(heard: Description | None, questions: Questions) -> list[Speech]:
+    """The voice in each emotion, as captions; none where emotions were not learnt."""
+    if heard is None or "emotion" not in questions.attributes:
         return []
-    # the voice itself, and not that of a tone which it was given
-    heard = describe(audio_cache, replace(speeches[-1], tone=None), questions).attributes
-    known = {name: value for name, value in heard.items() if value is not None}
+    known = {name: value for name, value in heard.attributes.items() if value is not None}
     emotions = questions.attributes["emotion"].values
     captions = [questions.caption({**known, "emotion": emotion}) for emotion in emotions]
     return [Speech(caption=caption) for caption in captions if caption]
+
+
+def _other_words(heard: Description | None) -> list[str]:
+    """Sentences that have no word of substance in common with what was said; all of them where each has one."""
+    # after "A thief took my bicycle" a reply about the police is as likely as after another theft
+    said = set(re.findall(r"\w{4,}", heard.words.lower())) if heard is not None else set()
+    others = [words for words in OTHER_WORDS if not said & set(re.findall(r"\w{4,}", words.lower()))]
+    return others or list(OTHER_WORDS)
 
 
 def _instead(asked: Question, answer: str, value: str, other: str) -> str:

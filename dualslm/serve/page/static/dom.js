@@ -28,11 +28,13 @@ export const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": 
 
 const seconds = (value) => `${value.toFixed(1)} s`;
 
+const COLOURS = {
+  neutral: "neutral", happy: "happy", sad: "sad", angry: "angry", afraid: "afraid",
+  fearful: "afraid", surprised: "happy", disgusted: "angry",
+};
+
 /** Its variable in the style sheet; an emotion without a colour of its own has that of the tone. */
-export function emotionColour(emotion) {
-  const known = { neutral: 1, happy: 1, sad: 1, angry: 1, afraid: 1, fearful: "afraid", surprised: "happy", disgusted: "angry" }[emotion];
-  return known ? `--${known === 1 ? emotion : known}` : "--p";
-}
+export const emotionColour = (emotion) => `--${COLOURS[emotion] ?? "p"}`;
 
 let playing = null; // one at a time
 

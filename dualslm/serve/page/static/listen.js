@@ -41,6 +41,12 @@ export class LiveWave {
     this.draw();
   }
 
+  /** A variable of the style sheet as a canvas understands it: in the light or the dark, as the page is. */
+  colour(name) {
+    this.canvas.style.color = `var(${name})`;
+    return getComputedStyle(this.canvas).color;
+  }
+
   draw() {
     const { canvas } = this;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -50,7 +56,7 @@ export class LiveWave {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     this.bars.slice(-Math.floor(width / 5)).reverse().forEach(({ height: loud, emotion }, at) => {
-      pen.fillStyle = getComputedStyle(canvas).getPropertyValue(emotion ? emotionColour(emotion) : "--soft") || "gray";
+      pen.fillStyle = this.colour(emotion ? emotionColour(emotion) : "--soft");
       pen.fillRect(width - 5 * (at + 1), (height * (1 - loud)) / 2, 3, height * loud);
     });
   }
@@ -69,20 +75,20 @@ export class Listener {
 
   // -------------------------------------------------------------- press, hold, release
 
-  /** The button or Space goes down: begins a recording, or sends the one that runs. */
-  async press() {
+  /** The button or Space goes down, at a time in ms: begins a recording, or sends the one that runs. */
+  async press(at) {
     if (this.opening) return;
     if (this.handsFree) { this.stop(); return; }
     if (this.mode === "recording") { await this.finish(); return; }
-    this.pressed = performance.now();
+    this.pressed = at;
     this.page.interrupt();
     this.set("recording");
     if (!(await this.open())) this.set("off");
   }
 
   /** It comes up: after a hold the recording is sent, after a tap it goes on until the next press. */
-  async release() {
-    const held = this.pressed && performance.now() - this.pressed > 1000 * HOLD_S;
+  async release(at) {
+    const held = this.pressed && at - this.pressed > 1000 * HOLD_S;
     this.pressed = 0;
     // the browser's question about the microphone takes the release of a hold away: such a recording goes on too
     if (held && this.mode === "recording" && this.seconds > 0) await this.finish();

@@ -215,11 +215,11 @@ function wireMicrophone() {
   button.onpointerdown = (event) => {
     if (event.button !== 0) return;
     button.setPointerCapture(event.pointerId);
-    listener.press();
+    listener.press(event.timeStamp);
   };
-  button.onpointerup = button.onpointercancel = () => listener.release();
+  button.onpointerup = button.onpointercancel = (event) => listener.release(event.timeStamp);
   button.oncontextmenu = (event) => event.preventDefault(); // a long touch asks for no menu here
-  button.onclick = (event) => { if (event.detail === 0) listener.press(); }; // Enter, and whoever clicks without a pointer
+  button.onclick = (event) => { if (event.detail === 0) listener.press(event.timeStamp); }; // Enter, and whoever clicks without a pointer
   $("discard").onclick = () => { listener.stop(); button.focus(); };
   $("listen").onclick = async () => {
     const speech = await listener.recorded();
@@ -231,12 +231,12 @@ function wireMicrophone() {
   document.addEventListener("keydown", (event) => {
     if (!talks(event)) return;
     event.preventDefault(); // neither scroll nor click
-    if (!event.repeat) listener.press();
+    if (!event.repeat) listener.press(event.timeStamp);
   });
   document.addEventListener("keyup", (event) => {
     if (!talks(event)) return;
     event.preventDefault();
-    listener.release();
+    listener.release(event.timeStamp);
   });
 }
 
@@ -340,8 +340,8 @@ function sameWords(clips) {
 async function newTalk() {
   listener.stop();
   await page.hush();
-  state.talk = new Talk(state.about?.model, $("system").value.trim());
   await store.clear();
+  state.talk = new Talk(state.about?.model, $("system").value.trim());
   $("turns").replaceChildren();
   $("waiting").replaceChildren();
   $("tray").hidden = true;

@@ -66,13 +66,12 @@ async function hear(turn, page) {
     return;
   }
   showHeard(turn);
-  try {
-    turn.trace = (await api.trace(asked)).windows;
-    turn.player.trace(turn.trace);
-  } catch {
-    // no more than a picture
-  }
-  page.save();
+  // the picture alone waits for it
+  api.trace(asked).then(({ windows }) => {
+    turn.trace = windows;
+    turn.player.trace(windows);
+    return page.save();
+  }).catch(() => {});
 }
 
 function showHeard(turn) {
