@@ -56,7 +56,7 @@ examples:
   dualslm chat --model pocket                      the small model of real parts, fetched once
   dualslm serve                                    OpenAI's API on http://127.0.0.1:8000/v1
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
-  dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
+  dualslm ask --say "I lost my umbrella at the bank." --style sad,slow   a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
   dualslm ask a.wav --view none,speech             the words alone, as if their tone could not be heard
   dualslm recipes                                  the shipped recipes; dualslm recipes small copies one

@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -30,11 +32,13 @@ from dualslm.model.loss import label_log_probs
 from dualslm.prompt import Prompt, render
 
 MAX_PIECES = 24  # of L that are left out in turn, which bounds the work
+# said instead, in the same tone: news good and bad, and none
 OTHER_WORDS = (
+    "I lost my keys at the station.",
+    "My son had a baby this morning.",
+    "A thief took my bicycle.",
     "It was a long day.",
-    "I have a dog called Molly.",
-    "We had soup for lunch.",
-)  # said instead, in the same tone
+)
 MIN_PIECE = 2  # embeddings of L in a piece: 0.2 s at 10 a second
 
 Degrees = Mapping[str, float]
@@ -110,11 +114,11 @@ def influence(
 
     heard = _heard(audio_cache, conversation, questions)
     tones = _other_tones(heard, questions) if view.para != "none" else []
-    swapped_para = [answered(lambda speech, tone=tone: speech.in_the_tone_of(tone), view) for tone in tones]
+    swapped_para = [answered(methodcaller("in_the_tone_of", tone), view) for tone in tones]
     if view.para != "none" and not tones:  # nothing is known of tones that might be swapped
         swapped_para = [answered(lambda speech: speech, View("none", view.ling))]
     swapped_ling = [
-        answered(lambda speech, words=words: replace(speech, transcript=words), View(view.para, "text"))
+        answered(partial(replace, transcript=words), View(view.para, "text"))
         for words in (_other_words(heard) if view.ling != "none" else [])
     ]
     prompts = [answered(lambda speech: speech, view), *swapped_para, *swapped_ling]
