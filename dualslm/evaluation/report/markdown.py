@@ -44,10 +44,15 @@ def facts(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def written(table: Table) -> str:
-    """A table in Markdown."""
+def written(table: Table, heading: str = "##") -> str:
+    """A table in Markdown.
+
+    Args:
+        table: table to write.
+        heading: Markdown prefix of its title.
+    """
     head = ["", *table.columns, "n"]
-    lines = [f"## {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
+    lines = [f"{heading} {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
     for line in table.lines:
         label = line.label if line.kind == "ours" else f"*{line.label}*"
         lines.append(_row([label, *(f"{cell.text} {cell.more}".strip() for cell in line.cells), line.n]))
