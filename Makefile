@@ -3,7 +3,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+# not --quiet: an installation of minutes shows what it is at
+PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .PHONY: demo test test-vllm check study hooks
 
@@ -31,9 +32,12 @@ hooks: .venv/installed-dev
 	$(BIN)/pre-commit install
 
 $(BIN)/python:
+	@echo "making .venv"
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into .venv: on Linux some 3 GB, most of it PyTorch for GPUs; a tenth of that for CPUs alone:"
+	@echo "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo"
 	$(PIP) -e .
 	touch $@
 

@@ -339,7 +339,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
         DualSLMError: the file cannot be read, or a key or value is not one that a recipe may have; the error names
             the full key.
     """
-    text = read_text(Path(path), "the recipe", "give a TOML file such as recipes/small.toml")
+    text = read_text(Path(path), "the recipe", "give a TOML file; dualslm recipes copies a shipped one")
     return parse(text, overrides, name=str(path))
 
 

@@ -1,6 +1,10 @@
 #!/bin/sh
 # The server's routes by curl:  sh examples/curl.sh http://127.0.0.1:8000/v1 hello.wav
 set -eu
+if [ $# -lt 2 ]; then
+  echo "usage: sh examples/curl.sh http://127.0.0.1:8000/v1 hello.wav" >&2
+  exit 1
+fi
 url=$1
 file=$2
 

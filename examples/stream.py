@@ -1,6 +1,6 @@
-"""A reply as it comes, from P alone if asked: what does it hear beyond words?
+"""A reply as it comes; with none,speech to the words alone, as if their tone could not be heard.
 
-python examples/stream.py http://127.0.0.1:8000/v1 hello.wav [speech,none]
+python examples/stream.py http://127.0.0.1:8000/v1 hello.wav [none,speech]
 """
 
 import base64
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 url, file, *view = sys.argv[1:]
 client = OpenAI(base_url=url, api_key="none")
 

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.factory import save_encoder, save_llm
@@ -34,6 +36,21 @@ def commands(root: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def good(answer: str) -> str:
+    """An answer that is none to be ashamed of: whole sentences, in which no word and no phrase stutters."""
+    words = re.findall(r"[\w']+", answer.lower())
+    assert len(words) >= 3, answer
+    assert re.fullmatch(r"[A-Z].*[.!?]", answer.strip(), re.DOTALL), answer
+    phrases = list(zip(words, words[1:], words[2:], strict=False))
+    assert len(phrases) == len(set(phrases)), answer
+    assert all(one != other for one, other in pairwise(words)), answer
+    return answer
+
+
+def good_answers(told: str) -> list[str]:
+    return [good(line) for line in told.splitlines() if line.strip()]
+
+
 @pytest.fixture
 def desk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the README's reader has it: two recordings, and parts by their hub ids."""
@@ -51,14 +68,27 @@ def desk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_of_the_readme(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(root, "python")
     assert "path/or/hub-id" in code
-    exec(compile(code.replace("path/or/hub-id", str(ADAPTERS)), "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+    shown: dict[str, Any] = {}
+    # the values of the lines that print nothing are answers too
+    code = re.sub(r"^(model\.reply\(.*\))(?=\s*#)", r"print(\1)", code, flags=re.MULTILINE)
+    exec(compile(code.replace("path/or/hub-id", str(ADAPTERS)), "README.md", "exec"), shown)
+    first, *others = good_answers(capsys.readouterr().out)
+    assert "bakery" in first
+    assert "sorry" in first
+    assert len(others) == 3
+    assert all("bakery" in answer for answer in others)
+    assert "sorry" not in others[1], "the words alone are not sad"
+    assert good(shown["model"].reply(shown["happy"])).startswith("I am glad")
 
 
 def test_python_of_the_talk(root: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(root, "python", "docs/talk.md")
     exec(compile(code, "docs/talk.md", "exec"), {})
-    assert "I lost my job at the bakery" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "I lost my job at the bakery" in told
+    assert "The bakery will miss you" in told
+    assert "it is good that you sit down" in told  # after a long day
+    assert good(told.splitlines()[-1]) == "That is a lovely name for a dog."
 
 
 def test_commands_of_the_readme(
@@ -71,7 +101,11 @@ def test_commands_of_the_readme(
         if "--say" in arguments:
             pytest.importorskip("espeakng_loader", reason="--say needs pip install 'dualslm[voices]'")
         assert cli.main(arguments) == 0, arguments
-        assert capsys.readouterr().out.strip(), arguments
+        told = capsys.readouterr().out
+        assert told.strip(), arguments
+        if arguments[0] == "ask" and "--encoder" not in arguments:  # fresh adapters have learnt nothing yet
+            (answer,) = good_answers(told)
+            assert ("umbrella" if "--say" in arguments else "bakery") in answer, "it is about what was said"
 
 
 def test_make_targets_and_verbs_of_the_readme_exist(root: Path) -> None:

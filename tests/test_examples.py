@@ -45,8 +45,11 @@ def test_the_python_of_the_page(
     assert "http://127.0.0.1:8000/v1" in code
     exec(compile(code.replace("http://127.0.0.1:8000/v1", url), "serve.md", "exec"), {})
     told = capsys.readouterr().out
-    assert told.startswith(replied(url) + "\n")
-    assert "bakery" in told
+    first, second, words = told.splitlines()
+    assert first == replied(url)
+    assert "bakery" in first
+    assert second.startswith("Then it is good that you sit down")
+    assert words == "I lost my job at the bakery on Saturday."
 
 
 @pytest.mark.parametrize("arguments", [["openai_client.py", "{url}", str(SAD)], ["stream.py", "{url}", str(SAD)]])
@@ -90,3 +93,12 @@ def test_the_set_up_for_many(root: Path) -> None:
             [nginx, "-t", "-c", "/dev/stdin"], input=text, capture_output=True, text=True, check=False
         )
         assert "syntax is ok" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["openai_client.py", "stream.py", "curl.sh"])
+def test_without_arguments_an_example_says_how_it_is_used(root: Path, name: str) -> None:
+    command = ["sh"] if name.endswith(".sh") else [sys.executable]
+    done = subprocess.run([*command, str(root / "examples" / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"examples/{name} http://127.0.0.1:8000/v1" in done.stderr
+    assert "Traceback" not in done.stderr

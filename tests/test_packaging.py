@@ -81,7 +81,8 @@ def test_the_image_is_built_from_what_is_sent(root: Path) -> None:
     sent = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     project = tomllib.loads((root / "pyproject.toml").read_text())
     needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], "constraints.txt"}
-    assert sent == needed | set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert sent == needed | set(wheel["packages"]) | set(wheel["force-include"])
     assert all((root / name).exists() for name in sent)
     lines = (root / "Dockerfile").read_text().splitlines()
     assert any(line.startswith("USER ") for line in lines)

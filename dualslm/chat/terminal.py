@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dualslm.chat.microphone import Microphone
+    from dualslm.chat.voice import Voice
 
 MAX_WORD_CELLS = 20  # of the terminal; Chinese and Japanese have no spaces, so a whole reply would count as one word
 COLOURS = {"neutral": "white", "happy": "yellow", "sad": "blue", "angry": "red", "afraid": "magenta"}
@@ -65,6 +66,8 @@ class Chat:
         no_microphone: reason why there is none, printed at the start.
         read: function that shows a prompt and returns the next line.
         any_sound: whether recordings without speech are answered too.
+        voice: reads replies aloud; None for silence.
+        tone_of: function that makes a tone of words, or refuses them.
 
     Attributes:
         tone: recording or caption whose tone is given to what is said; None for its own.
@@ -80,6 +83,8 @@ class Chat:
         read: Callable[[str], str] = input,
         *,
         any_sound: bool = False,
+        voice: Voice | None = None,
+        tone_of: Callable[[str], Speech] = lambda words: Speech(caption=words),
     ) -> None:
         self.session = session
         self.console = console
@@ -87,6 +92,8 @@ class Chat:
         self.no_microphone = no_microphone
         self.read = read
         self.any_sound = any_sound
+        self.voice = voice
+        self.tone_of = tone_of
         self.tone: Speech | None = None
         self.tone_name = ""
 
@@ -148,6 +155,8 @@ class Chat:
                 if isinstance(part, Speech):
                     require_speech(part)
         flow = Flow(self.console)
+        if self.voice is not None:
+            self.voice.stop()  # whoever says something has heard enough of the last reply
         # closing the generator tells the session how much of the reply was said
         with interruptible() as stopped, closing(self.session.say(*parts)) as pieces:
             # the first piece takes longest: until then the recording is encoded and the prompt is read
@@ -155,15 +164,30 @@ class Chat:
                 piece = next(pieces, None)
             while piece is not None:
                 flow.add(piece)
+                if self.voice is not None:
+                    self.voice.add(piece)
                 if stopped():
                     break
                 piece = next(pieces, None)
             flow.end()
             if piece is not None:
                 self.console.print(" [yellow](stopped)[/]", end="")
-        self.console.print()
+            self.console.print()
+            if self.voice is not None:
+                self._speak_to_the_end(stopped)
         if self.session.times is not None:
             self._note(_times_line(self.session.times))
+
+    def _speak_to_the_end(self, stopped: Callable[[], bool]) -> None:
+        """Waits until the reply was said; Ctrl-C silences it."""
+        assert self.voice is not None
+        if not stopped():
+            self.voice.end()
+        # a microphone would hear the voice, and a prompt would stand in the middle of the reply
+        while not stopped() and not self.voice.wait(0.05):
+            pass
+        if stopped():
+            self.voice.stop()
 
     # ------------------------------------------------------------------ what is said
 
@@ -216,7 +240,7 @@ class Chat:
             self._note("your own tone")
             return
         named = list(spoken(what))
-        self.tone = named[0] if named and isinstance(named[0], Speech) else Speech(caption=what)
+        self.tone = named[0] if named and isinstance(named[0], Speech) else self.tone_of(what)
         self.tone_name = path_of(what).name if named else what
         self._note(f"what you say now is in the tone of {self.tone_name}; /tone off ends it")
 

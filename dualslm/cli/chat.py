@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualslm.cli.options import (
     add_any_sound,
     add_cuda_graphs,
+    add_generation,
     add_model,
     context_of,
+    embedded,
+    generation_of,
     model_of,
     new_conversation,
     questions_of,
+    tone_of,
 )
 from dualslm.errors import DualSLMError
 
@@ -28,7 +33,8 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     add("--load", metavar="FOLDER", help="go on with a conversation that /save wrote")
     add("--view", metavar="P,L", help="source of each channel of what you say: speech, text or none")
     add("--past", metavar="P,L", help="the same for earlier turns, for example text,text (default: as --view)")
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add("--speak", action="store_true", help="read replies aloud, by espeak-ng or what the system has")
+    add_generation(parser)
     add_any_sound(parser)
     add_cuda_graphs(parser)
     add_model(parser)
@@ -37,6 +43,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     from dualslm.chat.saved import restore
+    from dualslm.chat.voice import Voice
     from dualslm.conversation import View
 
     conversation = new_conversation(args)
@@ -51,6 +58,8 @@ def _chat(args: argparse.Namespace) -> int:
     past_text = args.past or settings.get("past")
     view = View() if view_text is None else View.parse(view_text)
     past = None if past_text is None else View.parse(past_text)
+    voice = Voice() if args.speak else None
+    generation = generation_of(args)
     microphone, no_microphone = _microphone()
     model = model_of(args)
     if args.cuda_graphs:
@@ -59,19 +68,26 @@ def _chat(args: argparse.Namespace) -> int:
 
     from dualslm.chat.terminal import Chat
     from dualslm.inference.session import Session
-    from dualslm.model.generation import GenerationSettings
 
     session = Session(
         model,
         conversation,
         view=view,
         past=past,
-        generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
+        generation=generation,
         context=context_of(args),
         questions=questions_of(args),
     )
     console = Console(highlight=False)
-    return Chat(session, console, microphone, no_microphone, any_sound=args.any_sound).run()
+    return Chat(
+        session,
+        console,
+        microphone,
+        no_microphone,
+        any_sound=args.any_sound,
+        voice=voice,
+        tone_of=partial(tone_of, in_made_world=embedded(args)),
+    ).run()
 
 
 def _microphone() -> tuple[Microphone | None, str]:

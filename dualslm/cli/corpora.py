@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from dualslm.cli.options import print_json
 from dualslm.data.corpora import CORPORA
 from dualslm.data.corpora.base import Corpus, Option
 from dualslm.data.corpora.schema import TASKS
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         again=args.again,
     )
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         from rich.console import Console
 

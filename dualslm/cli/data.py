@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from dualslm.cli.options import quiet_transformers
+from dualslm.cli.options import print_json, quiet_transformers
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def add_label(parser: argparse.ArgumentParser) -> None:
 
 def add_features(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `features`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; dualslm recipes lists those that are shipped")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="part I of N, each on a machine of its own")
     parser.add_argument("--check", action="store_true", help="encode again what was replaced on disk since, by SHA-256")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.features=...")
@@ -72,7 +71,7 @@ def _targets(args: argparse.Namespace) -> int:
     for job in jobs:
         report = targets.write(job, teacher, seed=recipe.seed, batch=args.batch, limit=args.limit)
         if args.json:
-            print(json.dumps({"out": str(job.out), **report}, ensure_ascii=False))
+            print_json({"out": str(job.out), **report})
             continue
         reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
         without = f"; without: {', '.join(reasons)}" if reasons else ""
@@ -91,7 +90,7 @@ def _label(args: argparse.Namespace) -> int:
     labelling = Labelling(given, by_gender=args.by_gender)
     report = label(Path(args.source), Path(args.out), labelling, workers=args.workers, ask=args.ask)
     # JSON either way: the report is nested, and --json only puts it on one line
-    print(json.dumps(report, ensure_ascii=False, indent=None if args.json else 1))
+    print_json(report, indent=None if args.json else 1)
     return 0
 
 
@@ -107,7 +106,10 @@ def _features(args: argparse.Namespace) -> int:
     from dualslm.training.train import encode
 
     counts = encode(recipe, shard=shard, check=args.check, device=args.device)
-    print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    if args.json:
+        print_json(counts)
+    else:
+        print(", ".join(f"{count} {reason}" for reason, count in counts.items()))
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm import __version__
+from dualslm.cli.options import print_json
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
         files, seed=args.seed, command=command(), versions=versions(), judged=judged, diagnostics=diagnostics
     )
     score.write(report, out)
-    _pages(report, out)
+    _pages(report, out, as_json=args.json)
     return 0 if enough else 1
 
 
@@ -203,18 +204,23 @@ def _report(args: argparse.Namespace, out: Path) -> int:
     report = score.merged([score.read(Path(name)) for name in names])
     if args.out is not None or len(names) > 1:  # else the report is the one that was read
         score.write(report, out)
-    _pages(report, out)
+    _pages(report, out, as_json=args.json)
     return 0
 
 
-def _pages(report: Mapping[str, Any], out: Path) -> None:
-    """Writes the pages of a report, and prints its summary and their names."""
+def _pages(report: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
+    """Writes the pages of a report, and prints the paper's tables and the names of the pages; as JSON all of it."""
     from rich.console import Console
 
+    from dualslm.evaluation.report import terminal
     from dualslm.evaluation.report.pages import write
 
-    html, markdown, summary = write(report, out)
-    Console().print(summary)
+    html, markdown = write(report, out)
+    if as_json:
+        print_json(report)
+        return
+    for table in terminal.tables(report):
+        Console().print(table)
     print(f"{html}\n{markdown}")
 
 
@@ -264,15 +270,16 @@ def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
 
 def _sanity(args: argparse.Namespace, out: Path) -> int:
     """Tries the judges on the calibration items and prints the outcome; 1 where one of them cannot be trusted."""
-    import json
-
     from dualslm.cli.judges import order
     from dualslm.evaluation.judges import panel
 
     wanted = order(args)
     assert wanted is not None, "--sanity without --judge is refused by order()"
     found = panel.run(wanted, out, seed=args.seed)
-    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.lines))
+    if args.json:
+        print_json(found.report)
+    else:
+        print("\n".join(found.lines))
     return int(not all(row["usable"] for row in found.report["trust"]))
 
 

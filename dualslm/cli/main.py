@@ -7,7 +7,6 @@ line on standard error and exit status 2; a traceback is a fault of ours.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -18,17 +17,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dualslm import __version__
 from dualslm.cli.chat import add_chat
+from dualslm.cli.completion import add_completion
 from dualslm.cli.corpora import add_prepare
 from dualslm.cli.data import add_features, add_label, add_targets
+from dualslm.cli.encoding import tolerate
 from dualslm.cli.evaluation import add_eval
 from dualslm.cli.options import (
     add_any_sound,
+    add_generation,
     add_model,
     add_old_name,
+    embedded,
+    generation_of,
     model_of,
     new_conversation,
+    print_json,
     quiet_transformers,
+    tone_of,
 )
+from dualslm.cli.recipes import add_recipes
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
 from dualslm.errors import DualSLMError
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from dualslm.inference.voice_activity import NoSpeechError
 
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
+WITHOUT_JSON = ("chat", "serve", "demo", "completion")  # verbs that print no result
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 EPILOG = """\
@@ -48,9 +56,10 @@ examples:
   dualslm chat --model pocket                      the small model of real parts, fetched once
   dualslm serve                                    OpenAI's API on http://127.0.0.1:8000/v1
   arecord -d 5 -f cd | dualslm ask -               reply to the microphone
-  dualslm ask --say "i lost my keys" --style sad   reply to a made voice (needs dualslm[voices])
+  dualslm ask --say "I lost my umbrella at the bank." --style sad,slow   a made voice (needs dualslm[voices])
   dualslm ask a.wav --tone b.wav                   the words of a.wav in the tone of b.wav
-  dualslm ask a.wav --view speech,none             what does it hear beyond words?
+  dualslm ask a.wav --view none,speech             the words alone, as if their tone could not be heard
+  dualslm recipes                                  the shipped recipes; dualslm recipes small copies one
   dualslm prepare librispeech LibriSpeech          make manifests of a downloaded corpus
   dualslm ask a.wav --encoder openai/whisper-tiny.en --llm Qwen/Qwen2.5-0.5B-Instruct
   dualslm label in.jsonl out.jsonl --by-gender     pitch, energy and tempo of speech that nobody annotated
@@ -74,6 +83,7 @@ class Utterance:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
+    tolerate()
     parser = _parser()
     args = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
@@ -83,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb is None:
             parser.print_help()
             return 0
+        elif args.json and args.name_of_verb in WITHOUT_JSON:
+            do = "leave --json out"
+            raise DualSLMError(f"{args.name_of_verb} prints no result that could be JSON", got="--json", do=do)
         status = verb(args)
         sys.stdout.flush()
         return status
@@ -120,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print every version that a bug report needs")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name_of_verb")
     _add_ask(verbs.add_parser("ask", help="reply to recordings"))
     add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
     add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
@@ -135,8 +148,15 @@ def _parser() -> argparse.ArgumentParser:
     add_targets(verbs.add_parser("targets", help="the frozen LLM writes the answers to learn from"))
     add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
     add_eval(verbs.add_parser("eval", help="ask, measure, compare, report: the paper's tables"))
+    add_recipes(verbs.add_parser("recipes", help="list the shipped recipes, or copy one"))
     demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
     demo.set_defaults(verb=_demo)
+    add_completion(verbs.add_parser("completion", help="a script that completes commands in a shell"), _parser)
+    for name, verb in verbs.choices.items():
+        if name not in WITHOUT_JSON and "--json" not in verb._option_string_actions:
+            # on either side of the verb: without SUPPRESS this default would overwrite what stands before it
+            about = "print results as JSON"
+            verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=about)
     return parser
 
 
@@ -144,17 +164,13 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     _add_speech(parser)
     parser.add_argument("--conversation", action="store_true", help="the FILEs are the turns of one conversation")
     add_old_name(parser, "--talk", "--conversation", nargs=0, const=True)
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add_generation(parser)
     add_any_sound(parser)
-    # `dualslm --json ask` works too: without SUPPRESS this default would overwrite what stands there
-    parser.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print each reply as a line of JSON"
-    )
     parser.set_defaults(verb=_ask)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/small.toml")
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; dualslm recipes lists those that are shipped")
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and the recipe's name)")
     parser.add_argument("--resume", action="store_true", help="go on where the run in the folder was stopped")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
@@ -163,7 +179,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file such as recipes/paper-qwen.toml")
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; dualslm recipes lists those that are shipped")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example stage.1.lr=1e-5")
     parser.add_argument("--card", metavar="NAME", help="hours on this one, for example H100; all that are known")
     parser.set_defaults(verb=_plan)
@@ -177,7 +193,7 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
     add("--style", default="", metavar="WORDS", help="how --say says it, for example sad,slow")
     add("--transcript", metavar="TEXT", help="the words of FILE, for views that read L as text")
     add("--caption", metavar="TEXT", help="how FILE is said, for views that read P as text")
-    add("--tone", metavar="FILE", help="take how it is said from this recording instead")
+    add("--tone", metavar="FILE|WORDS", help="take how it is said from this recording, or from words such as sad,slow")
     add("--view", default="speech,speech", metavar="P,L", help="source of each channel: speech, text or none")
     add_model(parser)
 
@@ -196,14 +212,12 @@ def _ask(args: argparse.Namespace) -> int:
         raise next(iter(unspoken.values()))
     for name, error in unspoken.items():
         result = {"said": name, "view": str(view), "reply": None, "no_speech": error.reason}
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print_json(result)
     utterances = [utterance for utterance in utterances if utterance.name not in unspoken]
     if not utterances:  # no model is loaded to say nothing
         return 0
     model = model_of(args)
-    from dualslm.model.generation import GenerationSettings
-
-    generation = GenerationSettings(max_new_tokens=args.max_new_tokens)
+    generation = generation_of(args)
     conversation = new_conversation(args)
     for utterance in utterances:
         if not args.conversation:
@@ -212,7 +226,7 @@ def _ask(args: argparse.Namespace) -> int:
         if args.json:
             reply = model.reply(conversation, view=view, generation=generation)
             result = {"said": utterance.name, "view": str(view), "reply": reply}
-            print(json.dumps(result, ensure_ascii=False), flush=True)
+            print_json(result)
         else:
             if len(utterances) > 1:
                 print(f"{utterance.name}: ", end="")
@@ -233,12 +247,15 @@ def _show(args: argparse.Namespace) -> int:
     view = View.parse(args.view)
     utterances = _utterances(args)
     model = model_of(args)
-    from dualslm.cli.show import show
+    from dualslm.cli.show import describe, show
     from dualslm.prompt import render
 
     for utterance in utterances:
         prompt = render(new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
         slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
+        if args.json:
+            print_json({"said": utterance.name, "segments": describe(prompt, model.llm.tokenizer, slot_length)})
+            continue
         show(prompt, model.llm.tokenizer, slot_length, Console())
     return 0
 
@@ -262,7 +279,11 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.training.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
-    print(train(recipe, out, resume=args.resume, device=args.device))
+    checkpoint = train(recipe, out, resume=args.resume, device=args.device)
+    if args.json:
+        print_json({"checkpoint": str(checkpoint)})
+    else:
+        print(checkpoint)
     return 0
 
 
@@ -278,7 +299,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         from dataclasses import asdict
 
-        print(json.dumps({**asdict(found), "flops": found.flops, "hours": times}))
+        print_json({**asdict(found), "flops": found.flops, "hours": times})
         return 0
     for table in estimate.tables(recipe, found, times):
         Console().print(table)
@@ -305,7 +326,7 @@ def _version(args: argparse.Namespace) -> int:
             versions[name] = "not installed"
     versions["platform"] = platform.platform()
     if args.json:
-        print(json.dumps(versions))
+        print_json(versions)
     else:
         print("\n".join(f"{name:16} {version_}" for name, version_ in versions.items()))
     return 0
@@ -332,8 +353,18 @@ def _utterances(args: argparse.Namespace) -> list[Utterance]:
         raise DualSLMError("nothing to hear", got="neither a FILE nor --say", do="name a recording")
     if args.tone is None:
         return utterances
-    tone = _recording(args.tone).speech
+    tone = _tone(args)
     return [Utterance(utterance.name, utterance.speech.in_the_tone_of(tone)) for utterance in utterances]
+
+
+def _tone(args: argparse.Namespace) -> Speech:
+    """The tone that --tone names: a recording where there is one, else a description."""
+    from pathlib import Path
+
+    # what is spelt like a file is one, so that a mistyped name is not taken for a description
+    if args.tone == "-" or Path(args.tone).exists() or "/" in args.tone or "." in args.tone:
+        return _recording(args.tone).speech
+    return tone_of(args.tone, in_made_world=embedded(args))
 
 
 def _without_speech(utterances: Sequence[Utterance]) -> dict[str, NoSpeechError]:

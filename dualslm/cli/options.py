@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualslm.cli.encoding import is_unicode
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
-    from dualslm.conversation import Conversation
+    from dualslm.conversation import Conversation, Speech
     from dualslm.inference.describe import Questions
     from dualslm.model.dualslm import DualSLM
+    from dualslm.model.generation import GenerationSettings
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Prints a result as JSON; escaped where standard output cannot show every character, so that it stays true."""
+    print(json.dumps(value, ensure_ascii=not is_unicode(), indent=indent), flush=True)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +33,26 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH_OR_ID", help="trained adapters, or pocket (default: the embedded tiny model)")
     add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
     add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+    add(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="the GPU where there is one, unless given; the embedded model: the CPU",
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of how a reply is drawn."""
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest reply")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest token")
+    add("--seed", type=int, metavar="N", help="the same replies again at a temperature above 0")
+
+
+def generation_of(args: argparse.Namespace) -> GenerationSettings:
+    """How replies are drawn, as the options of `add_generation` say."""
+    from dualslm.model.generation import GenerationSettings
+
+    return GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
 
 
 def add_any_sound(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +130,25 @@ def questions_of(args: argparse.Namespace) -> Questions:
     return TINY if embedded(args) else ASKED
 
 
+def tone_of(words: str, *, in_made_world: bool) -> Speech:
+    """A tone in words.
+
+    Args:
+        words: a description of a voice, such as "sad, slow".
+        in_made_world: whether the embedded model hears it, which knows the words of its own styles alone.
+
+    Raises:
+        DualSLMError: the embedded model knows none of the words.
+    """
+    from dualslm.conversation import Speech
+    from dualslm.tiny.style import ATTRIBUTES
+
+    known = [value for values in ATTRIBUTES.values() for value in values]
+    if in_made_world and not any(value in words.lower().replace(",", " ").split() for value in known):
+        raise DualSLMError("unknown tone", got=repr(words), do=f"name a recording, or use any of {', '.join(known)}")
+    return Speech(caption=words)
+
+
 def context_of(args: argparse.Namespace) -> int | None:
     """Positions that prompt and reply may take together; None for the LLM's own limit."""
     from dualslm.tiny import CONTEXT
@@ -120,18 +170,21 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
+    fetches = announce_downloads([args.model, args.encoder, args.llm])
     # on standard error, because standard output is for replies
-    with Console(stderr=True).status("loading the model"):
-        quiet_transformers()
+    with nullcontext() if fetches else Console(stderr=True).status("loading the model"):
+        quiet_transformers(progress=fetches)
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
         if args.model is not None:
-            model = DualSLM.from_pretrained(args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm)
+            model = DualSLM.from_pretrained(
+                args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm, device=args.device
+            )
         elif args.encoder is None:
-            model = tiny.load(load_llm=load_llm)
+            model = tiny.load(load_llm=load_llm, device=args.device or "cpu")
         else:
-            model = DualSLM.from_parts(encoder=args.encoder, llm=args.llm)
+            model = DualSLM.from_parts(encoder=args.encoder, llm=args.llm, device=args.device)
     print_limits(model)
     return model
 
@@ -155,9 +208,40 @@ def _fetch_parts(args: argparse.Namespace) -> None:
             resolve(name)
 
 
-def quiet_transformers() -> None:
-    """Turns off the warnings and progress bars of transformers, which would stand among our own lines."""
+def announce_downloads(names: Sequence[str | None]) -> bool:
+    """Says how large the models are that will be fetched from the hub; gives whether there are any.
+
+    Args:
+        names: models as the options name them; None for those that are not given.
+    """
+    wanted = [name for name in names if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()]
+    if not wanted:  # the embedded model needs no hub, and its verbs no second of importing it
+        return False
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    fetched = False
+    for name in wanted:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+            continue
+        try:
+            files = HfApi().model_info(name, files_metadata=True, timeout=10).siblings or []
+        except Exception:  # whatever is wrong, loading the model says it in its own words
+            continue
+        weights = [file.size or 0 for file in files if file.rfilename.endswith(".safetensors")]
+        size = sum(weights) or sum(file.size or 0 for file in files)
+        print(f"dualslm: fetching {name}, {size / 1e9:.2g} GB, once, into {constants.HF_HUB_CACHE}", file=sys.stderr)
+        fetched = True
+    return fetched
+
+
+def quiet_transformers(*, progress: bool = False) -> None:
+    """Turns off the warnings of transformers, which would stand among our own lines, and its progress bars.
+
+    Args:
+        progress: whether the bars stay, because something large is being fetched.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if not progress:
+        logging.disable_progress_bar()

@@ -44,6 +44,17 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="size of the prefix cache: keys and values of earlier turns",
     )
+    add(
+        "--ssl-certfile", metavar="FILE", help="serve https with this certificate, which phones need for the microphone"
+    )
+    add("--ssl-keyfile", metavar="FILE", help="its private key (default: in the same file)")
+    add(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin ask too; may be repeated",
+    )
     add("--no-page", action="store_true", help="no web page at /")
     add_any_sound(parser)
     add_cuda_graphs(parser, "; while one request is alone")
@@ -53,7 +64,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     try:
-        from dualslm.serve.run import Settings, listen, run
+        from dualslm.serve.run import Settings, check_certificate, check_origin, listen, run
     except ModuleNotFoundError as error:
         raise DualSLMError(
             "serving needs more packages", got=f"no {error.name}", do="pip install 'dualslm[serve]'"
@@ -83,6 +94,9 @@ def _serve(args: argparse.Namespace) -> int:
         page=not args.no_page,
         cache_bytes=args.keep * 2**20,
         clips=CLIPS,
+        certificate=args.ssl_certfile,
+        private_key=args.ssl_keyfile,
+        origins=tuple(map(check_origin, args.cors)),
         vllm=args.vllm,
         vllm_model=args.vllm_model,
         # from the environment alone: any user of the machine can read the arguments of a process
@@ -90,6 +104,7 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.cuda_graphs and args.vllm is not None:
         raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
+    check_certificate(args.ssl_certfile, args.ssl_keyfile)
     # first, because loading takes long: a port in use is reported at once
     listening = listen(args.host, args.port)
     model = model_of(args, load_llm=args.vllm is None)

@@ -3,9 +3,10 @@
 A gauge that shows one answer hides how sure it is. The question's other choices are put in its place, and the LLM
 says how likely each is, given P alone: their shares of one are the *degrees*.
 
-What a reply rests on is found by leaving out: P as a whole, L as a whole, and L piece by piece. How much less likely
-each token of the reply becomes, in nats, is its *influence*. It is measured on the reply that was given, so it says
-what this reply needs, not what another would have been.
+What decided a reply is found by swapping: the same words in the voice's other emotions, and other words in the same
+tone. How much less likely each token of the reply becomes, in nats, is the *influence* of tone and of words. Leaving a
+channel out instead would blame both: without L a prompt is so strange that even "glad", which the tone made, is lost.
+Which pieces of the recording a reply needs is found by leaving them out. All is measured on the reply that was given.
 
 Dimensions: T tokens of a prompt, K tokens of a reply, R rows.
 """
@@ -13,8 +14,10 @@ Dimensions: T tokens of a prompt, K tokens of a reply, R rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -22,13 +25,20 @@ from torch import Tensor
 from dualslm.audio import FRAMES_PER_SECOND
 from dualslm.conversation import P_ONLY, Conversation, Speech, View
 from dualslm.inference.audio_cache import AudioCache
-from dualslm.inference.describe import Description, Question, Questions
+from dualslm.inference.describe import Description, Question, Questions, describe
 from dualslm.model.generation import text_of
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.loss import label_log_probs
-from dualslm.prompt import render
+from dualslm.prompt import Prompt, render
 
 MAX_PIECES = 24  # of L that are left out in turn, which bounds the work
+# said instead, in the same tone: news good and bad, and none
+OTHER_WORDS = (
+    "I lost my keys at the station.",
+    "My son had a baby this morning.",
+    "A thief took my bicycle.",
+    "It was a long day.",
+)
 MIN_PIECE = 2  # embeddings of L in a piece: 0.2 s at 10 a second
 
 Degrees = Mapping[str, float]
@@ -41,8 +51,8 @@ class Influence:
 
     Attributes:
         tokens: of the reply, as text.
-        para: lost by each token without P.
-        ling: lost by each token without L.
+        para: lost by each token in the tone in which it is least likely.
+        ling: lost by each token after those other words that suit it best; 0 where L was not heard.
         pieces: start and end in s of pieces of the last recording, and what the whole reply loses without each.
     """
 
@@ -79,7 +89,9 @@ def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard
     }
 
 
-def influence(audio_cache: AudioCache, conversation: Conversation, reply: str, view: View) -> Influence:
+def influence(
+    audio_cache: AudioCache, conversation: Conversation, reply: str, view: View, questions: Questions
+) -> Influence:
     """What the reply to a conversation rests on.
 
     Args:
@@ -87,27 +99,73 @@ def influence(audio_cache: AudioCache, conversation: Conversation, reply: str, v
         conversation: ends with a spoken user turn.
         reply: that was given.
         view: in which it was given.
+        questions: by which the voice of the last recording is found, to be put in other emotions.
 
     Raises:
         DualSLMError: a recording that cannot be used.
     """
-    whole = conversation.copy().assistant(reply)
-    views = [view, View("none", view.ling), View(view.para, "none")]
     tokenizer = audio_cache.model.llm.tokenizer
-    prompts = [render(whole, tokenizer, one, history=view, supervise="last", cut_off=True) for one in views]
-    full, no_para, no_ling = audio_cache.embed(prompts)
+
+    def answered(change: Callable[[Speech], Speech], one: View) -> Prompt:
+        *before, last = conversation.turns
+        parts = [change(part) if isinstance(part, Speech) else part for part in last.parts]
+        whole = Conversation(conversation.system, [*before, replace(last, parts=tuple(parts))]).assistant(reply)
+        return render(whole, tokenizer, one, history=view, supervise="last", cut_off=True)
+
+    heard = _heard(audio_cache, conversation, questions)
+    tones = _other_tones(heard, questions) if view.para != "none" else []
+    swapped_para = [answered(methodcaller("in_the_tone_of", tone), view) for tone in tones]
+    if view.para != "none" and not tones:  # nothing is known of tones that might be swapped
+        swapped_para = [answered(lambda speech: speech, View("none", view.ling))]
+    swapped_ling = [
+        answered(partial(replace, transcript=words), View(view.para, "text"))
+        for words in (_other_words(heard) if view.ling != "none" else [])
+    ]
+    prompts = [answered(lambda speech: speech, view), *swapped_para, *swapped_ling]
+    full, *others = audio_cache.embed(prompts)
     spans = _spans(full)
-    pieces_left_out = [full.without(span) for span in spans]
-    full_K, no_para_K, no_ling_K, *without = _reply_log_probs(audio_cache, [full, no_para, no_ling, *pieces_left_out])
-    ids = full.labels_T[full.labels_T != IGNORE_INDEX].tolist()
+    full_K, *without = _reply_log_probs(audio_cache, [full, *others, *(full.without(span) for span in spans)])
+    lost = [full_K - one_K for one_K in without]
+    para_RK = lost[: len(swapped_para)]
+    ling_RK = lost[len(swapped_para) : len(others)]
+    none_K = torch.zeros_like(full_K)
     seconds = audio_cache.model.ling.stack / FRAMES_PER_SECOND
     first = spans[0].start if spans else 0
     pieces = [
-        ((span.start - first) * seconds, (span.stop - first) * seconds, float((full_K - one_K).sum()))
-        for span, one_K in zip(spans, without, strict=True)
+        ((span.start - first) * seconds, (span.stop - first) * seconds, float(one_K.sum()))
+        for span, one_K in zip(spans, lost[len(others) :], strict=True)
     ]
-    tokens = [text_of(tokenizer, [token]) for token in ids]
-    return Influence(tokens, (full_K - no_para_K).tolist(), (full_K - no_ling_K).tolist(), pieces)
+    ids = full.labels_T[full.labels_T != IGNORE_INDEX].tolist()
+    return Influence(
+        [text_of(tokenizer, [token]) for token in ids],
+        (torch.stack(para_RK).amax(0) if para_RK else none_K).tolist(),
+        (torch.stack(ling_RK).amin(0) if ling_RK else none_K).tolist(),
+        pieces,
+    )
+
+
+def _heard(audio_cache: AudioCache, conversation: Conversation, questions: Questions) -> Description | None:
+    """What is heard of the last recording, in its own voice; None where the last turn has no recording."""
+    speeches = conversation.turns[-1].speeches
+    return describe(audio_cache, replace(speeches[-1], tone=None), questions) if speeches else None
+
+
+def _other_tones(heard: Description | None, questions: Questions) -> list[Speech]:
+    """The voice in each emotion, as captions; none where emotions were not learnt."""
+    if heard is None or "emotion" not in questions.attributes:
+        return []
+    known = {name: value for name, value in heard.attributes.items() if value is not None}
+    emotions = questions.attributes["emotion"].values
+    captions = [questions.caption({**known, "emotion": emotion}) for emotion in emotions]
+    return [Speech(caption=caption) for caption in captions if caption]
+
+
+def _other_words(heard: Description | None) -> list[str]:
+    """Sentences that have no word of substance in common with what was said; all of them where each has one."""
+    # after "A thief took my bicycle" a reply about the police is as likely as after another theft
+    said = set(re.findall(r"\w{4,}", heard.words.lower())) if heard is not None else set()
+    others = [words for words in OTHER_WORDS if not said & set(re.findall(r"\w{4,}", words.lower()))]
+    return others or list(OTHER_WORDS)
 
 
 def _instead(asked: Question, answer: str, value: str, other: str) -> str:

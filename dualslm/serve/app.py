@@ -13,13 +13,14 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -49,6 +50,7 @@ def app(
     key: str | None = None,
     page: bool = True,
     clips: Path | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The server's application.
 
@@ -59,6 +61,7 @@ def app(
         key: bearer token that requests must bring; none is asked for when None.
         page: whether the web page is served at /.
         clips: folder of example recordings for the page.
+        origins: origins whose pages may ask too (CORS); browsers let no other page read an answer.
     """
     server = Server(service, name, limits)
 
@@ -71,6 +74,9 @@ def app(
     api.state.service = service
     add_error_handlers(api)
     api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout, metrics=server.metrics)
+    if origins:
+        # outermost, so that a page of theirs can read a refusal too; keys travel in a header, never in cookies
+        api.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
 
     async def authorized(request: Request) -> None:
         given = request.headers.get("authorization", "")

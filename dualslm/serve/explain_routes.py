@@ -33,7 +33,7 @@ class DescribeRequest(BaseModel):
 
 
 def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
-    """Adds `/v1/about`, `/v1/heard` and `/v1/influence`.
+    """Adds `/v1/about`, `/v1/heard`, `/v1/trace` and `/v1/influence`.
 
     Args:
         api: the application.
@@ -69,9 +69,19 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
                 shares = await server.wait_for(request, work)
         return description_json(description, shares, service.questions)
 
+    @api.post("/v1/trace", tags=["explain"], dependencies=needs_key)
+    async def trace(body: DescribeRequest, request: Request) -> dict[str, Any]:
+        """The emotion of a recording from moment to moment, from P alone; null in a window where none is named."""
+        server.check_model(body.model)
+        async with server.admitted(request):
+            speech = await asyncio.to_thread(load_base64_speech, body.input_audio, server.limits)
+            await asyncio.to_thread(check_speech, speech, server.limits)
+            windows = await server.wait_for(request, service.trace_emotion(speech))
+        return {"windows": [{"from": start, "to": end, "emotion": emotion} for start, end, emotion in windows]}
+
     @api.post("/v1/influence", tags=["explain"], dependencies=needs_key)
     async def weigh(body: ChatRequest, request: Request) -> dict[str, Any]:
-        """What the last message, a reply, rests on: nats that its tokens lose without P, without L, without pieces."""
+        """What decided the last message, a reply: nats that its tokens lose in another tone and after other words."""
         server.check_model(body.model)
         if not service.llm_is_local:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
@@ -90,7 +100,9 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
                 got = f"{positions} positions before a reply of {len(reply)} characters"
                 do = f"weigh conversations of up to {MAX_WEIGHED_POSITIONS} positions"
                 raise DualSLMError("this reply cannot be weighed", got=got, do=do)
-            work = service.run_in_encoder_thread(influence, service.audio_cache, ask.conversation, reply, ask.view)
+            work = service.run_in_encoder_thread(
+                influence, service.audio_cache, ask.conversation, reply, ask.view, service.questions
+            )
             return asdict(await server.wait_for(request, work))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,9 @@ class Settings:
         key: API key that requests must bring; none is asked for when None.
         page: whether the web page is served too.
         clips: folder of example recordings for the page.
+        certificate: file of the certificate for https; http when None.
+        private_key: file of its private key; in the certificate's file when None.
+        origins: origins whose pages may ask too (CORS); none but the server's own unless named.
         cache_bytes: bytes of the prefix cache, where the LLM runs in this process.
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
         vllm_model: name of the LLM in vLLM; vLLM's first when None.
@@ -46,6 +51,9 @@ class Settings:
     key: str | None = None
     page: bool = True
     clips: Path | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    origins: tuple[str, ...] = ()
     cache_bytes: int = PREFIX_CACHE_BYTES
     vllm: str | None = None
     vllm_model: str | None = None
@@ -65,6 +73,37 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise DualSLMError(f"cannot listen on {host}:{port}", got=got, do="give another --port or --host") from error
+
+
+def check_certificate(certificate: str | None, private_key: str | None) -> None:
+    """Refuses a certificate that https could not be served with, before the model is loaded.
+
+    Raises:
+        DualSLMError: a key without a certificate, a file that cannot be read, or two that do not belong together.
+    """
+    if certificate is None:
+        if private_key is not None:
+            raise DualSLMError("a key without a certificate", got="--ssl-keyfile", do="give --ssl-certfile too")
+        return
+    do = "give PEM files that belong together, for example from mkcert or certbot"
+    try:
+        # a password would be asked for at the terminal, and a server has none
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, password="")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        got = getattr(error, "reason", None) or error.strerror if isinstance(error, OSError) else str(error)
+        raise DualSLMError(f"cannot serve https with {certificate}", got=got or str(error), do=do) from error
+
+
+def check_origin(origin: str) -> str:
+    """An origin for CORS: "*", or scheme and host as browsers state it.
+
+    Raises:
+        DualSLMError: it is none, and so would never match.
+    """
+    if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+        do = "give scheme and host alone, for example https://example.org, or * for all"
+        raise DualSLMError("this is no origin", got=repr(origin), do=do)
+    return origin
 
 
 def run(
@@ -106,7 +145,13 @@ def _backend(model: DualSLM, settings: Settings) -> Backend:
 
 async def _serve(service: Service, settings: Settings, listening: socket.socket) -> None:
     api = app(
-        service, name=settings.name, limits=settings.limits, key=settings.key, page=settings.page, clips=settings.clips
+        service,
+        name=settings.name,
+        limits=settings.limits,
+        key=settings.key,
+        page=settings.page,
+        clips=settings.clips,
+        origins=settings.origins,
     )
     config = uvicorn.Config(
         api,
@@ -115,18 +160,21 @@ async def _serve(service: Service, settings: Settings, listening: socket.socket)
         timeout_graceful_shutdown=int(settings.limits.timeout),
         timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.private_key,
     )
     server = uvicorn.Server(config)
-    announcement = asyncio.create_task(_announce(server, settings.name))
+    announcement = asyncio.create_task(_announce(server, settings))
     await server.serve([listening])
     announcement.cancel()
 
 
-async def _announce(server: uvicorn.Server, name: str) -> None:
+async def _announce(server: uvicorn.Server, settings: Settings) -> None:
     """Prints one line, once the server listens."""
     # uvicorn has no event for it; whoever starts the process waits for the line, also to learn the port
     while not server.started:
         await asyncio.sleep(0.02)
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"dualslm: {name} answers on http://{shown}:{port}/v1", flush=True)
+    scheme = "http" if settings.certificate is None else "https"
+    print(f"dualslm: {settings.name} answers on {scheme}://{shown}:{port}/v1", flush=True)

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+import numpy as np
+
+from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import L_ONLY, NORMAL, P_ONLY, Conversation, Speech, View
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.backend import Backend, Piece
@@ -32,6 +35,8 @@ T = TypeVar("T")
 P_ = ParamSpec("P_")
 MAX_BATCH_PROMPTS = 16  # encoded at once: more would let the first of them wait for the last
 UNLIMITED_TOKENS = 2**31 - 1
+WINDOW_S = 1.5  # of speech, which tells a tone: about five syllables
+MAX_WINDOWS = 24  # of one recording, which bounds the work
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,24 @@ class Service:
         known = {name: value for name, value in attributes.items() if value is not None}
         return Description(words, attributes, self.questions.caption(known), answers)
 
+    async def trace_emotion(self, speech: Speech) -> list[tuple[float, float, str | None]]:
+        """The emotion of a recording from moment to moment: start and end in s of each window, and what P tells of it.
+
+        Empty where the model was not trained with emotions.
+        """
+        question = self.questions.attributes.get("emotion")
+        if question is None or not isinstance(speech.audio, np.ndarray):
+            return []
+        spans = windows(len(speech.audio))
+        asks = [
+            Ask(question.about(Speech(speech.audio[span.start : span.stop])), P_ONLY, ANSWER_SETTINGS) for span in spans
+        ]
+        answers = await asyncio.gather(*map(self.reply, asks))
+        return [
+            (span.start / SAMPLE_RATE, span.stop / SAMPLE_RATE, question.value(answer))
+            for span, answer in zip(spans, answers, strict=True)
+        ]
+
     async def _attribute_answers(self, speech: Speech) -> dict[str, str]:
         """The LLM's own words on each attribute; all questions are asked at once and share the backend's batch."""
         questions = self.questions.attributes
@@ -223,3 +246,10 @@ class Service:
             free = UNLIMITED_TOKENS if self.context is None else self.context - len(row.keys)
             results.append(EncodedPrompt(row, audio_positions, left_out_turns=one[1], max_new_tokens=free))
         return results
+
+
+def windows(samples: int) -> list[range]:
+    """The samples of each window of a recording: they overlap by half, and a long recording has longer ones."""
+    length = max(round(WINDOW_S * SAMPLE_RATE), -(-2 * samples // MAX_WINDOWS))
+    step = length // 2
+    return [range(start, min(start + length, samples)) for start in range(0, max(1, samples - step), step)]

@@ -21,8 +21,10 @@ from support.trainkit import RECIPE, make
 
 from dualslm import __version__
 from dualslm.audio import TooLongError, load
+from dualslm.cli import completion, options
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
+from dualslm.model.generation import GenerationSettings
 from dualslm.openai_client import RefusedError
 from dualslm.tiny import ADAPTERS, CLIPS
 
@@ -268,3 +270,83 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, clip: str) -> None:
 
     monkeypatch.setattr(cli, "model_of", interrupt)
     assert cli.main(["ask", clip]) == 130
+
+
+@pytest.mark.parametrize("arguments", [["--json", "ask", "CLIP"], ["ask", "CLIP", "--json"], ["ask", "--json", "CLIP"]])
+def test_json_stands_on_either_side_of_the_verb(
+    parrot: Parrot, clip: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([clip if word == "CLIP" else word for word in arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["reply"] == "turn 1"
+
+
+def test_every_verb_takes_json_or_refuses_it(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = completion.verbs_of(cli._parser())
+    for name, verb in verbs.items():
+        assert ("--json" in completion.options_of(verb)) != (name in cli.WITHOUT_JSON)
+    assert cli.main(["--json", "demo"]) == 2
+    assert "leave --json out" in one_line(capsys)
+
+
+def test_how_replies_are_drawn(clip: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[object] = []
+
+    class Bird(Parrot):
+        def stream(self, conversation: Conversation, *, view: View, generation: object) -> Iterator[str]:
+            given.append(generation)
+            return super().stream(conversation, view=view, generation=generation)
+
+    monkeypatch.setattr(cli, "model_of", lambda _: Bird())
+    assert (
+        cli.main(["ask", clip, "--temperature", "0.7", "--seed", "3", "--max-new-tokens", "9", "--device", "cpu"]) == 0
+    )
+    assert given == [GenerationSettings(max_new_tokens=9, temperature=0.7, seed=3)]
+    assert cli.main(["ask", clip]) == 0
+    assert given[1] == GenerationSettings(max_new_tokens=256)
+    capsys.readouterr()
+    assert cli.main(["ask", clip, "--temperature", "-1"]) == 2
+    assert "temperature" in one_line(capsys)
+
+
+def test_a_tone_in_words_is_one_that_the_model_knows(
+    parrot: Parrot, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ask", clip, "--tone", "sad, slow"]) == 0
+    (asked,) = parrot.asked[-1][0].turns[-1].speeches
+    assert asked.tone is not None
+    assert asked.tone.caption == "sad, slow"
+    capsys.readouterr()
+    assert cli.main(["ask", clip, "--tone", "purple"]) == 2
+    told = one_line(capsys)
+    assert "purple" in told
+    assert "afraid" in told
+    assert cli.main(["ask", clip, "--tone", "purple.wav"]) == 2
+    assert "purple.wav" in one_line(capsys)
+
+
+def test_the_size_of_a_download_is_said_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    files = {"model-1.safetensors": 5_000_000_000, "model-2.safetensors": 2_100_000_000, "other.bin": 9_000_000_000}
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in files.items()])
+    asked: list[str] = []
+
+    class Hub:
+        def model_info(self, name: str, **_: object) -> SimpleNamespace:
+            asked.append(name)
+            if name == "no/where":
+                raise OSError("404")
+            return info
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, _: "x" if name == "is/here" else None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    assert not options.announce_downloads([None, "pocket", "pocket:llm", "own/model", "no/where", "is/here"])
+    assert capsys.readouterr().err == ""
+    assert asked == ["no/where"]
+    assert options.announce_downloads(["Qwen/Qwen2.5-3B-Instruct"])
+    assert "dualslm: fetching Qwen/Qwen2.5-3B-Instruct, 7.1 GB, once" in capsys.readouterr().err

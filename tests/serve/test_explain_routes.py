@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+import soundfile
 from support.servekit import ANGRY, SAD, SlowBackend, assistant, audio_part, threaded, user
 
 from dualslm import Conversation, Speech, View, tiny
+from dualslm.audio import SAMPLE_RATE, load
+from dualslm.conversation import P_ONLY
 from dualslm.inference.attribution import degrees, influence
 from dualslm.inference.local import LocalBackend
 from dualslm.inference.session import Session
 from dualslm.serve.app import app
-from dualslm.serve.service import Service
+from dualslm.serve.service import Service, windows
 from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
@@ -55,10 +62,39 @@ def test_what_a_reply_rests_on(url: str, session: Session) -> None:
     conversation = Conversation(LISTEN).user("Hello.").assistant("I see.").user(Speech(ANGRY))
     messages = [user("Hello."), assistant("I see."), user(audio_part(ANGRY)), assistant(REPLY)]
     found = post(url, "influence", messages=messages).json()
-    own = asdict(influence(session.audio_cache, conversation, REPLY, View()))
+    own = asdict(influence(session.audio_cache, conversation, REPLY, View(), ASKED))
     assert found["tokens"] == own["tokens"]
     assert found["para"] == pytest.approx(own["para"], abs=1e-3)
     assert found["ling"] == pytest.approx(own["ling"], abs=1e-3)
+
+
+def test_the_emotion_from_moment_to_moment(url: str, session: Session) -> None:
+    """Two recordings, one after the other: the trace changes where the voice does."""
+    angry, sad = load(ANGRY), load(SAD)
+    both = np.concatenate([angry, sad])
+    sound = io.BytesIO()
+    soundfile.write(sound, both, SAMPLE_RATE, format="WAV")
+    data = {"data": base64.b64encode(sound.getvalue()).decode()}
+    found = post(url, "trace", input_audio=data).json()["windows"]
+    assert [one["from"] for one in found] == pytest.approx([0.75 * number for number in range(len(found))])
+    assert found[-1]["to"] == pytest.approx(len(both) / SAMPLE_RATE)
+    assert found[0]["emotion"] == "angry"
+    assert found[-1]["emotion"] == "sad"
+    question = ASKED.attributes["emotion"]
+    for one in found:
+        part = Speech(both[round(one["from"] * SAMPLE_RATE) : round(one["to"] * SAMPLE_RATE)])
+        session.view = P_ONLY
+        assert one["emotion"] == question.value("".join(session.answer(question.about(part))))
+    session.view = View()
+
+
+@pytest.mark.parametrize("samples", [1, 8000, 24000, 24001, 160000, 1920000])
+def test_windows_leave_nothing_out_and_are_few(samples: int) -> None:
+    found = windows(samples)
+    assert found[0].start == 0
+    assert found[-1].stop == samples
+    assert len(found) <= 24
+    assert all(one.start < other.start <= one.stop for one, other in pairwise(found))
 
 
 @pytest.mark.parametrize("last", [[], [assistant("")], [assistant(" ")]])

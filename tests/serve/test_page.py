@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.browser import STEP_TIMEOUT_MS, chromium, drop, drop_file, last_reply, playwright
+import soundfile
+from support.browser import (
+    MICROPHONE,
+    STEP_TIMEOUT_MS,
+    VOICE,
+    chromium,
+    drop,
+    drop_file,
+    drop_files,
+    last_reply,
+    playwright,
+)
 from support.servekit import SlowBackend, process, threaded
 
 from dualslm import tiny
+from dualslm.audio import load
 from dualslm.conversation import NORMAL, Conversation, Speech, View
 from dualslm.inference.session import Session
 from dualslm.model.dualslm import DualSLM
@@ -27,6 +43,7 @@ if TYPE_CHECKING:
 ANGRY = CLIPS / "hear_1_angry.wav"
 HAPPY = CLIPS / "hear_2_happy.wav"
 EXAM = CLIPS / "tones_1_happy.wav"
+RUNNING = re.compile(r"0\.[1-9]|[1-9]\.")  # seconds of a recording for which the microphone is open
 TONE = {"gender": "male", "pitch": "middle", "tempo": "fast", "energy": "loud", "emotion": "angry"}
 
 
@@ -84,7 +101,7 @@ def reply(session: Session, *said: Speech | str, view: View = NORMAL) -> str:
 
 def test_a_dropped_recording_is_described_and_answered(page: Page, session: Session) -> None:
     drop_file(page, ANGRY)
-    page.locator(".acts").wait_for()
+    page.locator(".below .acts").wait_for()
     assert last_reply(page, 1) == reply(session, Speech(ANGRY))
     assert page.locator(".words").inner_text() == session.describe(Speech(ANGRY)).words
     best = page.locator(".gauge:has(.best)")
@@ -93,7 +110,12 @@ def test_a_dropped_recording_is_described_and_answered(page: Page, session: Sess
     for gauge in page.locator(".gauge").all():
         degrees = [int(cell.get_attribute("aria-valuenow") or -1) for cell in gauge.locator("[role=meter]").all()]
         assert sum(degrees) == pytest.approx(100, abs=2)
-    assert re.search(r"first token \d.* tokens/s", page.locator(".meta").inner_text(), re.DOTALL)
+    assert not page.get_by_text("tokens/s").is_visible(), "what it took is nobody's first question"
+    page.get_by_text("details", exact=True).click()
+    told = page.locator("details.meta").inner_text()
+    assert re.search(
+        r"began after \d.* to hear the recording.*tokens/s.*positions.*L carries the words", told, re.DOTALL
+    )
     assert page.locator(".wave rect").count() > 20
     page.get_by_role("button", name="Play hear_1_angry.wav").click()
     page.get_by_role("button", name="Pause hear_1_angry.wav").wait_for()
@@ -124,15 +146,16 @@ def test_what_a_reply_rests_on(page: Page) -> None:
     tone, words = rests.split("decided by the words:")
     assert "You" in tone
     assert "bank" in words
+    assert "You" not in words
     assert page.locator(".answer").inner_text().startswith("You have every right")
 
 
 def test_a_conversation_goes_on_from_the_chosen_reply(page: Page, session: Session) -> None:
     page.get_by_role("button", name="I have a dog called Molly. neutral").click()
-    page.locator(".acts").wait_for()
+    page.locator(".below .acts").wait_for()
     page.get_by_role("button", name="Examples").click()
     page.locator("#menu").get_by_role("button", name="I cannot find my backpack").click()
-    page.locator(".acts").nth(1).wait_for()
+    page.locator(".below .acts").nth(1).wait_for()
     said = [Speech(CLIPS / "memory_1_neutral.wav"), Speech(CLIPS / "memory_3_afraid.wav")]
     answer = last_reply(page, 2)
     assert answer == reply(session, *said)
@@ -146,7 +169,9 @@ def test_a_conversation_goes_on_from_the_chosen_reply(page: Page, session: Sessi
 
 
 def test_each_channel_can_be_switched_off(page: Page, session: Session) -> None:
+    page.get_by_role("button", name="Settings").click()
     page.get_by_role("switch", name="tone P").click()
+    page.keyboard.press("Escape")
     drop_file(page, ANGRY)
     assert last_reply(page, 1) == reply(session, Speech(ANGRY), view=View("none", "speech"))
     assert page.locator(".how").inner_text() == "without the tone"
@@ -173,9 +198,10 @@ def test_the_keyboard_is_enough(page: Page, session: Session) -> None:
                 return
         raise AssertionError(f"no Tab leads to {name}")
 
+    reach("Play all three")
     reach("A thief")
     page.keyboard.press("Enter")
-    page.locator(".acts").wait_for()
+    page.locator(".below .acts").wait_for()
     reach("Play")
     reach("Same words")
     page.keyboard.press("Enter")
@@ -201,7 +227,7 @@ def test_a_recording_from_the_microphone_is_answered(play: Playwright, server: s
     page.set_default_timeout(STEP_TIMEOUT_MS)
     page.goto(server)
     page.get_by_role("button", name="Record", exact=True).click()
-    page.locator("#recording", has_text=re.compile(r"^[3-9]\.")).wait_for()
+    page.locator("#time", has_text=re.compile(r"^[3-9]\.")).wait_for()
     page.get_by_role("button", name="Send the recording").click()
     page.locator(".words", has_text=re.compile("thief|bank|umbrella")).wait_for()
     assert last_reply(page, 1)
@@ -249,14 +275,262 @@ def test_a_key_is_asked_for_and_taken(browser: Browser, elsewhere: Service) -> N
         page.close()
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 800})
+@pytest.mark.parametrize("size", [(360, 640), (1280, 900)])
+def test_nothing_is_wider_than_the_screen_or_behind_the_composer(page: Page, size: tuple[int, int]) -> None:
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
+    page.locator(".told[aria-busy=false]").nth(2).wait_for()
+    composer = page.locator("footer").bounding_box()
+    assert composer is not None
+    assert composer["y"] > 0.8 * height, "the composer takes no more than a fifth"
+    for card in page.locator(".card").all():
+        box = card.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= composer["y"], "all three replies are seen at once"
     drop_file(page, ANGRY)
     page.get_by_role("button", name="Same words, another tone").click()
     page.get_by_role("button", name="What decided the reply").click()
     page.locator(".rests").wait_for()
+    page.get_by_role("button", name="Trim").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    covered = page.evaluate("""() => {
+        const found = [];
+        for (const node of document.querySelectorAll("main button, main select, main input[type=text], main summary")) {
+            if (!node.checkVisibility()) continue;
+            node.scrollIntoView({ block: "nearest", behavior: "instant" });
+            const box = node.getBoundingClientRect();
+            if (box.bottom > document.getElementById("say").getBoundingClientRect().top + 1) found.push(node.outerHTML);
+        }
+        return found;
+    }""")
+    assert not covered
+
+
+def test_one_sentence_in_three_tones_unasked(page: Page, session: Session) -> None:
+    page.locator(".told[aria-busy=false]").nth(2).wait_for()
+    clips = [CLIPS / f"tones_{number}.wav" for number in ("1_happy", "2_afraid", "3_angry")]
+    told = [card.inner_text() for card in page.locator(".told").all()]
+    assert told == [reply(session, Speech(clip)) for clip in clips]
+    assert len(set(told)) == 3
+    page.get_by_role("button", name="Play the afraid one").click()
+    page.get_by_role("button", name="Pause the afraid one").wait_for()
+    page.get_by_role("button", name="Talk on from the angry one").click()
+    assert last_reply(page, 1) == told[2]
+
+
+def test_several_dropped_files_are_kept_and_said_in_turn(page: Page, session: Session) -> None:
+    clips = [CLIPS / f"memory_{number}.wav" for number in ("1_neutral", "2_neutral", "3_afraid")]
+    drop_files(page, *clips)
+    page.locator("#waiting .editor").nth(2).wait_for()
+    assert page.locator(".turn").count() == 0
+    page.locator(".editor", has=page.get_by_role("button", name="Play memory_2")).get_by_role(
+        "button", name="Discard"
+    ).click()
+    page.get_by_role("button", name="Say all").click()
+    assert last_reply(page, 2) == reply(session, Speech(clips[0]), Speech(clips[2]))
+    assert not page.locator("#tray").is_visible()
+
+
+def test_a_reload_keeps_the_conversation_and_a_new_one_forgets_it(page: Page, server: str, session: Session) -> None:
+    drop_file(page, CLIPS / "memory_1_neutral.wav")
+    page.locator(".below .acts").wait_for()
+    page.locator(".trace span").first.wait_for()
+    first = last_reply(page, 1)
+    page.reload()
+    page.locator(".below .acts").wait_for()
+    assert last_reply(page, 1) == first
+    assert page.locator(".words").inner_text() == session.describe(Speech(CLIPS / "memory_1_neutral.wav")).words
+    assert page.locator(".trace span").count() >= 1
+    drop_file(page, CLIPS / "memory_3_afraid.wav")
+    said = [Speech(CLIPS / "memory_1_neutral.wav"), Speech(CLIPS / "memory_3_afraid.wav")]
+    assert last_reply(page, 2) == reply(session, *said), "it goes on where it was"
+    page.get_by_role("button", name="New conversation").click()
+    page.reload()
+    page.locator(".example").first.wait_for()
+    assert page.locator(".turn").count() == 0
+
+
+def test_a_conversation_is_downloaded_and_comes_back(page: Page, tmp_path: Path, session: Session) -> None:
+    page.get_by_label("Type what you say").fill("It was a long day. </script><b id=evil>")
+    page.keyboard.press("Enter")
+    page.locator(".below .acts").wait_for()
+    drop_file(page, ANGRY)
+    page.locator(".below .acts").nth(1).wait_for()
+    replies = page.locator(".answer").all_inner_texts()
+    with page.expect_download() as saving:
+        page.get_by_role("button", name="Download").click()
+    file = tmp_path / saving.value.suggested_filename
+    saving.value.save_as(file)
+    other = page.context.new_page()
+    other.goto(file.as_uri())
+    assert (
+        other.locator("audio").evaluate(
+            "(one) => new Promise((done) => { one.oncanplay = () => done(one.duration); one.load(); })"
+        )
+        > 1
+    )
+    assert other.locator(".reply").all_inner_texts() == replies
+    assert other.locator("#evil").count() == 0
+    other.close()
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#start h2").wait_for()
+    drop_file(page, file)
+    page.locator(".turn").nth(1).wait_for()
+    assert page.locator(".answer").all_inner_texts() == replies
+    assert page.locator(".typed").inner_text() == "It was a long day. </script><b id=evil>"
+
+
+def test_a_turn_is_copied_edited_retried_and_trimmed(page: Page, session: Session) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Type what you say").fill("I have a cat called Tom.")
+    page.keyboard.press("Enter")
+    first = last_reply(page, 1)
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == first
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("What you say instead").fill("I have a dog called Molly.")
+    page.get_by_role("button", name="Say it").click()
+    page.locator(".typed", has_text="Molly").wait_for()
+    assert last_reply(page, 1) == reply(session, "I have a dog called Molly.")
+    page.get_by_role("button", name="Try again").click()
+    assert last_reply(page, 2)
+    assert page.locator(".how").last.inner_text() == "another try"
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#start h2").wait_for()
+
+    drop_file(page, EXAM)
+    last_reply(page, 1)
+    page.get_by_role("button", name="Trim").click()
+    page.get_by_label("to", exact=True).fill("1")
+    page.get_by_role("button", name="Say it trimmed").click()
+    page.locator(".turn time", has_text="1.0 s").wait_for()
+    page.locator(".below .acts").wait_for()
+    part = load(EXAM)[:16000]
+    sound = io.BytesIO()
+    soundfile.write(sound, part, 16000, format="WAV", subtype="PCM_16")
+    assert page.locator(".words").inner_text() == session.describe(Speech(sound.getvalue())).words
+    assert last_reply(page, 1)
+
+
+@pytest.fixture
+def speaking(browser: Browser, server: str) -> Iterator[Page]:
+    """The page with a voice and a microphone that the test speaks into."""
+    page = browser.new_page()
+    page.set_default_timeout(STEP_TIMEOUT_MS)
+    page.add_init_script(VOICE + MICROPHONE)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(server)
+    page.locator(".told[aria-busy=false]").nth(2).wait_for()
+    yield page
+    assert not faults
+    page.close()
+
+
+def until(page: Page, condition: str) -> None:
+    """Waits for a condition; the page's policy forbids the browser to be asked for it once and for all."""
+    end = time.monotonic() + STEP_TIMEOUT_MS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(100)
+
+
+def say(page: Page, clip: Path) -> None:
+    page.evaluate("(data) => window.say(data)", base64.b64encode(clip.read_bytes()).decode())
+
+
+def test_hands_free_turns_end_by_themselves_and_are_interrupted_by_speaking(speaking: Page) -> None:
+    page = speaking
+    page.get_by_role("button", name="Hands-free").click()
+    page.locator("#mode", has_text="listening").wait_for()
+    say(page, CLIPS / "memory_1_neutral.wav")
+    assert last_reply(page, 1)
+    until(page, "window.heard.length > 0")  # the reply was read to its end
+    assert " ".join(page.evaluate("window.heard")) == page.locator(".answer").inner_text()
+    page.locator(".words", has_text="Molly").wait_for()
+
+    page.evaluate("window.pace = 2000")  # slowly, so that it can be interrupted
+    say(page, ANGRY)
+    page.locator(".answer[aria-busy=false]").nth(1).wait_for()
+    whole = page.locator(".answer").nth(1).inner_text()
+    until(page, "window.spoken.length > window.heard.length")
+    page.wait_for_timeout(2500)
+    page.evaluate("window.pace = 20")
+    say(page, HAPPY)
+    page.locator(".meta", has_text="interrupted").wait_for()
+    kept = page.locator(".answer").nth(1).inner_text()
+    assert whole.startswith(kept)
+    assert 0 < len(kept) < len(whole)
+    assert last_reply(page, 3)
+    assert page.locator(".turn").count() == 3
+    page.get_by_role("button", name="Hands-free").click()
+    page.get_by_role("button", name="Record", exact=True).wait_for()
+
+
+def test_the_reply_is_read_aloud_and_one_click_silences_it(speaking: Page) -> None:
+    page = speaking
+    drop_file(page, ANGRY)
+    answer = last_reply(page, 1)
+    until(page, "window.heard.length > 1")
+    assert " ".join(page.evaluate("window.spoken")) == answer
+    page.get_by_role("switch", name="aloud").click()
+    drop_file(page, HAPPY)
+    last_reply(page, 2)
+    assert " ".join(page.evaluate("window.spoken")) == answer
+    page.reload()
+    assert not page.get_by_role("switch", name="aloud").is_checked(), "it stays off"
+
+
+def test_hold_to_talk_by_space_and_by_touch_and_discard(speaking: Page) -> None:
+    page = speaking
+    page.keyboard.down("Space")
+    page.locator("#time", has_text=RUNNING).wait_for()
+    say(page, ANGRY)
+    page.keyboard.up("Space")
+    page.locator(".words", has_text=re.compile("thief|bank|umbrella")).wait_for()
+    last_reply(page, 1)
+    page.locator(".below .acts").wait_for()
+    box = page.locator("#record").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.locator("#time", has_text=RUNNING).wait_for()
+    say(page, HAPPY)
+    page.mouse.up()
+    page.locator(".words", has_text=re.compile("daughter|baby|morning")).wait_for()
+    last_reply(page, 2)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.locator("#time", has_text=RUNNING).wait_for()
+    page.get_by_role("button", name="Discard the recording").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.locator("#time", has_text=RUNNING).wait_for()
+    say(page, ANGRY)
+    page.get_by_role("button", name="Listen before sending").click()
+    page.locator("#waiting .editor").get_by_role("button", name="Discard").click()
+    assert page.locator(".turn").count() == 2
+    page.locator("#text").click()
+    page.keyboard.type("a b")
+    assert page.locator("#text").input_value() == "a b", "where one types, Space is a space"
+
+
+def test_the_live_picture_takes_the_colour_of_the_emotion(speaking: Page) -> None:
+    page = speaking
+    page.get_by_role("button", name="Record", exact=True).click()
+    with page.expect_response("**/v1/trace") as asked:
+        for _ in range(3):
+            say(page, ANGRY)
+    assert asked.value.json()["windows"]
+    page.wait_for_timeout(300)
+    coloured = page.evaluate("""() => {
+        const canvas = document.getElementById("live");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let red = 0;
+        for (let at = 0; at < data.length; at += 4) red += data[at + 3] > 200 && data[at] > data[at + 2] + 60;
+        return red;
+    }""")
+    assert coloured > 20
+    page.keyboard.press("Escape")
 
 
 def test_files_of_the_page_and_no_others(server: str) -> None:

@@ -1,4 +1,4 @@
-"""A report as Markdown, and its first tables as text for a terminal."""
+"""A report as Markdown."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ def page(report: Mapping[str, Any]) -> str:
         parts.append(written(table) + (f"\n{explanation}\n" if explanation else ""))
     parts += [_confusions(report), written(tables.counts(report)), _skipped(report)]
     return "\n".join(part for part in parts if part)
-
-
-def text(report: Mapping[str, Any]) -> str:
-    """The tables that stand for the paper's, as text for a terminal."""
-    return "\n".join(written(table, "###") for table in tables.tables(report) if table.title.startswith("Table"))
 
 
 def facts(report: Mapping[str, Any]) -> str:

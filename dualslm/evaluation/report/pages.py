@@ -10,7 +10,7 @@ from dualslm.evaluation.report import html, markdown
 from dualslm.files import replacing
 
 
-def write(report: Mapping[str, Any], out: Path) -> tuple[Path, Path, str]:
+def write(report: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     """Writes report.html and report.md.
 
     Args:
@@ -18,11 +18,11 @@ def write(report: Mapping[str, Any], out: Path) -> tuple[Path, Path, str]:
         out: folder for the pages; made where it does not exist.
 
     Returns:
-        The two files, and the paper's tables as text for a terminal.
+        The two files.
     """
     out.mkdir(parents=True, exist_ok=True)
     pages = {"report.html": html.page(report), "report.md": markdown.page(report)}
     for name, text in pages.items():
         with replacing(out / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    return out / "report.html", out / "report.md", markdown.text(report)
+    return out / "report.html", out / "report.md"

@@ -29,6 +29,7 @@ from dualslm.evaluation.report.table import BLANK, Cell, Line, Table, cell, quot
 
 ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
 CONTROLS = ("gold", "transcript-only", "generic", "shuffled", "injection")  # systems of the judges' calibration
+MADE = "tiny"  # the corpus of the embedded model's made world
 PERCENT = (0.0, 100.0)  # axis of the drawn intervals
 MEASURES = {"wa": "WA", "ua": "UA", "wf1": "weighted F1", "macro_f1": "macro F1", "parse_rate": "parsed"}
 OTHER_READINGS = {"wa_strict": "WA strict", "wa_likelihood": "WA by likelihood"}
@@ -56,7 +57,19 @@ def tables(report: Row) -> list[Table]:
         *_choices(cells),
         *_compared(report["comparisons"]),
     ]
-    return [table for table in made if table.lines]
+    worlds = {one["corpus"] for one in cells}
+    return [_of_two_worlds(table, made_alone=worlds == {MADE}) for table in made if table.lines]
+
+
+def _of_two_worlds(table: Table, *, made_alone: bool) -> Table:
+    """A table in which figures of the made world stand above the paper's says in every row which world it is of."""
+    # 100 % of five synthesized emotions is no better than 93 % of people's
+    ours_is_made = made_alone or f"· {MADE}/" in table.title
+    if not ours_is_made or len({line.kind == "paper" for line in table.lines}) == 1:
+        return table
+    world = {True: "real speech", False: "made world"}
+    lines = [replace(line, label=f"{line.label} · {world[line.kind == 'paper']}") for line in table.lines]
+    return replace(table, lines=tuple(lines))
 
 
 def counts(report: Row) -> Table:

@@ -7,7 +7,12 @@ export function setKey(text) {
 }
 
 /** A mistake that the user can mend, in the server's words. */
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(message, code) {
+    super(message);
+    this.code = code;
+  }
+}
 
 async function ask(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
@@ -19,17 +24,17 @@ async function ask(path, body, signal) {
     if (error.name === "AbortError") throw error;
     throw new Refused("the server does not answer; see whether dualslm serve still runs");
   }
-  if (!answer.ok) throw new Refused(await reason(answer));
+  if (!answer.ok) throw await refusal(answer);
   return answer;
 }
 
-async function reason(answer) {
-  if (answer.status === 401) return "the server asks for an API key; put it in under Settings";
+async function refusal(answer) {
+  if (answer.status === 401) return new Refused("the server asks for an API key; put it in under Settings", "key");
   try {
     const { error, detail } = await answer.json();
-    return error?.message ?? String(detail);
+    return new Refused(error?.message ?? String(detail), error?.code);
   } catch {
-    return `the server answered ${answer.status} ${answer.statusText}`;
+    return new Refused(`the server answered ${answer.status} ${answer.statusText}`);
   }
 }
 
@@ -41,6 +46,9 @@ export async function about() {
 
 /** The words of a recording from L alone, the attributes and their degrees from P alone. */
 export const hear = async (body, signal) => (await ask("v1/heard", body, signal)).json();
+
+/** How a recording sounds from moment to moment: `windows` with their emotion. */
+export const trace = async (body, signal) => (await ask("v1/trace", body, signal)).json();
 
 /** What the last reply of a conversation rests on. */
 export const weigh = async (body) => (await ask("v1/influence", body)).json();

@@ -1,9 +1,9 @@
 // Recordings: from the microphone or a file to bytes that the server reads, and to a picture of their loudness.
 
-const RATE = 16000; // Hz, what the encoder hears
+export const RATE = 16000; // Hz, what the encoder hears
 const READS = /^(RIFF|fLaC|OggS|ID3|\xff[\xe2-\xfb])/; // what the server decodes itself: wav, flac, ogg, mp3
 const BARS = 72;
-const RAW = { channelCount: 1, autoGainControl: false, noiseSuppression: false, echoCancellation: false }; // loudness is tone
+const RAW = { channelCount: 1, autoGainControl: false, noiseSuppression: false }; // loudness is tone
 
 /** A file as the conversation keeps it: base64 for the server, an address to play, bars to draw, seconds. */
 export async function take(blob, name) {
@@ -13,6 +13,32 @@ export async function take(blob, name) {
   const sent = heard && !READS.test(head) ? wav(heard) : bytes; // webm, m4a and the like: decoded here
   const url = URL.createObjectURL(heard ? new Blob([wav(heard)], { type: "audio/wav" }) : blob);
   return { name, data: base64(sent), url, bars: heard ? loudness(heard) : null, seconds: heard ? heard.length / RATE : 0 };
+}
+
+/** A recording that was kept as base64. */
+export const taken = ({ name, data }) => take(new Blob([unbase64(data)]), name);
+
+/** Samples as a recording, at the rate that the encoder hears. */
+export const ofSamples = async (samples, rate, name) =>
+  take(new Blob([wav(rate === RATE ? samples : await decode(wav(samples, rate)))]), name);
+
+/** The samples of a recording, 16 kHz mono; null where the browser cannot decode it. */
+export const samplesOf = (speech) => decode(unbase64(speech.data));
+
+/** The part of a recording from a second to another. */
+export async function cut(speech, from, to) {
+  const samples = await samplesOf(speech);
+  return ofSamples(samples.slice(Math.round(from * RATE), Math.round(to * RATE)), RATE, speech.name);
+}
+
+export function join(blocks) {
+  const whole = new Float32Array(blocks.reduce((sum, block) => sum + block.length, 0));
+  let at = 0;
+  for (const block of blocks) {
+    whole.set(block, at);
+    at += block.length;
+  }
+  return whole;
 }
 
 /** 16 kHz mono samples; null where the browser cannot decode it, which the server then tells in words. */
@@ -44,7 +70,7 @@ function loudness(samples) {
 }
 
 /** The bytes of a 16-bit wav file. */
-function wav(samples) {
+function wav(samples, rate = RATE) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
   text(0, "RIFF");
@@ -53,8 +79,8 @@ function wav(samples) {
   view.setUint32(16, 16, true);
   view.setUint16(20, 1, true); // PCM
   view.setUint16(22, 1, true); // channels
-  view.setUint32(24, RATE, true);
-  view.setUint32(28, 2 * RATE, true);
+  view.setUint32(24, rate, true);
+  view.setUint32(28, 2 * rate, true);
   view.setUint16(32, 2, true);
   view.setUint16(34, 16, true);
   text(36, "data");
@@ -63,45 +89,41 @@ function wav(samples) {
   return new Uint8Array(view.buffer);
 }
 
-function base64(bytes) {
+export function base64(bytes) {
   let text = "";
   for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
   return btoa(text);
 }
 
+const unbase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
 /** Why nothing can be recorded here; empty where it can be tried. */
 export function noMicrophone() {
-  if (!window.isSecureContext) return "Browsers lend the microphone to https and localhost only. Drop a recording, or type.";
-  if (!navigator.mediaDevices?.getUserMedia || !window.MediaRecorder) return "This browser cannot record. Drop a recording, or type.";
+  if (!window.isSecureContext) {
+    return "Browsers lend the microphone to https and localhost only (serve with --ssl-certfile). Drop a recording, or type.";
+  }
+  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorklet) return "This browser cannot record. Drop a recording, or type.";
   return "";
 }
 
-/** Begins to record; `onLevel` gets loudness 0 to 1 and seconds. Gives `finish`, which gives the recording, and `drop`. */
-export async function record(onLevel) {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
-  const recorder = new MediaRecorder(stream);
-  const chunks = [];
-  recorder.ondataavailable = (event) => chunks.push(event.data);
+/** Opens the microphone: `onBlock` gets samples, 20 ms at a time. Gives its rate in Hz, and `close`. */
+export async function openMicrophone(onBlock, { echoCancellation = false } = {}) {
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: { ...RAW, echoCancellation } });
   const context = new AudioContext();
-  const meter = context.createAnalyser();
-  context.createMediaStreamSource(stream).connect(meter);
-  const samples = new Float32Array(meter.fftSize);
-  const began = performance.now();
-  const timer = setInterval(() => {
-    meter.getFloatTimeDomainData(samples);
-    const power = samples.reduce((sum, value) => sum + value * value, 0) / samples.length;
-    onLevel(Math.min(1, Math.sqrt(power) * 5), (performance.now() - began) / 1000);
-  }, 80);
-  const end = () =>
-    new Promise((done) => {
-      clearInterval(timer);
-      recorder.onstop = () => {
-        stream.getTracks().forEach((track) => track.stop());
-        context.close();
-        done(new Blob(chunks, { type: recorder.mimeType }));
-      };
-      recorder.stop();
-    });
-  recorder.start();
-  return { finish: end, drop: end };
+  const close = () => {
+    stream.getTracks().forEach((track) => track.stop());
+    context.close();
+  };
+  try {
+    await context.audioWorklet.addModule("page/worklet.js");
+    const node = new AudioWorkletNode(context, "blocks");
+    node.port.onmessage = ({ data }) => onBlock(data);
+    context.createMediaStreamSource(stream).connect(node);
+    node.connect(context.destination); // silent, but browsers run only what leads somewhere
+    await context.resume();
+  } catch (error) {
+    close();
+    throw error;
+  }
+  return { rate: context.sampleRate, close };
 }
