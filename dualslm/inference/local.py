@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.inference.backend import Piece, Reason, StopStrings, UnavailableError
-from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
+from dualslm.inference.backend import Piece, Reason, StopStrings, TokenLogprob, UnavailableError
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
-from dualslm.model.generation import GenerationSettings, TextStreamer
+from dualslm.model.generation import GenerationSettings, TextStreamer, text_of
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
@@ -35,6 +35,7 @@ class _Job:
     request: ActiveRequest | None = None
     client_gone: bool = False
     tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of tokens whose text was not sent yet
 
     def send(self, what: Piece | Exception) -> None:
         """Hands something to the event loop, which may be gone already."""
@@ -45,6 +46,8 @@ class _Job:
         """Sends the next token, None for the reply's own end; returns whether the reply goes on."""
         assert self.request is not None
         self.tokens += token is not None
+        if token is not None and self.request.logprobs is not None:
+            self.logprobs.append(self._told(token, self.request.logprobs))
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
         reason: Reason | None = None if self.request.tokens_left else "length"
         reason = "stop" if token is None or self.until.met else reason
@@ -53,8 +56,13 @@ class _Job:
             text += self.until.rest()
             reason = "stop" if self.until.met else reason
         if text or reason:
-            self.send(Piece(text, self.tokens, self.request.reused, reason))
+            self.send(Piece(text, self.tokens, self.request.reused, reason, tuple(self.logprobs)))
+            self.logprobs.clear()
         return reason is None
+
+    def _told(self, token: int, logprobs: Logprobs) -> TokenLogprob:
+        top = tuple((text_of(self.pieces.tokenizer, [other]), logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(text_of(self.pieces.tokenizer, [token]), logprobs.token, top)
 
 
 class LocalBackend:

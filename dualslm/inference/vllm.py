@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dualslm.errors import DualSLMError
-from dualslm.inference.backend import Piece, Reason, UnavailableError
+from dualslm.inference.backend import Piece, Reason, TokenLogprob, UnavailableError
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
 
@@ -72,7 +72,7 @@ class VLLMBackend:
                         reason = _reason(choice)
                         if choice["text"] or reason:
                             ended = ended or reason is not None
-                            yield Piece(choice["text"], tokens, reason=reason)
+                            yield Piece(choice["text"], tokens, reason=reason, logprobs=_logprobs(choice))
         except httpx2.HTTPError as error:
             raise self._away(str(error) or type(error).__name__) from error
         finally:
@@ -91,7 +91,7 @@ class VLLMBackend:
     def _body(self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, **generation.as_openai()}
         # The stop tokens are those of the chat template; vLLM knows only the eos of the LLM's configuration.
-        body |= {"stop": [*stop], "stop_token_ids": self.stops, "stream": True}
+        body |= {"stop": [text for text in stop if text], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if (token_ids := prompt.token_ids) is not None:
             return body | {"prompt": token_ids}
@@ -137,6 +137,17 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
         if "error" in event:
             raise UnavailableError("vLLM gave up on this reply", got=str(event["error"])[:200], do="ask again")
         yield event
+
+
+def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    """Of the tokens of one event, as `/v1/completions` states them."""
+    told = choice.get("logprobs") or {}
+    tokens = told.get("tokens") or ()
+    top = told.get("top_logprobs") or [{}] * len(tokens)
+    return tuple(
+        TokenLogprob(token, logprob, tuple((likeliest or {}).items()))
+        for token, logprob, likeliest in zip(tokens, told.get("token_logprobs") or (), top, strict=False)
+    )
 
 
 def _reason(choice: Mapping[str, Any]) -> Reason | None:
