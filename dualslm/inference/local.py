@@ -15,9 +15,10 @@ from threading import Condition, Thread
 from dualslm.inference.backend import Piece, Reason, StopStrings, TokenLogprob, UnavailableError
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
-from dualslm.model.generation import GenerationSettings, TextStreamer, text_of
+from dualslm.model.generation import GenerationSettings, ReplyStreamer, text_of
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
+from dualslm.reasoning import begins_within
 
 JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
 
@@ -28,7 +29,7 @@ class _Job:
 
     prompt: PromptEmbeds
     generation: GenerationSettings
-    pieces: TextStreamer
+    pieces: ReplyStreamer
     until: StopStrings
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
@@ -91,7 +92,8 @@ class LocalBackend:
         self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`."""
-        job = _Job(prompt, generation, TextStreamer(self.llm.tokenizer), StopStrings(stop), asyncio.get_running_loop())
+        pieces = ReplyStreamer(self.llm.tokenizer, begins_within(self.llm.tokenizer, prompt.keys))
+        job = _Job(prompt, generation, pieces, StopStrings(stop), asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise UnavailableError("the server stops", got="a new request", do="ask again in a moment")

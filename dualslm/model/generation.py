@@ -24,6 +24,7 @@ from transformers import (
 
 from dualslm.conversation import View
 from dualslm.errors import DualSLMError
+from dualslm.reasoning import AnswerStream, mark_ids
 
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
 DECODE_WINDOW = 16  # tokens, to twice as many, that `TextStreamer` decodes at each step
@@ -227,6 +228,32 @@ class TextStreamer:
             self.start, self.seen, self.next_start = start, seen, len(self.ids)
 
 
+class ReplyStreamer:
+    """The text of a reply as it grows, without the LLM's chains of thought.
+
+    Args:
+        tokenizer: the LLM's.
+        opened: whether the prompt has opened a thought already; see `reasoning.begins_within`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, opened: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._text = TextStreamer(tokenizer)
+        self._answer = AnswerStream(opened)
+
+    def add(self, token: int) -> str:
+        """What can be spoken now that this token has come."""
+        return self._answer.add(self._text.add(token))
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._answer.add(self._text.rest()) + self._answer.rest()
+
+
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply's tokens, without special ones."""
+    """The text of a reply's tokens, without special ones except those that mark a thought."""
+    if marks := mark_ids(tokenizer):
+        special = set(tokenizer.all_special_ids) - marks
+        ids = [token for token in ids if token not in special]
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

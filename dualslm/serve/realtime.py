@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,16 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from dualslm.audio import SAMPLE_RATE, Samples
-from dualslm.conversation import Conversation, Part, Speech
+from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Piece
 from dualslm.model.generation import GenerationSettings
 from dualslm.serve.errors import RefusedError, openai_error
-from dualslm.serve.openai_schema import UserMessage, usage
+from dualslm.serve.openai_schema import usage
+from dualslm.serve.realtime_conversation import Item, conversation_of, find, item_of, new_id
 from dualslm.serve.realtime_schema import SessionSettings
-from dualslm.serve.recordings import Recordings, check_speech, from_base64
-from dualslm.serve.responses import InputItem, begin, output_text
+from dualslm.serve.recordings import check_speech, from_base64
+from dualslm.serve.responses import begin, output_text
 from dualslm.serve.service import Ask
 from dualslm.serve.turn_detection import PCMDecoder, TurnDetector
 
@@ -69,34 +69,6 @@ def add_realtime_route(api: FastAPI, server: Server, needs_key: list[Any]) -> No
             sessions.discard(session)
 
 
-@dataclass
-class Item:
-    """A turn of the conversation.
-
-    Attributes:
-        id: as the client knows it.
-        role: of the one who speaks.
-        parts: text and recordings.
-        ended: whether the turn is whole; False for a reply that was interrupted.
-    """
-
-    id: str
-    role: str
-    parts: list[Part]
-    ended: bool = True
-
-    def json(self) -> dict[str, Any]:
-        """As OpenAI writes it; recordings are not sent back."""
-        kind = "output_text" if self.role == "assistant" else "input_text"
-        content: list[dict[str, Any]] = [
-            {"type": kind, "text": part} if isinstance(part, str) else {"type": "input_audio", "transcript": None}
-            for part in self.parts
-        ]
-        status = "completed" if self.ended else "incomplete"
-        about = {"id": self.id, "object": "realtime.item", "type": "message", "status": status}
-        return {**about, "role": self.role, "content": content}
-
-
 @dataclass(eq=False)
 class RealtimeSession:
     """One connection: its settings, its conversation, the sound that was not said yet, the reply that is being given.
@@ -114,11 +86,11 @@ class RealtimeSession:
     items: list[Item] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.id = _new_id("sess")
+        self.id = new_id("sess")
         self._detector: TurnDetector | None = None
         self._decoder = PCMDecoder(self.settings.audio.input.format.rate)
         self._buffer: list[Samples] = []  # without turn detection: what was appended since the last commit
-        self._turn_id = _new_id("item")  # of the turn that is being said
+        self._turn_id = new_id("item")  # of the turn that is being said
         self._reply: asyncio.Task[None] | None = None
         self._others: set[asyncio.Task[None]] = set()  # transcriptions
 
@@ -169,12 +141,12 @@ class RealtimeSession:
                 await self._listen_by(self.settings)
                 await self._send("input_audio_buffer.cleared")
             case "conversation.item.create":
-                item = await asyncio.to_thread(self._item_of, _object(event, "item"))
+                item = await asyncio.to_thread(item_of, _object(event, "item"), self.server.limits)
                 await self._add(item, event.get("previous_item_id"))
             case kind if kind in EVENTS_OF_ITEMS:
-                await self._of_item(str(kind), self._item(_text(event, "item_id")))
+                await self._of_item(str(kind), find(self.items, _text(event, "item_id")))
             case "response.create":
-                await self._respond(event.get("response") or {})
+                await self._respond({} if event.get("response") is None else _object(event, "response"))
             case "response.cancel":
                 await self._interrupt()
             case kind:
@@ -209,7 +181,7 @@ class RealtimeSession:
         turns = self.settings.audio.input.turn_detection
         for edge in await asyncio.to_thread(lambda: list(detector.add(samples))):
             if edge.kind == "start":
-                self._turn_id = _new_id("item")
+                self._turn_id = new_id("item")
                 await self._send("input_audio_buffer.speech_started", audio_start_ms=edge.ms, item_id=self._turn_id)
                 if turns is not None and turns.interrupt_response:
                     await self._interrupt()
@@ -227,7 +199,7 @@ class RealtimeSession:
         self._buffer.clear()
         if not len(samples):
             raise RefusedError(400, "The audio buffer is empty; append sound first.", "input_audio_buffer_commit_empty")
-        self._turn_id = _new_id("item")
+        self._turn_id = new_id("item")
         await self._commit(samples)
 
     async def _commit(self, samples: Samples) -> None:
@@ -257,42 +229,16 @@ class RealtimeSession:
 
     # ------------------------------------------------------------------ the conversation
 
-    def _item_of(self, data: dict[str, Any]) -> Item:
-        """A turn that a client writes; its recordings are checked."""
-        message = InputItem.model_validate(data).message()
-        given = data.get("id")
-        item = Item(given if isinstance(given, str) else _new_id("item"), message.role, [])
-        if not isinstance(message, UserMessage):
-            content = message.content or ""
-            texts = [content] if isinstance(content, str) else [part.text for part in content]
-            item.parts = ["\n".join(texts)]
-            return item
-        recordings = Recordings(self.server.limits)
-        for part in message.content:
-            if isinstance(part, str) or part.type == "text":
-                item.parts.append(part if isinstance(part, str) else part.text)
-            else:
-                speech = recordings.load(part.input_audio)
-                check_speech(speech, self.server.limits)
-                item.parts.append(speech)
-        return item
-
     async def _add(self, item: Item, after: str | None = None) -> None:
         if len(self.items) >= self.server.limits.turns:
             del self.items[0]
         at = len(self.items)
         if after is not None:
-            at = 0 if after == "root" else self.items.index(self._item(after)) + 1
+            at = 0 if after == "root" else self.items.index(find(self.items, after)) + 1
         self.items.insert(at, item)
         previous = self.items[at - 1].id if at else None
         for kind in ("added", "done"):
             await self._send(f"conversation.item.{kind}", item=item.json(), previous_item_id=previous)
-
-    def _item(self, item_id: str) -> Item:
-        found = next((item for item in self.items if item.id == item_id), None)
-        if found is None:
-            raise RefusedError(404, f"item_id: no item {item_id!r} in this conversation.", "item_not_found")
-        return found
 
     async def _of_item(self, kind: str, item: Item) -> None:
         if kind.endswith("delete"):
@@ -303,17 +249,6 @@ class RealtimeSession:
         else:
             message = "Replies are text, which no length of sound cuts: send response.cancel to interrupt one."
             raise RefusedError(400, message, "invalid_value")
-
-    def _conversation(self, instructions: str | None) -> Conversation:
-        system = [str(part) for item in self.items if item.role in ("system", "developer") for part in item.parts]
-        first = instructions if instructions is not None else self.server.service.system
-        conversation = Conversation("\n".join(filter(None, [first, *system])) or None)
-        for item in self.items:
-            if item.role == "user":
-                conversation.user(*item.parts)
-            elif item.role == "assistant":
-                conversation.assistant("".join(map(str, item.parts)))
-        return conversation
 
     # ------------------------------------------------------------------ replies
 
@@ -328,7 +263,8 @@ class RealtimeSession:
         wanted.pop("metadata", None)
         settings = self.settings.changed(wanted)
         generation = GenerationSettings(settings.max_new_tokens, settings.temperature)
-        ask = Ask(self._conversation(settings.instructions), generation=generation)
+        instructions = self.server.service.system if settings.instructions is None else settings.instructions
+        ask = Ask(conversation_of(self.items, instructions), generation=generation)
         self._reply = asyncio.create_task(self._answer(ask))
 
     async def _interrupt(self) -> None:
@@ -338,8 +274,8 @@ class RealtimeSession:
             await asyncio.gather(self._reply, return_exceptions=True)
 
     async def _answer(self, ask: Ask) -> None:
-        response_id = _new_id("resp")
-        item = Item(_new_id("item"), "assistant", [], ended=False)
+        response_id = new_id("resp")
+        item = Item(new_id("item"), "assistant", [], ended=False)
         text = ""
         last: Piece | None = None
         positions = audio = 0
@@ -365,7 +301,8 @@ class RealtimeSession:
             }
 
         at = {"response_id": response_id, "item_id": item.id, "output_index": 0, "content_index": 0}
-        status, details = "completed", {}
+        status = "completed"
+        details: dict[str, Any] = {}
         try:
             for one in begin(item.json() | {"status": "in_progress"}, response("in_progress")):
                 kind = one.pop("kind")
@@ -401,7 +338,7 @@ class RealtimeSession:
     # ------------------------------------------------------------------ what is sent
 
     async def _send(self, kind: str, **more: Any) -> None:
-        event = {"type": kind, "event_id": _new_id("event"), **more}
+        event = {"type": kind, "event_id": new_id("event"), **more}
         await self.socket.send_text(json.dumps(event, ensure_ascii=False))
 
     async def _tell(self, error: Exception, event: dict[str, Any]) -> None:
@@ -411,10 +348,6 @@ class RealtimeSession:
     def _session(self) -> dict[str, Any]:
         told = self.settings.told() | {"id": self.id, "object": "realtime.session", "model": self.server.name}
         return told | {"tools": [], "tool_choice": "none"}
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:

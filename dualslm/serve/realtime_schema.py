@@ -17,7 +17,7 @@ class InputFormat(Strict):
     """Samples of 16 bits, little-endian, one channel."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
-    rate: int = Field(RATE, ge=8_000, le=48_000)
+    rate: int = Field(default=RATE, ge=8_000, le=48_000)
 
 
 class TurnDetection(Strict):
@@ -26,9 +26,9 @@ class TurnDetection(Strict):
     ignored = frozenset({"idle_timeout_ms", "eagerness"})  # nobody is called to; how eager is how long a pause
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
-    threshold: float = Field(0.5, ge=0.05, le=0.95)
-    prefix_padding_ms: int = Field(300, ge=0, le=2_000)
-    silence_duration_ms: int = Field(500, ge=50, le=10_000)
+    threshold: float = Field(default=0.5, ge=0.05, le=0.95)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=2_000)
+    silence_duration_ms: int = Field(default=500, ge=50, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
 
@@ -75,9 +75,9 @@ class SessionSettings(Strict):
     type: Literal["realtime"] = "realtime"
     model: str | None = None
     instructions: str | None = None
-    output_modalities: list[Literal["text"]] = Field(["text"], min_length=1, max_length=1)
-    max_output_tokens: int | Literal["inf"] = Field(DEFAULT_REPLY_TOKENS)
-    temperature: float = Field(0.0, ge=0, le=2)
+    output_modalities: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
+    max_output_tokens: int | Literal["inf"] = DEFAULT_REPLY_TOKENS
+    temperature: float = Field(default=0.0, ge=0, le=2)
     audio: AudioSettings = AudioSettings()
     truncation: Literal["auto"] = "auto"
 

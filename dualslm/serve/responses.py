@@ -82,7 +82,7 @@ class InputItem(Strict):
             message = f"input_audio: only the user speaks; give the {self.role}'s turn as text."
             raise RefusedError(400, message, "invalid_value")
         if self.role == "assistant":
-            return AssistantMessage(role="assistant", content=texts)
+            return AssistantMessage.model_validate({"role": "assistant", "content": texts})
         return SystemMessage(role=self.role, content=texts)
 
 
@@ -125,17 +125,18 @@ class ResponsesRequest(Strict):
         messages = [item.message() for item in items]
         if self.instructions:
             messages.insert(0, SystemMessage(role="system", content=self.instructions))
-        return ChatRequest(
-            model=self.model,
-            messages=messages,
-            view=self.view,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_completion_tokens=self.max_output_tokens,
-            logprobs=LOGPROBS in self.include or bool(self.top_logprobs),
-            top_logprobs=self.top_logprobs,
-            response_format=_chat_format(self.text.format if self.text else None),
-        )
+        fields = {
+            "model": self.model,
+            "messages": messages,
+            "view": self.view,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_completion_tokens": self.max_output_tokens,
+            "logprobs": LOGPROBS in self.include or bool(self.top_logprobs),
+            "top_logprobs": self.top_logprobs,
+            "response_format": _chat_format(self.text.format if self.text else None),
+        }
+        return ChatRequest.model_validate(fields)
 
 
 def add_responses_route(api: FastAPI, server: Server, needs_key: list[Any]) -> None:

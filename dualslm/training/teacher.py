@@ -21,7 +21,7 @@ from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.openai_client import Client, key_of
 from dualslm.prompt import JOIN, Text, render, styled
-from dualslm.training.reasoning import opens_thought, text_with_marks
+from dualslm.reasoning import opens_thought, text_with_marks
 
 TAIL_TOKENS = 32  # in which a chat template opens a thought
 THOUGHT = "<think>\n"

@@ -18,7 +18,6 @@ from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.audio import SAMPLE_RATE
 from dualslm.inference.local import LocalBackend
 from dualslm.serve.app import app
-from dualslm.serve.limits import Limits
 from dualslm.serve.service import Service
 from dualslm.serve.turn_detection import PCMDecoder, TurnDetector, TurnSettings
 from dualslm.tiny.questions import ASKED
@@ -75,7 +74,7 @@ def deltas(events: list[Any]) -> str:
 
 def test_turns_are_found_and_answered(url: str, model: DualSLM) -> None:
     with client(url).realtime.connect(model=MODEL) as connection:
-        created = connection.recv()
+        created: Any = connection.recv()
         assert (created.type, created.session.output_modalities) == ("session.created", ["text"])
         said = {}
         for path in (SAD, ANGRY):
@@ -188,7 +187,7 @@ def test_mistakes_are_told_and_the_session_goes_on(url: str, event: Any, words: 
     with client(url).realtime.connect(model=MODEL) as connection:
         connection.recv()
         connection._connection.send(json.dumps(event))
-        told = connection.recv()
+        told: Any = connection.recv()
         while told.type not in ("error", "response.done"):
             told = connection.recv()
         error = told.error if told.type == "error" else told.response.status_details.error
@@ -202,7 +201,7 @@ def test_another_model_and_a_missing_key_are_refused(url: str, model: DualSLM) -
         connection.recv()
     service = Service(model, SlowBackend(), questions=ASKED)
     with threaded(app(service, page=False, key="secret")) as address:
-        with pytest.raises(Exception, match="40[13]"), client(address, "wrong").realtime.connect(model=MODEL):
+        with pytest.raises(Exception, match=r"40[13]"), client(address, "wrong").realtime.connect(model=MODEL):
             pass
         with client(address, "secret").realtime.connect(model=MODEL) as connection:
             assert connection.recv().type == "session.created"
