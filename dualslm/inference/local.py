@@ -18,7 +18,7 @@ from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
 from dualslm.model.generation import GenerationSettings, ReplyStreamer, text_of
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
-from dualslm.reasoning import begins_within
+from dualslm.model.reasoning import begins_within
 
 JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
 

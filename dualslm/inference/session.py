@@ -25,8 +25,8 @@ from dualslm.inference.describe import ASKED, Description, Questions, describe
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GREEDY, GenerationSettings, ReplyStreamer
 from dualslm.model.llm import FrozenLM
+from dualslm.model.reasoning import begins_within
 from dualslm.prompt import Prompt, render
-from dualslm.reasoning import begins_within
 
 REPLY_SHARE = 4  # at most one position in so many is kept free for the reply
 

@@ -24,7 +24,7 @@ from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Piece, Reason, TokenLogprob, UnavailableError
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
-from dualslm.reasoning import AnswerStream, begins_within, mark_ids
+from dualslm.model.reasoning import AnswerStream, begins_within, mark_ids
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # without a byte
@@ -161,12 +161,12 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
 
 def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
     """Of the tokens of one event, as `/v1/completions` states them."""
-    told = choice.get("logprobs") or {}
-    tokens = told.get("tokens") or ()
-    top = told.get("top_logprobs") or [{}] * len(tokens)
+    stated = choice.get("logprobs") or {}
+    tokens = stated.get("tokens") or ()
+    top = stated.get("top_logprobs") or [{}] * len(tokens)
     return tuple(
         TokenLogprob(token, logprob, tuple((likeliest or {}).items()))
-        for token, logprob, likeliest in zip(tokens, told.get("token_logprobs") or (), top, strict=False)
+        for token, logprob, likeliest in zip(tokens, stated.get("token_logprobs") or (), top, strict=False)
     )
 
 

@@ -34,8 +34,8 @@ from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, R
 from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
+from dualslm.model.reasoning import answer, begins_within
 from dualslm.prompt import Prompt, Text, render
-from dualslm.reasoning import answer, begins_within
 from dualslm.recipe import Quantize
 
 One = TypeVar("One", bound=Said)

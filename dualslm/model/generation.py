@@ -24,7 +24,7 @@ from transformers import (
 
 from dualslm.conversation import View
 from dualslm.errors import DualSLMError
-from dualslm.reasoning import AnswerStream, mark_ids
+from dualslm.model.reasoning import AnswerStream, mark_ids
 
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
 DECODE_WINDOW = 16  # tokens, to twice as many, that `TextStreamer` decodes at each step

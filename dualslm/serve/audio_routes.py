@@ -39,7 +39,7 @@ class UploadForm(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_names(cls, form: Any) -> Any:
+    def plain_names(cls, form: Any) -> Any:
         """Lists as some clients name them: `include[]` is `include`."""
         if not isinstance(form, dict):
             return form
@@ -57,14 +57,16 @@ class TranscriptionForm(UploadForm):
 
     @field_validator("language")
     @classmethod
-    def _is_english(cls, language: str | None) -> str | None:
+    def is_english(cls, language: str | None) -> str | None:
+        """English, however it is spelt, or none."""
         if language and language.lower().replace("_", "-").split("-")[0] not in LANGUAGES:
             raise ValueError(f"{language!r} cannot be asked for: nobody says which language L holds; leave it out.")
         return language
 
     @field_validator("timestamp_granularities")
     @classmethod
-    def _has_times(cls, granularities: list[str]) -> list[str]:
+    def has_times(cls, granularities: list[str]) -> list[str]:
+        """What L has times of."""
         if (other := [name for name in granularities if name not in ("segment", "")]) != []:
             raise ValueError(f"{other[0]!r} cannot be given: L has no times of words; ask for 'segment'.")
         return granularities

@@ -166,7 +166,8 @@ class ChatRequest(Strict):
 
     @field_validator("response_format")
     @classmethod
-    def _is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    def is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """One of OpenAI's formats; None for plain text."""
         if not value:
             return None
         kind = value.get("type")

@@ -346,8 +346,8 @@ class RealtimeSession:
         await self._send("error", error=openai_error(error)[1] | {"event_id": event.get("event_id")})
 
     def _session(self) -> dict[str, Any]:
-        told = self.settings.told() | {"id": self.id, "object": "realtime.session", "model": self.server.name}
-        return told | {"tools": [], "tool_choice": "none"}
+        stated = self.settings.stated() | {"id": self.id, "object": "realtime.session", "model": self.server.name}
+        return stated | {"tools": [], "tool_choice": "none"}
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class SessionSettings(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_before(cls, data: Any) -> Any:
+    def as_before(cls, data: Any) -> Any:
         """Names of the first version of the interface, which voice frameworks still send."""
         if not isinstance(data, dict):
             return data
@@ -111,9 +111,9 @@ class SessionSettings(Strict):
     def changed(self, update: dict[str, Any]) -> SessionSettings:
         """The settings with some others; objects are changed field by field, as OpenAI does."""
         new = SessionSettings.model_validate(update)
-        return SessionSettings.model_validate(_merged(self.told(), new.model_dump(exclude_unset=True)))
+        return SessionSettings.model_validate(_merged(self.stated(), new.model_dump(exclude_unset=True)))
 
-    def told(self) -> dict[str, Any]:
+    def stated(self) -> dict[str, Any]:
         """As a client is told."""
         return self.model_dump()
 

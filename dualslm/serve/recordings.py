@@ -36,7 +36,8 @@ class AudioData(Strict):
 
     @field_validator("format")
     @classmethod
-    def _is_a_file(cls, name: str) -> str:
+    def is_a_file(cls, name: str) -> str:
+        """The short name of a kind of file, whose header says the rest."""
         short = name.strip().lower().removeprefix("audio/").removeprefix("x-").lstrip(".").split(";")[0]
         if short in HEADERLESS:
             raise ValueError(f"{name!r} has no header that states its rate; send the samples as wav.")

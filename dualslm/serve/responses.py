@@ -113,7 +113,8 @@ class ResponsesRequest(Strict):
 
     @field_validator("include")
     @classmethod
-    def _is_known(cls, include: list[str]) -> list[str]:
+    def is_known(cls, include: list[str]) -> list[str]:
+        """What can be told beside the text."""
         # what tools and thoughts would add to a response is none where there are none
         if (other := [name for name in include if name != LOGPROBS and name.startswith("message")]) != []:
             raise ValueError(f"{other[0]!r} is not told here; leave it out.")
@@ -125,6 +126,10 @@ class ResponsesRequest(Strict):
         messages = [item.message() for item in items]
         if self.instructions:
             messages.insert(0, SystemMessage(role="system", content=self.instructions))
+        wanted = self.text.format if self.text else None
+        if wanted and wanted.get("type") == "json_schema":  # chat completions have the schema one level deeper
+            schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
+            wanted = {"type": "json_schema", "json_schema": schema}
         fields = {
             "model": self.model,
             "messages": messages,
@@ -134,7 +139,7 @@ class ResponsesRequest(Strict):
             "max_completion_tokens": self.max_output_tokens,
             "logprobs": LOGPROBS in self.include or bool(self.top_logprobs),
             "top_logprobs": self.top_logprobs,
-            "response_format": _chat_format(self.text.format if self.text else None),
+            "response_format": wanted,
         }
         return ChatRequest.model_validate(fields)
 
@@ -209,8 +214,8 @@ class _Reply:
                             self.text += piece.text
                             self.logprobs += piece.logprobs
                             if piece.text:
-                                told = _logprobs(piece.logprobs)
-                                yield event("output_text.delta", **at, delta=piece.text, logprobs=told)
+                                logprobs = _logprobs(piece.logprobs)
+                                yield event("output_text.delta", **at, delta=piece.text, logprobs=logprobs)
                     status = self._status()
                     done = {**at, "text": self.text, "logprobs": _logprobs(self.logprobs)}
                     yield event("output_text.done", **done)
@@ -283,13 +288,5 @@ def output_text(text: str) -> dict[str, Any]:
 
 
 def _logprobs(logprobs: Any) -> list[dict[str, Any]]:
-    told = logprobs_json(logprobs)
-    return told["content"] if told else []
-
-
-def _chat_format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A format as chat completions have it, where a schema stands one level deeper."""
-    if not wanted or wanted.get("type") != "json_schema":
-        return wanted
-    schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
-    return {"type": "json_schema", "json_schema": schema}
+    written = logprobs_json(logprobs)
+    return written["content"] if written else []

@@ -85,6 +85,7 @@ class TurnDetector:
             samples: (N,) at 16 kHz.
         """
         self._heard = np.concatenate([self._heard, samples])
+        longest = self.settings.longest_s * SAMPLE_RATE
         while self._first + len(self._heard) - self._seen >= BLOCK:
             start = self._seen - self._first
             event = self._detector(self._heard[start : start + BLOCK]) or {}
@@ -93,21 +94,14 @@ class TurnDetector:
                 self.speaking = True
                 self._drop_before(event["start"] - round(self.settings.prefix_s * SAMPLE_RATE))
                 yield Edge("start", _ms(self._first), np.empty(0, np.float32))
-            elif self.speaking and ("end" in event or self._turn_s >= self.settings.longest_s):
-                yield self._ended()
+            elif self.speaking and ("end" in event or self._seen - self._first >= longest):
+                self.speaking = False
+                turn = self._heard[: self._seen - self._first]
+                self._drop_before(self._seen)
+                yield Edge("end", _ms(self._seen), turn)
             elif not self.speaking:
                 # what may still be in front of a turn, which is detected a few blocks late
                 self._drop_before(self._seen - round(self.settings.prefix_s * SAMPLE_RATE) - 10 * BLOCK)
-
-    def _ended(self) -> Edge:
-        self.speaking = False
-        turn = self._heard[: self._seen - self._first]
-        self._drop_before(self._seen)
-        return Edge("end", _ms(self._seen), turn)
-
-    @property
-    def _turn_s(self) -> float:
-        return (self._seen - self._first) / SAMPLE_RATE
 
     def _drop_before(self, sample: int) -> None:
         cut = min(max(0, sample - self._first), len(self._heard))

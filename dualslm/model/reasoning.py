@@ -134,9 +134,9 @@ class AnswerStream:
                 self.thought = True
                 self.within = bool(mark["opens"] or mark["begins"] or (channel and channel.lower() != "final"))
         begun = BEGUN.search(self.held)
-        kept = begun.start() if begun is not None else len(self.held)
-        said += self._spoken(self.held[:kept])
-        self.held = self.held[kept:]
+        shown = begun.start() if begun is not None else len(self.held)
+        said += self._spoken(self.held[:shown])
+        self.held = self.held[shown:]
         return said
 
     def rest(self) -> str:

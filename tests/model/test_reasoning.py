@@ -23,7 +23,7 @@ from dualslm.inference.vllm import VLLMBackend
 from dualslm.model.generation import GREEDY, GenerationSettings, Sampler
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
-from dualslm.reasoning import ALOUD, UNMARKED, AnswerStream, answer, opens_thought, separate, text_with_marks
+from dualslm.model.reasoning import ALOUD, UNMARKED, AnswerStream, answer, opens_thought, separate, text_with_marks
 from dualslm.serve.service import Ask, Service
 from dualslm.tiny.questions import ASKED
 from dualslm.training.targets import Job, write
