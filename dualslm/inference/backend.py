@@ -24,6 +24,21 @@ class UnavailableError(DualSLMError):
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of a reply and how likely it was, before temperature and penalties.
+
+    Attributes:
+        token: its text.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens there, with theirs.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """Some of a reply.
 
@@ -32,12 +47,14 @@ class Piece:
         tokens: of the reply so far.
         reused: positions of the prompt that had been read before, as far as that is known.
         reason: why the reply ends with this piece: its own end or a stop text, or the longest length; None before.
+        logprobs: of the tokens since the piece before, where the settings ask for them.
     """
 
     text: str
     tokens: int
     reused: int = 0
     reason: Reason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Backend(Protocol):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class ActiveRequest:
         sampler: draws its tokens.
         logits_V: for its next token.
         unread: the token that was drawn last and is not in the cache yet.
+        logprobs: of the token that was drawn last and of the likeliest ones there; None where nobody asks.
     """
 
     keys: list[Hashable]
@@ -48,6 +50,19 @@ class ActiveRequest:
     sampler: Sampler
     logits_V: Tensor
     unread: int | None = None
+    logprobs: Logprobs | None = None
+
+
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities at one position, before temperature and penalties.
+
+    Attributes:
+        token: of the token that was drawn.
+        top: the likeliest tokens with theirs, the likeliest first.
+    """
+
+    token: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass
@@ -133,10 +148,14 @@ class ContinuousBatch:
         if not self.requests:
             return []
         likeliest: list[int] = torch.stack([request.logits_V for request in self.requests]).argmax(-1).tolist()
-        return [
+        tokens = [
             token if request.sampler.greedy else int(request.sampler(request.logits_V[None])[0])
             for request, token in zip(self.requests, likeliest, strict=True)
         ]
+        for request, token in zip(self.requests, tokens, strict=True):
+            if (number := request.sampler.generation.logprobs) is not None:
+                request.logprobs = _logprobs(request.logits_V, token, number)
+        return tokens
 
     def _read_drawn(self) -> None:
         """Reads the tokens that were drawn last, which gives the logits for the next ones."""
@@ -213,6 +232,12 @@ class ContinuousBatch:
         self._mask_BT = mask_BT[:, first:]
         remaining = [(keys[rows][:, :, first:], values[rows][:, :, first:]) for keys, values in _layers(self._cache)]
         self._cache = _cache_of(self.llm, remaining)
+
+
+def _logprobs(logits_V: Tensor, token: int, number: int) -> Logprobs:
+    logprobs_V = logits_V.float().log_softmax(-1)
+    top = logprobs_V.topk(min(number, len(logprobs_V)))
+    return Logprobs(float(logprobs_V[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
 
 
 def _layers(cache: DynamicCache) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,12 +12,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from dualslm.inference.backend import Piece, Reason, StopStrings, UnavailableError
-from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
+from dualslm.inference.backend import Piece, Reason, StopStrings, TokenLogprob, UnavailableError
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
-from dualslm.model.generation import GenerationSettings, TextStreamer
+from dualslm.model.generation import GenerationSettings, ReplyStreamer, text_of
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
+from dualslm.model.reasoning import begins_within
 
 JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
 
@@ -28,13 +29,14 @@ class _Job:
 
     prompt: PromptEmbeds
     generation: GenerationSettings
-    pieces: TextStreamer
+    pieces: ReplyStreamer
     until: StopStrings
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     request: ActiveRequest | None = None
     client_gone: bool = False
     tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of tokens whose text was not sent yet
 
     def send(self, what: Piece | Exception) -> None:
         """Hands something to the event loop, which may be gone already."""
@@ -45,6 +47,8 @@ class _Job:
         """Sends the next token, None for the reply's own end; returns whether the reply goes on."""
         assert self.request is not None
         self.tokens += token is not None
+        if token is not None and self.request.logprobs is not None:
+            self.logprobs.append(self._told(token, self.request.logprobs))
         text = self.until.add(self.pieces.add(token)) if token is not None else ""
         reason: Reason | None = None if self.request.tokens_left else "length"
         reason = "stop" if token is None or self.until.met else reason
@@ -53,8 +57,13 @@ class _Job:
             text += self.until.rest()
             reason = "stop" if self.until.met else reason
         if text or reason:
-            self.send(Piece(text, self.tokens, self.request.reused, reason))
+            self.send(Piece(text, self.tokens, self.request.reused, reason, tuple(self.logprobs)))
+            self.logprobs.clear()
         return reason is None
+
+    def _told(self, token: int, logprobs: Logprobs) -> TokenLogprob:
+        top = tuple((text_of(self.pieces.tokenizer, [other]), logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(text_of(self.pieces.tokenizer, [token]), logprobs.token, top)
 
 
 class LocalBackend:
@@ -83,7 +92,8 @@ class LocalBackend:
         self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`."""
-        job = _Job(prompt, generation, TextStreamer(self.llm.tokenizer), StopStrings(stop), asyncio.get_running_loop())
+        pieces = ReplyStreamer(self.llm.tokenizer, begins_within(self.llm.tokenizer, prompt.keys))
+        job = _Job(prompt, generation, pieces, StopStrings(stop), asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise UnavailableError("the server stops", got="a new request", do="ask again in a moment")

@@ -23,8 +23,9 @@ from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.continuous_batch import ContinuousBatch
 from dualslm.inference.describe import ASKED, Description, Questions, describe
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import GREEDY, GenerationSettings, TextStreamer
+from dualslm.model.generation import GREEDY, GenerationSettings, ReplyStreamer
 from dualslm.model.llm import FrozenLM
+from dualslm.model.reasoning import begins_within
 from dualslm.prompt import Prompt, render
 
 REPLY_SHARE = 4  # at most one position in so many is kept free for the reply
@@ -201,7 +202,8 @@ class Session:
             generation = generation.changed(max_new_tokens=longest)
         request = self.batch.join(embeds, generation)
         prefilled = self._now()
-        streamer = TextStreamer(self.model.llm.tokenizer)
+        tokenizer = self.model.llm.tokenizer
+        streamer = ReplyStreamer(tokenizer, begins_within(tokenizer, embeds.keys))
         first = prefilled
         tokens = 0
         try:

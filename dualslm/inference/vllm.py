@@ -18,11 +18,13 @@ from typing import Any
 import httpx2
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dualslm.errors import DualSLMError
-from dualslm.inference.backend import Piece, Reason, UnavailableError
+from dualslm.inference.backend import Piece, Reason, TokenLogprob, UnavailableError
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
+from dualslm.model.reasoning import AnswerStream, begins_within, mark_ids
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # without a byte
@@ -34,6 +36,7 @@ class VLLMBackend:
     Args:
         url: up to and with /v1, for example http://localhost:8000/v1.
         stops: the tokens at which a reply ends.
+        tokenizer: the LLM's, by which its chains of thought are told from its answers; none are cut when None.
         model: as the server calls it; the first that it names when None.
         key: sent as a bearer token.
 
@@ -41,9 +44,18 @@ class VLLMBackend:
         DualSLMError: nobody answers there, or not as vLLM does.
     """
 
-    def __init__(self, url: str, stops: frozenset[int], *, model: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        stops: frozenset[int],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model: str | None = None,
+        key: str | None = None,
+    ) -> None:
         if not url.startswith(("http://", "https://")):
             raise DualSLMError("not a server", got=repr(url), do="write for example http://localhost:8000/v1")
+        self.tokenizer = tokenizer
         self.url, self.stops = url.rstrip("/"), sorted(stops)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.web = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S))
@@ -62,6 +74,11 @@ class VLLMBackend:
         body = self._body(prompt, generation, stop)
         tokens = 0
         ended = False
+        thoughts = None
+        if self.tokenizer is not None:
+            thoughts = AnswerStream(begins_within(self.tokenizer, prompt.keys))
+            if mark_ids(self.tokenizer):  # vLLM would leave out the marks, and not the thought between them
+                body["skip_special_tokens"] = False
         self._open += 1
         try:
             async with self.web.stream("POST", self.url + "/completions", json=body) as answer:
@@ -70,9 +87,12 @@ class VLLMBackend:
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
                     for choice in event.get("choices", ()):
                         reason = _reason(choice)
-                        if choice["text"] or reason:
+                        text = choice["text"]
+                        if thoughts is not None:
+                            text = thoughts.add(text) + (thoughts.rest() if reason else "")
+                        if text or reason:
                             ended = ended or reason is not None
-                            yield Piece(choice["text"], tokens, reason=reason)
+                            yield Piece(text, tokens, reason=reason, logprobs=_logprobs(choice))
         except httpx2.HTTPError as error:
             raise self._away(str(error) or type(error).__name__) from error
         finally:
@@ -91,7 +111,7 @@ class VLLMBackend:
     def _body(self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, **generation.as_openai()}
         # The stop tokens are those of the chat template; vLLM knows only the eos of the LLM's configuration.
-        body |= {"stop": [*stop], "stop_token_ids": self.stops, "stream": True}
+        body |= {"stop": [text for text in stop if text], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if (token_ids := prompt.token_ids) is not None:
             return body | {"prompt": token_ids}
@@ -137,6 +157,17 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
         if "error" in event:
             raise UnavailableError("vLLM gave up on this reply", got=str(event["error"])[:200], do="ask again")
         yield event
+
+
+def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    """Of the tokens of one event, as `/v1/completions` states them."""
+    stated = choice.get("logprobs") or {}
+    tokens = stated.get("tokens") or ()
+    top = stated.get("top_logprobs") or [{}] * len(tokens)
+    return tuple(
+        TokenLogprob(token, logprob, tuple((likeliest or {}).items()))
+        for token, logprob, likeliest in zip(tokens, stated.get("token_logprobs") or (), top, strict=False)
+    )
 
 
 def _reason(choice: Mapping[str, Any]) -> Reason | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dualslm.audio import Window, frame_count, load
 from dualslm.conversation import NORMAL, Channel, Conversation, Said, Speech, View, are_messages
@@ -29,11 +30,12 @@ from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
-from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, TextStreamer
+from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, ReplyStreamer
 from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
-from dualslm.prompt import Prompt, render
+from dualslm.model.reasoning import answer, begins_within
+from dualslm.prompt import Prompt, Text, render
 from dualslm.recipe import Quantize
 
 One = TypeVar("One", bound=Said)
@@ -179,7 +181,7 @@ class DualSLM(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
     ) -> str | list[str]:
-        """The LLM's reply to a recording or a conversation, or its replies to several.
+        """The LLM's reply to a recording or a conversation, or its replies to several; its chains of thought are cut.
 
         Several at once are answered in one batch; the company in a batch does not change a reply.
 
@@ -201,7 +203,9 @@ class DualSLM(nn.Module):
         conversations = [Conversation.of(one, system) for one in cast("list[Said]", said if several else [said])]
         prompts = [render(conversation, self.llm.tokenizer, view) for conversation in conversations]
         settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        replies = self.generate(prompts, generation=settings)
+        texts = self.generate(prompts, generation=settings)
+        thinks = (_thinks(self.llm.tokenizer, prompt) for prompt in prompts)
+        replies = [answer(text, opened) for text, opened in zip(texts, thinks, strict=True)]
         return replies if several else replies[0]
 
     def generate(
@@ -237,7 +241,7 @@ class DualSLM(nn.Module):
         prompt = render(Conversation.of(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        streamer = TextStreamer(self.llm.tokenizer)
+        streamer = ReplyStreamer(self.llm.tokenizer, _thinks(self.llm.tokenizer, prompt))
         for (token,) in self.llm.decode(read, settings):
             if token is not None and (piece := streamer.add(token)):
                 yield piece
@@ -396,6 +400,12 @@ class DualSLM(nn.Module):
         """Uploads what `save_pretrained` writes, with a page that says how to use it; returns the commit's address."""
         with tempfile.TemporaryDirectory() as folder:
             return checkpoint.upload(self._save(folder, repo, card), repo, private=private, token=token)
+
+
+def _thinks(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
+    """Whether the reply to a prompt begins within a thought."""
+    last = prompt.segments[-1]
+    return isinstance(last, Text) and begins_within(tokenizer, last.ids)
 
 
 def _audio(clip: Speech) -> Any:

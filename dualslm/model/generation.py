@@ -5,21 +5,26 @@ Dimensions: B prompts, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from dualslm.conversation import View
 from dualslm.errors import DualSLMError
+from dualslm.model.reasoning import AnswerStream, mark_ids
 
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
 DECODE_WINDOW = 16  # tokens, to twice as many, that `TextStreamer` decodes at each step
@@ -35,12 +40,27 @@ class GenerationSettings:
             same reply.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draw; None draws anew each time.
+        top_k: draw from so many of the likeliest tokens; 0 for all.
+        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: divides the logits of tokens that the reply has already (multiplies those below 0).
+        presence_penalty: taken from the logits of tokens that the reply has already.
+        frequency_penalty: the same, as often as the reply has them.
+        logprobs: likeliest tokens whose log-probabilities are told beside each token's own, before any of the above;
+            None tells none.
+        response_format: what the reply must be, as OpenAI's JSON; for servers that can hold an LLM to it.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    response_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -49,6 +69,9 @@ class GenerationSettings:
                 got=f"{self}",
                 do="use max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1",
             )
+        if self.top_k < 0 or not 0 <= self.min_p <= 1 or not self.repetition_penalty > 0:
+            do = "use top_k >= 0, 0 <= min_p <= 1 and repetition_penalty > 0"
+            raise DualSLMError("these decoding settings make no sense", got=f"{self}", do=do)
 
     def changed(self, **values: Any) -> GenerationSettings:
         """The same settings with other values; what is None stays as it was."""
@@ -57,12 +80,31 @@ class GenerationSettings:
     def as_openai(self) -> dict[str, Any]:
         """The settings as fields of an OpenAI-compatible request; what another server draws by is stated here alone."""
         fields = {"max_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        fields |= self._beyond_the_first
+        if self.response_format is not None:
+            fields["response_format"] = json.loads(self.response_format)
         return fields if self.seed is None else {**fields, "seed": self.seed}
 
     @property
     def stated(self) -> dict[str, Any]:
-        """As provenance has it: the seed is that of the run."""
-        return {key: value for key, value in asdict(self).items() if key != "seed"}
+        """As provenance has it: the seed is that of the run, and newer settings stand there where they are used."""
+        first = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return first | self._beyond_the_first
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the next token depends on those that were drawn by more than the LLM's own reading of them."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @property
+    def _beyond_the_first(self) -> dict[str, Any]:
+        """Settings that are not at their defaults, without the four that are always stated."""
+        always = ("max_new_tokens", "temperature", "top_p", "seed", "response_format")
+        return {
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)
+            if one.name not in always and getattr(self, one.name) != one.default
+        }
 
 
 GREEDY = GenerationSettings()
@@ -81,25 +123,65 @@ class ReplyOptions(TypedDict, total=False):
 
 
 class Sampler:
-    """Draws the next token by the decoding settings."""
+    """Draws the next token by the decoding settings, and counts what it drew where a penalty asks for it.
+
+    Args:
+        generation: settings of the reply.
+        device: of the logits.
+
+    Attributes:
+        greedy: the likeliest token is taken and no penalty holds, so that whoever has the logits may do it himself.
+
+    Raises:
+        DualSLMError: a format of the reply is asked for.
+    """
 
     def __init__(self, generation: GenerationSettings, device: torch.device) -> None:
-        self.greedy = generation.temperature < MIN_TEMPERATURE
+        if generation.response_format is not None:
+            do = "run the LLM in vLLM, or ask for the format in the system text"
+            raise DualSLMError("no format can be enforced in this process", got=generation.response_format, do=do)
+        self.generation = generation
+        self.likeliest = generation.temperature < MIN_TEMPERATURE
+        self.greedy = self.likeliest and not generation.penalizes
+        self.drawn_BV: Tensor | None = None  # how often each token was drawn
         self.generator = torch.Generator(device)
         self.generator.seed() if generation.seed is None else self.generator.manual_seed(generation.seed)
         self.warp = LogitsProcessorList()
-        if not self.greedy:
+        if not self.likeliest:
             self.warp.append(TemperatureLogitsWarper(generation.temperature))
+            if generation.top_k:
+                self.warp.append(TopKLogitsWarper(generation.top_k))
             if generation.top_p < 1:
                 self.warp.append(TopPLogitsWarper(generation.top_p))
+            if generation.min_p:
+                self.warp.append(MinPLogitsWarper(generation.min_p))
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """The next token (B,) of each."""
         if self.greedy:
             return logits_BV.argmax(-1)
-        none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
-        chances_BV = self.warp(none, logits_BV.float()).softmax(-1)
-        return torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+        logits_BV = self._penalized(logits_BV.float())
+        if self.likeliest:
+            token_B = logits_BV.argmax(-1)
+        else:
+            none = torch.empty(0, dtype=torch.long, device=logits_BV.device)
+            chances_BV = self.warp(none, logits_BV).softmax(-1)
+            token_B = torch.multinomial(chances_BV, 1, generator=self.generator)[:, 0]
+        if self.drawn_BV is not None:
+            self.drawn_BV.scatter_add_(1, token_B[:, None], torch.ones_like(self.drawn_BV[:, :1]))
+        return token_B
+
+    def _penalized(self, logits_BV: Tensor) -> Tensor:
+        """The logits with OpenAI's two penalties and that of transformers and vLLM, over the reply's own tokens."""
+        by = self.generation
+        if not by.penalizes:
+            return logits_BV
+        if self.drawn_BV is None:
+            self.drawn_BV = torch.zeros_like(logits_BV)
+        said_BV = self.drawn_BV > 0
+        repeated_BV = torch.where(logits_BV > 0, logits_BV / by.repetition_penalty, logits_BV * by.repetition_penalty)
+        logits_BV = torch.where(said_BV, repeated_BV, logits_BV)
+        return logits_BV - by.presence_penalty * said_BV - by.frequency_penalty * self.drawn_BV
 
 
 class TextStreamer:
@@ -146,6 +228,32 @@ class TextStreamer:
             self.start, self.seen, self.next_start = start, seen, len(self.ids)
 
 
+class ReplyStreamer:
+    """The text of a reply as it grows, without the LLM's chains of thought.
+
+    Args:
+        tokenizer: the LLM's.
+        opened: whether the prompt has opened a thought already; see `reasoning.begins_within`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, opened: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._text = TextStreamer(tokenizer)
+        self._answer = AnswerStream(opened)
+
+    def add(self, token: int) -> str:
+        """What can be spoken now that this token has come."""
+        return self._answer.add(self._text.add(token))
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._answer.add(self._text.rest()) + self._answer.rest()
+
+
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply's tokens, without special ones."""
+    """The text of a reply's tokens, without special ones except those that mark a thought."""
+    if marks := mark_ids(tokenizer):
+        special = set(tokenizer.all_special_ids) - marks
+        ids = [token for token in ids if token not in special]
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -3,7 +3,7 @@
 OpenAI's own clients talk to them unchanged; errors come in OpenAI's shape and status, so that a client raises the
 right class. Audio comes as bytes in the request and in no other way.
 
-From a request to its reply: the route `chat` encodes the prompt, `_Completion` turns pieces into OpenAI's JSON, and
+From a request to its reply: the route `chat` encodes the prompt, `Completion` turns pieces into OpenAI's JSON, and
 `Service.stream` takes the pieces from the backend.
 """
 
@@ -11,35 +11,36 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import HTTPConnection
 
 from dualslm import __version__
-from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
-from dualslm.inference.backend import Piece
-from dualslm.serve.errors import RefusedError, add_error_handlers, openai_error
+from dualslm.serve.audio_routes import add_audio_routes
+from dualslm.serve.completion import Completion
+from dualslm.serve.errors import RefusedError, add_error_handlers
 from dualslm.serve.explain_routes import add_explain_routes
 from dualslm.serve.limits import Limits, Queue
 from dualslm.serve.metrics import Metrics
 from dualslm.serve.middleware import BodyLimitMiddleware
-from dualslm.serve.openai_schema import ChatRequest, Envelope, Usage, check_speech, load_speech, parse_chat, usage
+from dualslm.serve.openai_schema import ChatRequest, parse_chat
 from dualslm.serve.page import mount
+from dualslm.serve.realtime import add_realtime_route
+from dualslm.serve.recordings import check_speech, load_speech
+from dualslm.serve.responses import add_responses_route
 from dualslm.serve.service import Ask, EncodedPrompt, Service
 
 T = TypeVar("T")
 DEFAULT_LIMITS = Limits()
-Format = Literal["json", "text", "verbose_json"]
 
 
 def app(
@@ -78,8 +79,8 @@ def app(
         # outermost, so that a page of theirs can read a refusal too; keys travel in a header, never in cookies
         api.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
 
-    async def authorized(request: Request) -> None:
-        given = request.headers.get("authorization", "")
+    async def authorized(connection: HTTPConnection) -> None:
+        given = connection.headers.get("authorization", "")
         # in constant time, so that the time of a refusal tells nothing about the key
         if key is not None and not hmac.compare_digest(f"Bearer {key}".encode(), given.encode()):
             raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
@@ -87,7 +88,9 @@ def app(
     needs_key = [Depends(authorized)]
     _add_state_routes(api, server, needs_key)
     _add_chat_route(api, server, needs_key)
-    _add_audio_routes(api, server, needs_key)
+    add_responses_route(api, server, needs_key)
+    add_audio_routes(api, server, needs_key)
+    add_realtime_route(api, server, needs_key)
     add_explain_routes(api, server, needs_key)
     if page:
         mount(api, clips)
@@ -151,6 +154,17 @@ class Server:
             await self.wait_for(request, slot.enter_async_context(self.queue.admit()))
             yield slot
 
+    async def prepared(self, request: Request, body: ChatRequest) -> tuple[Ask, EncodedPrompt]:
+        """What a request asks, its recordings decoded and its prompt encoded."""
+        if body.response_format is not None and self.service.llm_is_local:
+            message = "response_format: no format can be enforced here; serve with --vllm, or ask for it in words."
+            raise RefusedError(400, message, "invalid_value")
+        # in a thread, because decoding the recordings would hold up everybody's tokens
+        parsed = asyncio.to_thread(parse_chat, body, self.limits, self.service.system)
+        ask = await self.wait_for(request, parsed)
+        # encoded before the response starts: what is wrong with a prompt still gets a status of its own
+        return ask, await self.wait_for(request, self.service.encode(ask))
+
     async def read_upload(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
         speech = await asyncio.to_thread(load_speech, await file.read(), self.limits)
@@ -168,111 +182,14 @@ def _add_chat_route(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
         server.check_model(body.model)
         began = time.perf_counter()
         async with server.admitted(request) as slot:
-            # in a thread, because decoding the recordings would hold up everybody's tokens
-            parsed = asyncio.to_thread(parse_chat, body, server.limits, server.service.system)
-            ask = await server.wait_for(request, parsed)
-            # encoded before the response starts: what is wrong with a prompt still gets a status of its own
-            prompt = await server.wait_for(request, server.service.encode(ask))
-            completion = _Completion(server, ask, prompt, began)
+            ask, prompt = await server.prepared(request, body)
+            completion = Completion(server, ask, prompt, began, body.n or 1)
             if not body.stream:
                 return JSONResponse(await server.wait_for(request, completion.whole()))
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             # the response is sent after this block has ended, so its slot in the queue goes with it
             events = completion.events(slot.pop_all(), include_usage=include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-@dataclass
-class _Completion:
-    """One reply on its way to a client, and what it took so far.
-
-    Attributes:
-        server: what the routes share.
-        ask: conversation and settings.
-        prompt: the encoded conversation.
-        began: time of the request, in s of `time.perf_counter`.
-        last: the piece that came last; None before the first.
-        seconds: s from the request to the end of each step.
-    """
-
-    server: Server
-    ask: Ask
-    prompt: EncodedPrompt
-    began: float
-    last: Piece | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.seconds["encode"] = time.perf_counter() - self.began
-
-    async def whole(self) -> dict[str, Any]:
-        """The reply as one JSON object."""
-        text = ""
-        async with aclosing(self.server.service.stream(self.ask, self.prompt)) as pieces:
-            async for piece in pieces:
-                self._note(piece)
-                text += piece.text
-        assert self.last is not None, "a backend's stream ends with a piece"
-        assert self.last.reason is not None, "a backend's last piece has a reason"
-        self._count()
-        envelope = Envelope(self.server.name)
-        return envelope.whole(text, self.last.reason, self._usage(self.last), self.prompt.left_out_turns)
-
-    async def events(self, slot: AsyncExitStack, *, include_usage: bool) -> AsyncGenerator[str]:
-        """The reply as server-sent events.
-
-        Args:
-            slot: the request's slot in the queue; given up after the last event, or when the client leaves.
-            include_usage: whether an event with tokens and seconds follows the reply.
-        """
-        envelope = Envelope(self.server.name)
-        ended = False
-        async with slot, aclosing(self.server.service.stream(self.ask, self.prompt)) as pieces:
-            try:
-                yield _event(envelope.chunk({"role": "assistant", "content": ""}))
-                async with asyncio.timeout(self.server.limits.timeout):
-                    async for piece in pieces:
-                        self._note(piece)
-                        if piece.text:
-                            yield _event(envelope.chunk({"content": piece.text}))
-                assert self.last is not None, "a backend's stream ends with a piece"
-                yield _event(envelope.chunk({}, self.last.reason))
-                if include_usage:
-                    self.seconds["whole"] = time.perf_counter() - self.began
-                    used = envelope.usage_chunk(self._usage(self.last), self.prompt.left_out_turns)
-                    yield _event(used | {"seconds": self.seconds})
-                ended = True
-            except Exception as error:  # status 200 was sent already, so the error travels as an event
-                yield _event({"error": openai_error(error)[1]})
-                ended = True
-            finally:
-                # a client that leaves raises GeneratorExit or CancelledError above: neither is an Exception
-                self._count()
-                if not ended:
-                    self.server.metrics.disconnects.inc()
-        yield "data: [DONE]\n\n"
-
-    def _note(self, piece: Piece) -> None:
-        if self.last is None:
-            self.seconds["first_token"] = time.perf_counter() - self.began
-            self.server.metrics.first_text.observe(self.seconds["first_token"])
-        self.last = piece
-
-    def _usage(self, last: Piece) -> Usage:
-        positions = len(self.prompt.embeds.keys)
-        return usage(positions, self.prompt.audio_positions, last.reused, last.tokens)
-
-    def _count(self) -> None:
-        """Adds what the reply took to the metrics."""
-        reused = self.last.reused if self.last else 0
-        drawn = self.last.tokens if self.last else 0
-        for kind, number in (("read", len(self.prompt.embeds.keys)), ("reused", reused), ("drawn", drawn)):
-            self.server.metrics.tokens.labels(kind).inc(number)
-        self.server.metrics.whole_reply.observe(time.perf_counter() - self.began)
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 # ---------------------------------------------------------------------- the other routes
@@ -302,39 +219,3 @@ def _add_state_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> Non
         """The model of this name."""
         server.check_model(model)
         return model_card
-
-
-def _add_audio_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
-    @api.post("/v1/audio/transcriptions", tags=["audio"], dependencies=needs_key, response_model=None)
-    async def transcribe(
-        request: Request,
-        file: Annotated[UploadFile, File()],
-        model: Annotated[str, Form()],
-        response_format: Annotated[Format, Form()] = "json",
-        language: Annotated[str | None, Form(description="changes nothing")] = None,
-        temperature: Annotated[float, Form(ge=0, le=0, description="0: the likeliest words")] = 0,
-    ) -> Response:
-        """The words of a recording, from L alone."""
-        server.check_model(model)
-        async with server.admitted(request):
-            speech = await server.read_upload(file)
-            words = await server.wait_for(request, server.service.transcribe(speech))
-        if response_format == "text":
-            return PlainTextResponse(words + "\n")
-        if response_format == "json":
-            return JSONResponse({"text": words})
-        seconds = len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
-        # OpenAI's clients expect segments; L has no times of words, so the whole recording is one
-        segment = {"id": 0, "start": 0.0, "end": seconds, "text": words}
-        about = {"task": "transcribe", "language": language or "", "duration": seconds}
-        return JSONResponse({**about, "text": words, "segments": [segment]})
-
-    @api.post("/v1/audio/attributes", tags=["audio"], dependencies=needs_key)
-    async def attributes(
-        request: Request, file: Annotated[UploadFile, File()], model: Annotated[str, Form()]
-    ) -> dict[str, Any]:
-        """How a recording is said, from P alone; null where the LLM's answer names no value, or several."""
-        server.check_model(model)
-        async with server.admitted(request):
-            speech = await server.read_upload(file)
-            return {"attributes": await server.wait_for(request, server.service.attributes(speech))}

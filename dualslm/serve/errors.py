@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.voice_activity import NoSpeechError
+from dualslm.serve.strict import wrong_fields
 
-MAX_REPORTED_FIELDS = 3  # a malformed list has an error for each of its items; the first few say enough
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 log = logging.getLogger("dualslm.serve")
@@ -47,7 +47,7 @@ class RefusedError(Exception):
 def openai_error(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
     """An error as a refusal with its status, and as OpenAI's JSON object."""
     refused = _refusal(error)
-    param = _field_names(error)[0] if isinstance(error, RequestValidationError) else None
+    param = next(wrong_fields(error))[0] if isinstance(error, RequestValidationError) else None
     return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": param}
 
 
@@ -79,17 +79,13 @@ def _refusal(error: Exception) -> RefusedError:
         return RefusedError(400, str(error), "invalid_value")
     if isinstance(error, RequestValidationError):
         # 400 as OpenAI gives it, not FastAPI's 422: its client raises BadRequestError for 400 alone
-        reported = zip(_field_names(error), error.errors()[:MAX_REPORTED_FIELDS], strict=False)
-        return RefusedError(400, "; ".join(f"{name}: {one['msg']}" for name, one in reported), "invalid_value")
+        return RefusedError(400, " ".join(sentence for _, sentence in wrong_fields(error)), "invalid_value")
     if isinstance(error, TimeoutError):
         return RefusedError(504, "The reply took too long.", "timeout")
     if isinstance(error, HTTPException):
+        if error.status_code == 404 and error.detail == "Not Found":  # Starlette's own words, where no route fits
+            return RefusedError(404, "There is no such route here; GET /docs names those that there are.", "not_found")
         return RefusedError(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "http")
     # the client learns nothing of our internals: the traceback goes to the log alone
     log.exception("a fault of the server", exc_info=error)
     return RefusedError(500, "A fault of the server; its log says more.", "internal_error")
-
-
-def _field_names(error: RequestValidationError) -> list[str]:
-    """The field that each part of a validation error is about, for example `messages.0.content`."""
-    return [".".join(str(step) for step in one["loc"] if step != "body") or "body" for one in error.errors()]

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.attribution import Degrees, degrees, influence
 from dualslm.inference.describe import Description, Questions
-from dualslm.serve.openai_schema import AudioData, ChatRequest, check_speech, load_base64_speech, parse_chat
+from dualslm.serve.openai_schema import ChatRequest, parse_chat
+from dualslm.serve.recordings import AudioData, check_speech, load_base64_speech
+from dualslm.serve.strict import Strict
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 MAX_WEIGHED_POSITIONS = 1024  # of a prompt whose reply is weighed: two dozen copies of it are one batch
 
 
-class DescribeRequest(BaseModel):
+class DescribeRequest(Strict):
     """A recording to be described."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str
     input_audio: AudioData
 

@@ -7,55 +7,42 @@ that would change the reply and is not understood is refused, not ignored.
 
 from __future__ import annotations
 
-import base64
-import binascii
+import json
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from dualslm.audio import SAMPLE_RATE, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
-from dualslm.inference.voice_activity import require_speech
+from dualslm.inference.backend import TokenLogprob
 from dualslm.model.generation import GenerationSettings
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
+from dualslm.serve.recordings import AudioData, Recordings, ToneCaption, check_speech
 from dualslm.serve.service import Ask
+from dualslm.serve.strict import Strict
 
 DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
-MAX_REPLY_TOKENS = 32_768  # what a request may ask for; the context limits it further
+MAX_REPLY_TOKENS = 32_768  # of any reply; the context limits it further
+MAX_REPLIES = 16  # to one request
 MAX_STOP_TEXTS = 4  # as OpenAI
 
 
-class _Strict(BaseModel):
-    # pydantic would ignore unknown fields; a misspelt `view` would then change nothing and tell nobody
-    model_config = ConfigDict(extra="forbid")
-
-
-class AudioData(_Strict):
-    """An audio file in base64, with OpenAI's name of its format; the file's own header decides."""
-
-    data: str = Field(description="the bytes of a wav, mp3, flac or ogg file, in base64")
-    format: Literal["wav", "mp3", "flac", "ogg"] = "wav"
-
-
-class ToneCaption(_Strict):
-    """A tone in words."""
-
-    caption: str = Field(min_length=1)
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     """Written text."""
+
+    ignored = frozenset({"id", "uuid", "annotations", "cache_control"})
 
     type: Literal["text"]
     text: str
 
 
-class AudioPart(_Strict):
+class AudioPart(Strict):
     """Speech."""
+
+    ignored = frozenset({"id", "uuid", "cache_control"})
 
     type: Literal["input_audio"]
     input_audio: AudioData
@@ -64,52 +51,98 @@ class AudioPart(_Strict):
     tone: AudioData | ToneCaption | None = Field(None, description="take how it is said from this instead")
 
 
-UserPart = Annotated[TextPart | AudioPart, Field(discriminator="type")]
+def _as_written_by_others(part: Any) -> Any:
+    """The `audio_url` of vLLM as OpenAI's `input_audio`; its address must be a `data:` URL, which holds the bytes."""
+    if not isinstance(part, dict) or part.get("type") != "audio_url" or not isinstance(part.get("audio_url"), dict):
+        return part
+    rest = {name: value for name, value in part.items() if name not in ("type", "audio_url")}
+    address = part["audio_url"]
+    audio = {"data" if name == "url" else name: value for name, value in address.items()}
+    return {"type": "input_audio", "input_audio": audio, **rest}
 
 
-class SystemMessage(_Strict):
+UserPart = Annotated[TextPart | AudioPart, Field(discriminator="type"), BeforeValidator(_as_written_by_others)]
+MESSAGE_EXTRAS = frozenset({"id", "uuid", "created_at", "timestamp", "status", "metadata", "cache_control"})
+
+
+class SystemMessage(Strict):
     """The system text; at the beginning only."""
+
+    ignored = MESSAGE_EXTRAS
 
     role: Literal["system", "developer"]
     content: str | list[TextPart]
     name: str | None = None
 
 
-class UserMessage(_Strict):
+class UserMessage(Strict):
     """A turn of the user's."""
+
+    ignored = MESSAGE_EXTRAS
 
     role: Literal["user"]
     content: str | list[UserPart]
     name: str | None = None
 
 
-class AssistantMessage(_Strict):
+# An LLM's thoughts are no part of a conversation: chat templates leave those of earlier turns out, too.
+REPLY_EXTRAS = frozenset(
+    {
+        "annotations",
+        "provider_specific_fields",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "thinking_blocks",
+    }
+)
+
+
+class AssistantMessage(Strict):
     """An earlier reply."""
+
+    ignored = MESSAGE_EXTRAS | REPLY_EXTRAS
 
     role: Literal["assistant"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    refusal: None = None
-    audio: None = None
-    tool_calls: None = None
-    function_call: None = None
-    annotations: list[Any] | None = None
+    refusal: str | None = Field(None, description="what was said instead of a reply")
 
 
 AnyMessage: TypeAlias = SystemMessage | UserMessage | AssistantMessage
 Message = Annotated[AnyMessage, Field(discriminator="role")]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides the reply."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: Literal[False] = False
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """A conversation to be answered."""
 
+    ignored = frozenset(
+        {
+            "cache_prompt",
+            "keep_alive",
+            "metadata",
+            "moderation",
+            "parallel_tool_calls",  # of no tools
+            "prediction",  # makes a reply faster, and no other
+            "priority",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "request_id",
+            "safety_identifier",
+            "service_tier",
+            "store",  # nothing is stored
+            "user",
+        }
+    )
     model: str
     messages: list[Message] = Field(min_length=1)
     view: str = Field("speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"])
@@ -118,19 +151,49 @@ class ChatRequest(_Strict):
     stop: str | list[str] | None = Field(None, description="at most 4 texts before which the reply ends")
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="-1 or 0: from all tokens")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="over the tokens of the reply")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_REPLY_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_REPLY_TOKENS)
-    # fields that OpenAI's clients send at their neutral values; any other value would change the reply
-    n: Literal[1] | None = Field(None, description="one reply to a request")
-    logprobs: Literal[False] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    modalities: list[Literal["text"]] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-    user: str | None = Field(None, description="changes nothing")
-    metadata: dict[str, str] | None = Field(None, description="changes nothing")
-    store: bool | None = Field(None, description="changes nothing: nothing is stored")
+    max_tokens: int | None = Field(None, ge=1, description="a reply is never longer than the context allows")
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=MAX_REPLIES)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs")
+    response_format: dict[str, Any] | None = Field(None, description="json_object or json_schema: behind vLLM alone")
+
+    @field_validator("response_format")
+    @classmethod
+    def is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """One of OpenAI's formats; None for plain text."""
+        if not value:
+            return None
+        kind = value.get("type")
+        if kind not in ("text", "json_object", "json_schema"):
+            raise ValueError(f"{kind!r} is no format of a reply; send 'text', 'json_object' or 'json_schema'.")
+        return None if kind == "text" else value
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """The settings of the reply."""
+        # `max_tokens` is the field's former name, which clients still send
+        wanted = self.max_completion_tokens or self.max_tokens or DEFAULT_REPLY_TOKENS
+        return GenerationSettings(
+            max_new_tokens=min(wanted, MAX_REPLY_TOKENS),
+            # 0 unless given, where OpenAI has 1: the same conversation gets the same reply
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            response_format=json.dumps(self.response_format) if self.response_format else None,
+        )
 
 
 def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
@@ -151,14 +214,8 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stop) > MAX_STOP_TEXTS:
         raise RefusedError(400, f"{len(stop)} stop texts; at most {MAX_STOP_TEXTS} are taken.", "invalid_value")
-    generation = GenerationSettings(
-        # `max_tokens` is the field's former name, which clients still send
-        max_new_tokens=request.max_completion_tokens or request.max_tokens or DEFAULT_REPLY_TOKENS,
-        # 0 unless given, where OpenAI has 1: the same conversation gets the same reply
-        temperature=request.temperature or 0.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed,
-    )
+    if request.top_logprobs and not request.logprobs:
+        raise RefusedError(400, "top_logprobs: asks for logprobs; send logprobs: true with it.", "invalid_value")
     view = View.parse(request.view)
     conversation = _conversation(request.messages, limits, system)
     # after all recordings are decoded: that they are too long together is the graver fault
@@ -166,45 +223,7 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
         for turn in conversation.turns:
             for speech in turn.speeches:
                 check_speech(speech, limits)
-    return Ask(conversation, view, generation, stop)
-
-
-def check_speech(speech: Speech, limits: Limits) -> None:
-    """Refuses a recording in which nobody speaks, unless the limits let any sound pass.
-
-    Raises:
-        NoSpeechError: it holds no speech.
-    """
-    if not limits.any_sound:
-        require_speech(speech)
-
-
-def load_speech(data: bytes, limits: Limits, **known: Any) -> Speech:
-    """A recording from the bytes of a file.
-
-    Args:
-        data: the file.
-        limits: limit of its seconds.
-        **known: further fields of `Speech`.
-
-    Raises:
-        RefusedError: a recording that is too long.
-        DualSLMError: no audio.
-    """
-    try:
-        # decoding stops at the limit: a small file of compressed silence would otherwise fill the memory
-        return Speech(load(data, longest=limits.audio), **known)
-    except TooLongError as error:
-        raise RefusedError(413, str(error), "audio_too_long") from error
-
-
-def load_base64_speech(audio: AudioData, limits: Limits, **known: Any) -> Speech:
-    """`load_speech` for a recording in base64."""
-    try:
-        data = base64.b64decode(audio.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RefusedError(400, f"The audio is not base64: {error}.", "invalid_audio") from error
-    return load_speech(data, limits, **known)
+    return Ask(conversation, view, request.generation, [text for text in stop if text])
 
 
 def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | None) -> Conversation:
@@ -214,52 +233,33 @@ def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | 
         if not isinstance(message, SystemMessage):
             break
         system_texts.append(_text(message.content))
-    recordings = _Recordings(limits)
+    recordings = Recordings(limits)
     conversation = Conversation("\n".join(system_texts) if system_texts else system)
     for message in messages[len(system_texts) :]:
         if isinstance(message, SystemMessage):
             # chat templates have one place for it: moved to the front it would silently mean something else
             raise RefusedError(400, "A system message stands in the middle; put it first.", "invalid_value")
         if isinstance(message, AssistantMessage):
-            conversation.assistant(_text(message.content or ""))
+            conversation.assistant(_text(message.content or message.refusal or ""))
         elif isinstance(message.content, str):
             conversation.user(message.content)
         else:
             parts: list[Part] = [
-                part.text if isinstance(part, TextPart) else recordings.speech(part) for part in message.content
+                part.text if isinstance(part, TextPart) else _speech(part, recordings) for part in message.content
             ]
             conversation.user(*parts)
     return conversation
 
 
-class _Recordings:
-    """Decodes the recordings of one request, up to a limit of seconds for all of them.
-
-    Args:
-        limits: limits of seconds.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.seconds = 0.0
-
-    def speech(self, part: AudioPart) -> Speech:
-        """A spoken part, with the recording or the caption whose tone it takes."""
-        tone = None
-        if isinstance(part.tone, ToneCaption):
-            tone = Speech(caption=part.tone.caption)
-        elif part.tone is not None:
-            # P is read from the tone, so a view that reads P as text needs the caption there
-            tone = self._load(part.tone, caption=part.caption)
-        return self._load(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
-
-    def _load(self, audio: AudioData, **known: Any) -> Speech:
-        speech = load_base64_speech(audio, self.limits, **known)
-        self.seconds += len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
-        if self.seconds > self.limits.speech:
-            message = f"The recordings are longer than {self.limits.speech:g} s together."
-            raise RefusedError(413, message, "audio_too_long")
-        return speech
+def _speech(part: AudioPart, recordings: Recordings) -> Speech:
+    """A spoken part, with the recording or the caption whose tone it takes."""
+    tone = None
+    if isinstance(part.tone, ToneCaption):
+        tone = Speech(caption=part.tone.caption)
+    elif part.tone is not None:
+        # P is read from the tone, so a view that reads P as text needs the caption there
+        tone = recordings.load(part.tone, caption=part.caption)
+    return recordings.load(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
 
 
 def _text(content: str | Sequence[TextPart]) -> str:
@@ -307,16 +307,21 @@ class Envelope:
         self.created = int(time.time())
         self.model = model
 
-    def whole(self, text: str, reason: str, used: Usage, left_out_turns: int) -> dict[str, Any]:
-        """A chat.completion; `left_out_turns` is not OpenAI's."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-        completion = self._with("chat.completion", [choice])
+    def whole(self, choices: Sequence[dict[str, Any]], used: Usage, left_out_turns: int) -> dict[str, Any]:
+        """A chat.completion of some choices (see `choice`); `left_out_turns` is not OpenAI's."""
+        completion = self._with("chat.completion", [*choices])
         return completion | {"usage": used.model_dump(), "left_out_turns": left_out_turns}
 
-    def chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    def chunk(
+        self,
+        delta: dict[str, str],
+        reason: str | None = None,
+        *,
+        index: int = 0,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> dict[str, Any]:
         """A chat.completion.chunk."""
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs_json(logprobs)}
         return self._with("chat.completion.chunk", [choice])
 
     def usage_chunk(self, used: Usage, left_out_turns: int) -> dict[str, Any]:
@@ -327,3 +332,26 @@ class Envelope:
 
     def _with(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def choice(index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """One of the replies to a request."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs_json(logprobs)}
+
+
+def logprobs_json(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    """Log-probabilities as OpenAI writes them; None for none."""
+    if not logprobs:
+        return None
+    content = [
+        _one_logprob(one.token, one.logprob) | {"top_logprobs": [_one_logprob(*other) for other in one.top]}
+        for one in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
+    # a token may be some bytes of a character, whose text is not known
+    known = "\N{REPLACEMENT CHARACTER}" not in token
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if known else None}

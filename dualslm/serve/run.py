@@ -140,7 +140,13 @@ def _backend(model: DualSLM, settings: Settings) -> Backend:
         return LocalBackend(model.llm, settings.limits.running, settings.cache_bytes)
     from dualslm.inference.vllm import VLLMBackend
 
-    return VLLMBackend(settings.vllm, model.llm.stops, model=settings.vllm_model, key=settings.vllm_key)
+    return VLLMBackend(
+        settings.vllm,
+        model.llm.stops,
+        tokenizer=model.llm.tokenizer,
+        model=settings.vllm_model,
+        key=settings.vllm_key,
+    )
 
 
 async def _serve(service: Service, settings: Settings, listening: socket.socket) -> None:

@@ -142,10 +142,14 @@ class Service:
         """The whole reply."""
         return "".join([piece.text async for piece in self.stream(ask)])
 
+    def stream_transcript(self, speech: Speech, temperature: float = 0.0) -> AsyncGenerator[Piece]:
+        """The words of a recording in pieces, from L alone."""
+        settings = TRANSCRIPT_SETTINGS.changed(temperature=temperature)
+        return self.stream(Ask(Conversation(self.questions.words).user(speech), L_ONLY, settings))
+
     async def transcribe(self, speech: Speech) -> str:
         """The words of a recording, from L alone."""
-        ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, TRANSCRIPT_SETTINGS)
-        return (await self.reply(ask)).strip()
+        return "".join([piece.text async for piece in self.stream_transcript(speech)]).strip()
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
         """The attributes of a voice, each from P alone; None where the answer names no value, or several."""

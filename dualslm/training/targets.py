@@ -30,8 +30,8 @@ from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
+from dualslm.model.reasoning import ALOUD, UNMARKED, separate
 from dualslm.recipe import Recipe
-from dualslm.training.reasoning import ALOUD, UNMARKED, separate
 from dualslm.training.teacher import Teacher, messages
 
 SHOWN_TARGETS = 24  # on the sheet of samples

@@ -19,9 +19,9 @@ from dualslm.errors import DualSLMError
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
+from dualslm.model.reasoning import opens_thought, text_with_marks
 from dualslm.openai_client import Client, key_of
 from dualslm.prompt import JOIN, Text, render, styled
-from dualslm.training.reasoning import opens_thought, text_with_marks
 
 TAIL_TOKENS = 32  # in which a chat template opens a thought
 THOUGHT = "<think>\n"

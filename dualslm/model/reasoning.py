@@ -7,7 +7,8 @@ opened the thought already, by the closing tag alone. What cannot be told from t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ AROUND = re.compile(
     r"|<\|(?:start|end|return|im_end|eot_id)\|>",
     re.IGNORECASE,
 )
+
+# Marks as they come in a stream: a channel's head is a mark as well, and so is what begins a message of a channel.
+HEAD = r"<\|channel\|>\s*(?P<channel>\w+)[^<]*<\|message\|>"
+STREAMED = re.compile(
+    f"{HEAD}|(?P<begins><\\|start\\|>)|(?P<opens>{OPENS})|(?P<closes>{CLOSES})|(?P<around>{AROUND.pattern})",
+    re.IGNORECASE,
+)
+# What may be the beginning of a mark, at the end of what has come.
+BEGUN = re.compile(
+    r"(?:<\|channel\|>[^<]{0,40}(?:<\|?[a-z]{0,8}\|?)?|<\|channel>\s*\w{0,8}|<[/|]{0,2}[\w:]{0,24}\|?|\[/?\w{0,6}"
+    r"|\u25c1/?\w{0,6})$",
+    re.IGNORECASE,
+)
+TAIL = 64  # tokens of a prompt that are looked at for a thought that it opens
 
 Thought: TypeAlias = Literal["none", "own", "opened", "endless"]
 """No thought; one that the LLM opened and closed; one that was opened before the reply; one without an end."""
@@ -87,3 +102,81 @@ def text_with_marks(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     if MARK.search(whole) or CHANNEL.search(whole):
         return whole
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class AnswerStream:
+    """What may be spoken of a reply that comes in pieces: its chains of thought are left out as they come.
+
+    Text is held back only while it may be the beginning of a mark. A closing tag whose thought nobody opened comes too
+    late, when the thought was spoken: hence `opened`, which the prompt tells.
+
+    Args:
+        opened: whether the prompt has opened a thought already.
+    """
+
+    def __init__(self, opened: bool = False) -> None:
+        self.within = opened
+        self.thought = opened  # whether there was any: the answer after it begins with its first letter
+        self.answered = False
+        self.held = ""
+
+    def add(self, text: str) -> str:
+        """What can be spoken now that this text has come."""
+        self.held += text
+        said = ""
+        while (mark := STREAMED.search(self.held)) is not None:
+            said += self._spoken(self.held[: mark.start()])
+            self.held = self.held[mark.end() :]
+            channel = mark["channel"]
+            if mark["around"] and not self.thought:
+                said += self._spoken(mark[0])  # an ordinary word of a reply without thoughts
+            elif not mark["around"]:
+                self.thought = True
+                self.within = bool(mark["opens"] or mark["begins"] or (channel and channel.lower() != "final"))
+        begun = BEGUN.search(self.held)
+        shown = begun.start() if begun is not None else len(self.held)
+        said += self._spoken(self.held[:shown])
+        self.held = self.held[shown:]
+        return said
+
+    def rest(self) -> str:
+        """What was held back, when no more text comes."""
+        rest, self.held = self.held, ""
+        return self._spoken(rest)
+
+    def _spoken(self, text: str) -> str:
+        if self.within:
+            return ""
+        if self.thought and not self.answered:
+            text = text.lstrip()
+        self.answered = self.answered or bool(text)
+        return text
+
+
+def answer(text: str, opened: bool = False) -> str:
+    """What may be spoken of a whole reply: as `AnswerStream` gives it."""
+    stream = AnswerStream(opened)
+    return stream.add(text) + stream.rest()
+
+
+@lru_cache(maxsize=8)
+def mark_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens that mark thoughts or channels, which stay in a text that thoughts are to be cut from."""
+    tokens = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    channels = ("<|channel|>", "<|message|>", "<|start|>")
+    return frozenset(number for number, token in tokens if MARK.fullmatch(token) or token in channels)
+
+
+def begins_within(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Hashable]) -> bool:
+    """Whether the reply to a prompt begins within a thought, which its end has opened.
+
+    Args:
+        tokenizer: the LLM's.
+        prompt: what stands at each position: a token id, or anything else for a position of a recording.
+    """
+    tail: list[int] = []
+    for key in reversed(prompt[-TAIL:]):
+        if not isinstance(key, int):
+            break
+        tail.insert(0, key)
+    return opens_thought(str(tokenizer.decode(tail, skip_special_tokens=False)))

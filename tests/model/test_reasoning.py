@@ -1,20 +1,31 @@
-"""Chains of thought never become targets: by tags, channels, or a thought that the chat template has opened."""
+"""Chains of thought never become targets or replies: by tags, channels, or a thought that the template has opened."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+import torch
 from support import factory
 from support.targetskit import TRANSCRIPTS, lines
 
+from dualslm import DualSLM, tiny
 from dualslm.conversation import Conversation, Reply
-from dualslm.model.generation import GREEDY
+from dualslm.inference.backend import Piece, TokenLogprob
+from dualslm.inference.local import LocalBackend
+from dualslm.inference.session import Session
+from dualslm.inference.vllm import VLLMBackend
+from dualslm.model.generation import GREEDY, GenerationSettings, Sampler
+from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
-from dualslm.training.reasoning import ALOUD, UNMARKED, opens_thought, separate, text_with_marks
+from dualslm.model.reasoning import ALOUD, UNMARKED, AnswerStream, answer, opens_thought, separate, text_with_marks
+from dualslm.serve.service import Ask, Service
+from dualslm.tiny.questions import ASKED
 from dualslm.training.targets import Job, write
 from dualslm.training.teacher import LocalTeacher
 
@@ -144,3 +155,111 @@ def test_marks_that_are_special_tokens_are_read() -> None:
     assert separate(text_with_marks(tokenizer, ids)).answer == "because"
     plain = tokenizer.encode("because<|im_end|>", add_special_tokens=False)
     assert text_with_marks(tokenizer, plain) == "because"
+
+
+# ---------------------------------------------------------------------- spoken replies
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        (f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}", False),
+        (f"{THOUGHT}\n</think>\n\n{ANSWER}", True),
+        (f"<think>{THOUGHT} <b>no</b> [sic]</think>{ANSWER}", True),
+        (f"[THINK]{THOUGHT}[/THINK]{ANSWER}", False),
+        (f"<seed:think>{THOUGHT}</seed:think>{ANSWER}", False),
+        (f"\u25c1think\u25b7{THOUGHT}\u25c1/think\u25b7{ANSWER}", False),
+        (f"<think></think><answer>{ANSWER}</answer>", False),
+        (
+            f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}",
+            False,
+        ),
+        (ANSWER, False),
+    ],
+)
+def test_a_thought_is_not_spoken_however_the_reply_is_cut(text: str, opened: bool) -> None:
+    assert answer(text, opened) == ANSWER
+    for size in (1, 3, 7):
+        stream = AnswerStream(opened)
+        pieces = [stream.add(text[start : start + size]) for start in range(0, len(text), size)]
+        assert "".join(pieces) + stream.rest() == ANSWER
+
+
+@pytest.mark.parametrize(
+    "text", ["5 < 6 and [so] on", "I <b>do</b> <", "a <answer> b [", "<thin> \u25c1", "1 <|", " x"]
+)
+def test_a_reply_without_a_thought_stays_as_it_is(text: str) -> None:
+    stream = AnswerStream()
+    assert "".join(map(stream.add, text)) + stream.rest() == text
+
+
+def test_a_thought_without_an_end_is_not_spoken() -> None:
+    assert answer(f"<think>{THOUGHT}") == ""
+    assert answer(THOUGHT, opened=True) == ""
+
+
+@pytest.fixture
+def thinker(monkeypatch: pytest.MonkeyPatch) -> DualSLM:
+    """The embedded model, whose LLM says a thought and an answer, whatever it reads."""
+    model = tiny.load()
+    tokenizer = model.llm.tokenizer
+    said = tokenizer.encode(f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}", add_special_tokens=False)
+    said.append(next(iter(model.llm.stops)))
+
+    def scripted(sampler: Sampler, logits_BV: Any) -> Any:
+        at = getattr(sampler, "at", 0)
+        sampler.at = at + 1  # type: ignore[attr-defined]
+        return torch.full((len(logits_BV),), said[at])
+
+    monkeypatch.setattr(Sampler, "__call__", scripted)
+    monkeypatch.setattr(GenerationSettings, "penalizes", property(lambda _: True))  # so that the sampler is asked
+    return model
+
+
+def test_nobody_speaks_a_thought(thinker: DualSLM) -> None:
+    assert thinker.reply("My keys are gone.") == ANSWER
+    assert "".join(thinker.stream("My keys are gone.")) == ANSWER
+    session = Session(thinker)
+    assert session.reply("My keys are gone.") == ANSWER
+    assert session.conversation.turns[-1].parts == (ANSWER,)
+
+    async def served() -> str:
+        backend = LocalBackend(thinker.llm)
+        service = Service(thinker, backend, questions=ASKED, system=None)
+        try:
+            return await service.reply(Ask(Conversation().user("My keys are gone.")))
+        finally:
+            await service.close()
+
+    assert asyncio.run(served()) == ANSWER
+
+
+def test_a_thought_from_vllm_is_not_spoken_and_its_logprobs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.load(load_llm=False)
+    bodies: list[dict[str, Any]] = []
+
+    def answered(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(json.loads(request.content))
+        told = {"tokens": ["I"], "token_logprobs": [-0.1], "top_logprobs": [{"I": -0.1, "We": -2.0}]}
+        events = [{"text": piece} for piece in ("Okay", ", sad.\n</thi", "nk>\n\nI am", " so sorry")]
+        events[2]["logprobs"] = told  # type: ignore[assignment]
+        events.append({"text": ".", "finish_reason": "stop"})
+        lines = [f"data: {json.dumps({'choices': [event], 'usage': {'completion_tokens': 5}})}\n\n" for event in events]
+        return httpx2.Response(200, text="".join(lines) + "data: [DONE]\n\n")
+
+    monkeypatch.setattr(VLLMBackend, "_served", lambda *_: ("tiny", None))
+    backend = VLLMBackend("http://nowhere/v1", model.llm.stops, tokenizer=model.llm.tokenizer)
+    backend.web = httpx2.AsyncClient(transport=httpx2.MockTransport(answered))
+    ids = model.llm.tokenizer.encode("Hi. <think>\n", add_special_tokens=False)
+    prompt = PromptEmbeds(model.llm.embed(torch.tensor(ids)), tuple(ids), torch.full((len(ids),), IGNORE_INDEX))
+    settings = GenerationSettings(logprobs=2, response_format='{"type": "json_object"}', top_k=3)
+
+    async def streamed() -> list[Piece]:
+        return [piece async for piece in backend.stream(prompt, settings, ["", "x"])]
+
+    pieces = asyncio.run(streamed())
+    assert "".join(piece.text for piece in pieces) == "I am so sorry."
+    assert [one for piece in pieces for one in piece.logprobs] == [TokenLogprob("I", -0.1, (("I", -0.1), ("We", -2.0)))]
+    (body,) = bodies
+    assert (body["logprobs"], body["top_k"], body["response_format"]) == (2, 3, {"type": "json_object"})
+    assert body["stop"] == ["x"]
