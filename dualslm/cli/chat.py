@@ -16,7 +16,7 @@ from dualslm.cli.options import (
     new_conversation,
     questions_of,
 )
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 
 if TYPE_CHECKING:
     from dualslm.chat.microphone import Microphone
@@ -55,8 +55,6 @@ def _chat(args: argparse.Namespace) -> int:
     model = model_of(args)
     if args.cuda_graphs:
         model.llm.enable_cuda_graphs()
-    from rich.console import Console
-
     from dualslm.chat.terminal import Chat
     from dualslm.inference.session import Session
     from dualslm.model.generation import GenerationSettings
@@ -70,7 +68,7 @@ def _chat(args: argparse.Namespace) -> int:
         context=context_of(args),
         questions=questions_of(args),
     )
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     return Chat(session, console, microphone, no_microphone, any_sound=args.any_sound).run()
 
 

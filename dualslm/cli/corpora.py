@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dualslm.data.corpora import CORPORA
 from dualslm.data.corpora.base import Corpus, Option
 from dualslm.data.corpora.schema import TASKS
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, for_json, new_console
 
 if TYPE_CHECKING:
     from dualslm.data.corpora.clips import NoSpeechRule
@@ -58,13 +57,11 @@ def run(args: argparse.Namespace) -> list[Path]:
         again=args.again,
     )
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(for_json(report))
     else:
-        from rich.console import Console
-
         from dualslm.data.corpora.report import table
 
-        Console().print(table(report))
+        new_console().print(table(report))
     return [out / f"{split}.jsonl" for split in report["splits"]]
 
 

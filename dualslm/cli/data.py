@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from dualslm.cli.options import quiet_transformers
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, for_json, one_line
 
 if TYPE_CHECKING:
     from dualslm.recipe import ModelRecipe
@@ -71,12 +70,12 @@ def _targets(args: argparse.Namespace) -> int:
     for job in jobs:
         report = targets.write(job, teacher, seed=recipe.seed, batch=args.batch, limit=args.limit)
         if args.json:
-            print(json.dumps({"out": str(job.out), **report}, ensure_ascii=False))
+            print(for_json({"out": str(job.out), **report}))
             continue
         reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
         without = f"; without: {', '.join(reasons)}" if reasons else ""
         thoughts = f", {report['thoughts']} after a thought that was left out" if report.get("thoughts") else ""
-        print(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}")
+        print(f"{one_line(job.out)}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}")
     return 0
 
 
@@ -89,7 +88,7 @@ def _label(args: argparse.Namespace) -> int:
     labelling = Labelling(given, by_gender=args.by_gender)
     report = label(Path(args.source), Path(args.out), labelling, workers=args.workers, ask=args.ask)
     # JSON either way: the report is nested, and --json only puts it on one line
-    print(json.dumps(report, ensure_ascii=False, indent=None if args.json else 1))
+    print(for_json(report, None if args.json else 1))
     return 0
 
 
@@ -105,7 +104,8 @@ def _features(args: argparse.Namespace) -> int:
     from dualslm.training.train import encode
 
     counts = encode(recipe, shard=shard, check=args.check, device=args.device)
-    print(json.dumps(counts) if args.json else ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    lines = (f"{count} {one_line(reason)}" for reason, count in counts.items())
+    print(for_json(counts) if args.json else ", ".join(lines))
     return 0
 
 

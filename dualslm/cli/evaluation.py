@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm import __version__
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, for_json, new_console, one_line
 
 if TYPE_CHECKING:
     from dualslm.evaluation.systems.item import Item, System
@@ -141,7 +141,7 @@ def _run_diagnostics(args: argparse.Namespace, out: Path, manifests: Sequence[Pa
     from dualslm.model.dualslm import DualSLM
 
     def progress(text: str) -> None:
-        print(text, file=sys.stderr)
+        print(one_line(text), file=sys.stderr)
 
     results = {}
     for run in args.runs or [EMBEDDED]:
@@ -185,13 +185,11 @@ def _report(args: argparse.Namespace, out: Path) -> int:
 
 def _pages(report: Mapping[str, Any], out: Path) -> None:
     """Writes the pages of a report, and prints its summary and their names."""
-    from rich.console import Console
-
     from dualslm.evaluation.report.pages import write
 
     html, markdown, summary = write(report, out)
-    Console().print(summary)
-    print(f"{html}\n{markdown}")
+    new_console(markup=False).print(summary)
+    print(f"{one_line(html)}\n{one_line(markdown)}")
 
 
 # ---------------------------------------------------------------------- systems and manifests
@@ -240,15 +238,13 @@ def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
 
 def _sanity(args: argparse.Namespace, out: Path) -> int:
     """Tries the judges on the calibration items and prints the outcome; 1 where one of them cannot be trusted."""
-    import json
-
     from dualslm.cli.judges import order
     from dualslm.evaluation.judges import panel
 
     wanted = order(args)
     assert wanted is not None, "--sanity without --judge is refused by order()"
     found = panel.run(wanted, out, seed=args.seed)
-    print(json.dumps(found.report, ensure_ascii=False) if args.json else "\n".join(found.lines))
+    print(for_json(found.report) if args.json else "\n".join(map(one_line, found.lines)))
     return int(not all(row["usable"] for row in found.report["trust"]))
 
 
@@ -282,7 +278,7 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
             for card in json.loads(meta.read_text())["settings"]["systems"]
         ]
         found = panel.run(wanted, out, rows, cards, seed=args.seed)
-    print("\n".join(found.lines), file=sys.stderr)
+    print("\n".join(map(one_line, found.lines)), file=sys.stderr)
     return found.report, found.enough
 
 
@@ -294,10 +290,9 @@ class _Bar:
     """
 
     def __init__(self, label: str) -> None:
-        from rich.console import Console
         from rich.progress import Progress
 
-        self.progress = Progress(console=Console(stderr=True), transient=True)
+        self.progress = Progress(console=new_console(stderr=True), transient=True)
         self.task = self.progress.add_task(label, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:

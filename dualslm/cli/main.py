@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import sys
@@ -31,7 +32,8 @@ from dualslm.cli.options import (
 )
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, Visible, for_json, new_console, one_line, visible
+from dualslm.files import system_error
 
 if TYPE_CHECKING:
     from dualslm.conversation import Speech
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
+
+VISIBLE = Visible()  # of the warnings that a user reads
 
 EPILOG = """\
 examples:
@@ -74,6 +78,7 @@ class Utterance:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
+    logging.getLogger("dualslm").addFilter(VISIBLE)
     parser = _parser()
     args = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
@@ -91,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell reports it
     except DualSLMError as error:
-        print("dualslm: error:", " ".join(str(error).split()), file=sys.stderr)
+        print("dualslm: error:", one_line(error), file=sys.stderr)
+        return 2
+    except OSError as error:  # of a disk, a folder, a connection: nothing that a traceback explains
+        print("dualslm: error:", one_line(system_error(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT
@@ -108,7 +116,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dualslm: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"dualslm: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,7 +204,7 @@ def _ask(args: argparse.Namespace) -> int:
         raise next(iter(unspoken.values()))
     for name, error in unspoken.items():
         result = {"said": name, "view": str(view), "reply": None, "no_speech": error.reason}
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(for_json(result), flush=True)
     utterances = [utterance for utterance in utterances if utterance.name not in unspoken]
     if not utterances:  # no model is loaded to say nothing
         return 0
@@ -212,13 +220,13 @@ def _ask(args: argparse.Namespace) -> int:
         if args.json:
             reply = model.reply(conversation, view=view, generation=generation)
             result = {"said": utterance.name, "view": str(view), "reply": reply}
-            print(json.dumps(result, ensure_ascii=False), flush=True)
+            print(for_json(result), flush=True)
         else:
             if len(utterances) > 1:
-                print(f"{utterance.name}: ", end="")
+                print(f"{one_line(utterance.name)}: ", end="")
             reply = ""
             for piece in model.stream(conversation, view=view, generation=generation):
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
                 reply += piece
             print()
         conversation.assistant(reply)
@@ -226,8 +234,6 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dualslm.conversation import View
 
     view = View.parse(args.view)
@@ -239,7 +245,7 @@ def _show(args: argparse.Namespace) -> int:
     for utterance in utterances:
         prompt = render(new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
         slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
-        show(prompt, model.llm.tokenizer, slot_length, Console())
+        show(prompt, model.llm.tokenizer, slot_length, new_console())
     return 0
 
 
@@ -262,13 +268,11 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.training.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
-    print(train(recipe, out, resume=args.resume, device=args.device))
+    print(one_line(train(recipe, out, resume=args.resume, device=args.device)))
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dualslm.recipe import load
     from dualslm.training import estimate
 
@@ -281,7 +285,7 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(found), "flops": found.flops, "hours": times}))
         return 0
     for table in estimate.tables(recipe, found, times):
-        Console().print(table)
+        new_console().print(table)
     return 0
 
 

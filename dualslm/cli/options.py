@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console, one_line
 
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation
@@ -22,6 +22,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH_OR_ID", help="trained adapters, or pocket (default: the embedded tiny model)")
     add("--encoder", metavar="PATH_OR_ID", help="speech encoder; without --model, with untrained adapters")
     add("--llm", metavar="PATH_OR_ID", help="chat LLM; without --model, with untrained adapters")
+    add(
+        "--verify", action="store_true", help="compare every byte of encoder and LLM with what the adapters learnt from"
+    )
 
 
 def add_any_sound(parser: argparse.ArgumentParser) -> None:
@@ -114,22 +117,25 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         args: parsed options of `add_model`.
         load_llm: whether the LLM's weights are loaded, and not its token embeddings alone.
     """
-    from rich.console import Console
-
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
     # on standard error, because standard output is for replies
-    with Console(stderr=True).status("loading the model"):
+    with new_console(stderr=True).status("loading the model"):
         quiet_transformers()
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
         if args.model is not None:
-            model = DualSLM.from_pretrained(args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm)
+            model = DualSLM.from_pretrained(
+                args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm, verify=args.verify
+            )
         elif args.encoder is None:
-            model = tiny.load(load_llm=load_llm)
+            model = tiny.load(load_llm=load_llm, verify=args.verify)
+        elif args.verify:
+            do = "leave out --verify, or name trained adapters by --model"
+            raise DualSLMError("nothing says which encoder and LLM these must be", got="untrained adapters", do=do)
         else:
             model = DualSLM.from_parts(encoder=args.encoder, llm=args.llm)
     print_limits(model)
@@ -138,7 +144,7 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
 
 def print_limits(model: DualSLM) -> None:
     """Says in one line what a model can and cannot understand, so that nobody takes its replies for more."""
-    print(f"dualslm: this model {model.limits}", file=sys.stderr)
+    print(f"dualslm: this model {one_line(model.limits)}", file=sys.stderr)
 
 
 def _fetch_parts(args: argparse.Namespace) -> None:
