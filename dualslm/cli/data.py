@@ -75,7 +75,7 @@ def _targets(args: argparse.Namespace) -> int:
         reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
         without = f"; without: {', '.join(reasons)}" if reasons else ""
         thoughts = f", {report['thoughts']} after a thought that was left out" if report.get("thoughts") else ""
-        print(f"{one_line(job.out)}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}")
+        print(one_line(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}"))
     return 0
 
 
@@ -104,8 +104,8 @@ def _features(args: argparse.Namespace) -> int:
     from dualslm.training.train import encode
 
     counts = encode(recipe, shard=shard, check=args.check, device=args.device)
-    lines = (f"{count} {one_line(reason)}" for reason, count in counts.items())
-    print(for_json(counts) if args.json else ", ".join(lines))
+    text = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    print(for_json(counts) if args.json else one_line(text))
     return 0
 
 

@@ -282,7 +282,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         from dataclasses import asdict
 
-        print(json.dumps({**asdict(found), "flops": found.flops, "hours": times}))
+        print(for_json({**asdict(found), "flops": found.flops, "hours": times}))
         return 0
     for table in estimate.tables(recipe, found, times):
         new_console().print(table)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 from dualslm.inference.backend import Backend
 from dualslm.inference.describe import Questions
 from dualslm.inference.local import LocalBackend
@@ -88,7 +88,7 @@ def run(
     """
     host = listening.getsockname()[0]
     if host not in LOOPBACK and settings.key is None:
-        print(f"dualslm: warning: anybody who reaches {host} can use this server", file=sys.stderr)
+        print(one_line(f"dualslm: warning: anybody who reaches {host} can use this server"), file=sys.stderr)
     # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
     signal.signal(signal.SIGTERM, lambda *_: None)
     backend = _backend(model, settings)
@@ -129,4 +129,4 @@ async def _announce(server: uvicorn.Server, name: str) -> None:
         await asyncio.sleep(0.02)
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"dualslm: {name} answers on http://{shown}:{port}/v1", flush=True)
+    print(one_line(f"dualslm: {name} answers on http://{shown}:{port}/v1"), flush=True)

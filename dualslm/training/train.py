@@ -111,8 +111,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         paths = _recording_paths(examples, validation)
         counts = feature_cache.build(model.encoder, paths, folder, every_layer=model.every_layer, layer=model.layer)
         if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
-            listed = one_line("; ".join(faults))
-            print(f"recordings that cannot be used: {listed}; see skipped.jsonl in the run", file=sys.stderr)
+            listed = f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run"
+            print(one_line(listed), file=sys.stderr)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer, layer=model.layer))
     standardized = [adapter for adapter in (model.para, model.ling) if adapter.standardize]

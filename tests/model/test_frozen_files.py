@@ -141,9 +141,7 @@ def test_an_llm_elsewhere_is_compared_as_far_as_it_is_here(copy: Path) -> None:
 def test_a_copy_in_another_dtype_and_form_is_the_same(copy: Path) -> None:
     for part in ("encoder", "llm"):
         settings(copy / part / "config.json", transformers_version="99", dtype="float16")
-    rewrite(
-        copy / "llm" / "model.safetensors", lambda all_: all_.update({k: v.bfloat16() for k, v in all_.items()})
-    )
+    rewrite(copy / "llm" / "model.safetensors", lambda all_: all_.update({k: v.bfloat16() for k, v in all_.items()}))
     rewrite(copy / "llm" / "model.safetensors", lambda all_: all_.update({k: v.float() for k, v in all_.items()}))
     load(copy)
 
