@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dualslm import pocket, toml
@@ -110,8 +110,9 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
     # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
     with replacing(path / WEIGHTS) as partial:
-        # One entry alone: safetensors writes several in another order each time.
-        save_file(state, partial, metadata={"sha256": card.hash_of(state)})
+        # One entry alone: safetensors writes several in another order each time. And not by its own writer, whose errors
+        # are none of the system's.
+        partial.write_bytes(save(state, metadata={"sha256": card.hash_of(state)}))
     with replacing(path / README) as partial:
         partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
     # The card comes last: a folder without one is no checkpoint, so a save that was broken off is never loaded.

@@ -48,8 +48,9 @@ def held(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in out.iterdir()] == [LOCK_FILE]:  # a mistake was found before anything was written
-                with suppress(OSError):
+            with suppress(OSError):
+                # A mistake that was found before anything was written leaves nothing behind.
+                if [path.name for path in out.iterdir()] == [LOCK_FILE]:
                     (out / LOCK_FILE).unlink()
                     out.rmdir()
 
