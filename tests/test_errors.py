@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualslm.cli.main import main
@@ -41,6 +41,7 @@ def test_what_a_terminal_obeys_is_spelt_out(text: str) -> None:
     assert json.loads(for_json({"reply": text})) == {"reply": text}
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_plain_text_stays_what_it_is(text: str) -> None:
     if not UNSEEN.search(text):

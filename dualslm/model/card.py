@@ -45,8 +45,8 @@ def modelcard(card: Card, repo: str = "this repository") -> str:
 def _front(card: Card) -> str:
     """What the hub reads: base models by their ids, never a folder of somebody's machine."""
     lines = ["library_name: dualslm", "pipeline_tag: audio-text-to-text", "tags:", "- speech", "- paralinguistics"]
-    lines += [f"license: {one_line(card.license)}"] if card.license else []
-    named = [one_line(HUB_IDS.get(base, base)) for base in (card.llm, card.encoder)]
+    lines += [f"license: {for_markdown(card.license)}"] if card.license else []
+    named = [for_markdown(HUB_IDS.get(base, base)) for base in (card.llm, card.encoder)]
     bases = [base for base in named if not base.startswith((".", "/"))]
     lines += ["base_model:", *(f"- {base}" for base in bases), "base_model_relation: adapter"] if bases else []
     return "\n".join(["---", *lines, "---", "", ""])

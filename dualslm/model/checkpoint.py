@@ -110,8 +110,8 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
     # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
     with replacing(path / WEIGHTS) as partial:
-        # One entry alone: safetensors writes several in another order each time. And not by its own writer, whose errors
-        # are none of the system's.
+        # One entry alone: safetensors writes several in another order each time. And not by its own writer, whose
+        # errors are none of the system's.
         partial.write_bytes(save(state, metadata={"sha256": card.hash_of(state)}))
     with replacing(path / README) as partial:
         partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
@@ -175,11 +175,14 @@ def read_card(folder: Path) -> Card:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
         raise DualSLMError(f"{folder / CARD} is not a dualslm card of format {FORMAT}", got=got, do=do) from error
-    found = {"encoder": _beside(folder, card.encoder), "llm": _beside(folder, card.llm)}
-    # Where nobody named a revision, it is the commit that was there at the time: a branch moves on.
-    found["encoder_revision"] = card.encoder_revision or card.encoder_files.get("commit")
-    found["llm_revision"] = card.llm_revision or card.llm_files.get("commit")
-    return replace(card, **found)
+    return replace(
+        card,
+        encoder=_beside(folder, card.encoder),
+        llm=_beside(folder, card.llm),
+        # Where nobody named a revision, it is the commit that was there at the time: a branch moves on.
+        encoder_revision=card.encoder_revision or card.encoder_files.get("commit"),
+        llm_revision=card.llm_revision or card.llm_files.get("commit"),
+    )
 
 
 def read_weights(folder: Path, device: str = "cpu") -> dict[str, Tensor]:

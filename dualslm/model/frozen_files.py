@@ -66,10 +66,14 @@ def record(kind: Kind, name: str, revision: str | None) -> Record:
     if found is None:
         return {}
     settings, weights = found
-    stated = {file.name: _stated(file, *_signs(file)) for file in (*settings, *weights)}
+    stated: dict[str, dict[str, Any]] = {}
+    for file in sorted([*settings, *weights], key=lambda one: one.name):
+        whole, content = _signs(file)
+        stated[file.name] = {"bytes": file.stat().st_size, "sha256": whole}
+        stated[file.name] |= {} if content is None else {"content": content}
     folder = weights[0].parent if weights else settings[0].parent
     commit = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays its files out
-    return {"commit": commit, "sample": _sample(kind, weights), "files": dict(sorted(stated.items()))}
+    return {"commit": commit, "sample": _sample(kind, weights), "files": stated}
 
 
 def check(kind: Kind, name: str, revision: str | None, known: Record, *, verify: bool, here: bool = True) -> None:
@@ -168,10 +172,6 @@ def _files(kind: Kind, name: str, revision: str | None) -> tuple[list[Path], lis
 def _same(file: Path, stated: Mapping[str, Any]) -> bool:
     whole, content = _signs(file)
     return whole == stated["sha256"] or (content is not None and content == stated.get("content"))
-
-
-def _stated(file: Path, whole: str, content: str | None) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": whole} | ({} if content is None else {"content": content})
 
 
 def _signs(file: Path) -> tuple[str, str | None]:

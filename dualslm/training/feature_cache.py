@@ -237,8 +237,7 @@ class FrameCache:
         return Frames.stack([self.get(str(clip.audio)) for clip in clips])
 
     def __getstate__(self) -> Mapping[str, Any]:
-        kept = ("folder", "rows", "hashes", "faults")
-        return {name: getattr(self, name) for name in kept}
+        return {name: getattr(self, name) for name in ("folder", "rows", "hashes", "faults")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Opens the parts anew: a mapped file cannot be sent to a worker process."""

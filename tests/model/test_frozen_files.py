@@ -114,13 +114,17 @@ def another_token(folder: Path) -> None:
     file.write_text(json.dumps(saved))
 
 
+def more_tokens(folder: Path) -> None:
+    (folder / "llm" / "added_tokens.json").write_text("{}")
+
+
 CHANGES: dict[str, Callable[[Path], None]] = {
     "chat_template.jinja": another_template,
     "tokenizer.json": another_token,
     "config.json": lambda folder: settings(folder / "llm" / "config.json", rms_norm_eps=0.5),
     "preprocessor_config.json": lambda folder: settings(folder / "encoder" / "preprocessor_config.json", dither=0.1),
     "generation_config.json": lambda folder: settings(folder / "llm" / "generation_config.json", eos_token_id=3),
-    "added_tokens.json": lambda folder: (folder / "llm" / "added_tokens.json").write_text("{}") and None,
+    "added_tokens.json": more_tokens,
 }
 
 

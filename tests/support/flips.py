@@ -124,7 +124,7 @@ def _stopped_run(folder: Path) -> None:
             raise _StopError
         real(self, own, number, *rest)
 
-    Trainer.training_step = stopped  # type: ignore[method-assign]
+    Trainer.training_step = stopped  # type: ignore[assignment,method-assign]
     try:
         train(recipe, folder / "run", device="cpu")
     except _StopError:
