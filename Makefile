@@ -1,4 +1,4 @@
-# demo, test, test-vllm, check, study: each makes .venv where it is missing and installs anew only when the pins have
+# demo, test, test-vllm, check, study, sbom: each makes .venv where it is missing and installs anew only when the pins have
 # changed.
 PYTHON ?= python3
 WORKERS ?= 2
@@ -6,7 +6,7 @@ BIN := .venv/bin
 # not --quiet: an installation of minutes shows what it is at
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: demo test test-vllm check study hooks
+.PHONY: demo test test-vllm check study sbom hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -27,6 +27,10 @@ check: .venv/installed-dev
 # which of the paper's claims hold in the tiny world: hours on one core; goes on where it was stopped
 study: .venv/installed-dev
 	$(BIN)/python -m studies.tiny_claims
+
+# what an installation is made of, as CycloneDX reads it; THIRD_PARTY.md is the same for people
+sbom: .venv/installed-dev
+	$(BIN)/python docs/build/third_party.py --sbom sbom.json
 
 hooks: .venv/installed-dev
 	$(BIN)/pre-commit install

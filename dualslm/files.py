@@ -1,10 +1,11 @@
-"""Files that are written completely or not at all, files that are read, and their hashes; nothing imports torch."""
+"""Files that are written completely or not at all, files that are read, their hashes and locks; no torch."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from dualslm.errors import DualSLMError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs write it in front of UTF-8 text
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk, or this user's share of it
 
 
 def refuse_special(path: Path, what: str) -> None:
@@ -83,6 +85,67 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def system_error(error: OSError) -> DualSLMError:
+    """An error of the system about a file, a folder, a disk or a connection, as one of ours."""
+    named = error.filename if error.filename is not None else error.filename2
+    wrong = "a file or a connection failed" if named is None else f"cannot use {os.fsdecode(named)}"
+    do = "check that the path is right, may be read and written, and that its disk works"
+    if error.errno in FULL:
+        do = "free some space, or name a folder with room"
+    return DualSLMError(wrong, got=error.strerror or str(error) or type(error).__name__, do=do)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Gives every error of the system in its block as one of ours: one line that names the file.
+
+    Raises:
+        DualSLMError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise system_error(error) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names a file in the errors of its block that name none: those of writing and syncing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock file. The system frees it when this process ends, however it ends; the file stays.
+
+    On Windows, and on file systems without locks, nothing is locked.
+
+    Args:
+        path: of the lock file, made where it is missing; its folder must exist.
+        busy: called where another process holds the lock; unless it raises, the lock is waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+
+
 class replacing:
     """A context manager that gives a temporary path and, on success, renames it to `path`.
 
@@ -103,12 +166,14 @@ class replacing:
         self.partial.touch()
         return self.partial
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if kind is not None:
             self.partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.path)  # a full disk names no file
             return
         # Without the sync, a power failure after the rename could leave the final name on an empty file.
-        with self.partial.open("rb") as file:
+        with naming(self.path), self.partial.open("rb") as file:
             os.fsync(file.fileno())
         self.partial.chmod(0o644)
         self.partial.replace(self.path)

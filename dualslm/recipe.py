@@ -26,6 +26,11 @@ TaskKind: TypeAlias = Literal["linguistic", "paralinguistic", "dual"]
 Quantize: TypeAlias = Literal["int8", "nf4"]
 RUN_RECIPE = "recipe.toml"  # file name in the folder of a run, above the checkpoints of its stages
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+# Far above what anybody trains. The card of a checkpoint is read by the same classes, and one from elsewhere must not
+# fill the memory.
+MAX_LAYERS = 64
+MAX_WIDTH = 131_072
+MAX_COUNT = 4096  # of heads, soft prompt tokens, frames
 
 
 # The checks name the bare key; `toml.py` puts the path of its table before it.
@@ -36,10 +41,11 @@ def _require(holds: bool, key: str, got: object, do: str) -> None:
         raise DualSLMError(f"{key} makes no sense", got=got, do=do)
 
 
-def _at_least(low: int, **values: float | None) -> None:
+def _at_least(low: int, *, most: float = math.inf, **values: float | None) -> None:
+    do = f"give {low} or more" + (f", and at most {most}" if most < math.inf else "")
     for key, value in values.items():
         # Written so that NaN, for which every comparison is false, fails as well.
-        _require(value is None or low <= value < math.inf, key, value, f"give {low} or more")
+        _require(value is None or (low <= value < math.inf and value <= most), key, value, do)
 
 
 def _above_zero(**values: float) -> None:
@@ -70,8 +76,10 @@ class Paralinguistic:
     """Pool standard deviations beside means (beyond the paper)."""
 
     def __post_init__(self) -> None:
-        _at_least(0, layers=self.layers, layer=self.layer)
-        _at_least(1, heads=self.heads, tokens=self.tokens, feedforward=self.feedforward)
+        _at_least(0, most=MAX_LAYERS, layers=self.layers)
+        _at_least(0, most=MAX_COUNT, layer=self.layer)
+        _at_least(1, most=MAX_COUNT, heads=self.heads, tokens=self.tokens)
+        _at_least(1, most=MAX_WIDTH, feedforward=self.feedforward)
         _require(not self.mix or self.layer is None, "layer", self.layer, "give a layer or a mix of all, not both")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "give 0 or more and less than 1")
 
@@ -100,8 +108,10 @@ class Linguistic:
     """Silent groups are left out of the prompt, and neighbours that say the same are merged (beyond the paper)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, stack=self.stack, hidden=self.hidden, heads=self.heads)
-        _at_least(0, around=self.around, layers=self.layers)
+        _at_least(1, most=MAX_COUNT, stack=self.stack, heads=self.heads)
+        _at_least(1, most=MAX_WIDTH, hidden=self.hidden)
+        _at_least(0, most=MAX_COUNT, around=self.around)
+        _at_least(0, most=MAX_LAYERS, layers=self.layers)
         for key in ("dropout", "mask"):
             _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "give 0 or more and less than 1")
 

@@ -42,7 +42,7 @@ def read(kind: type[Table], text: str, overrides: Iterable[str] = (), *, name: s
         raise DualSLMError(f"{name} is not TOML", got=str(error), do="correct that line") from error
     for override in overrides:
         _set(raw, override)
-    return _table(kind, raw, "")
+    return table(kind, raw, "")
 
 
 def plain(value: Any) -> Any:
@@ -76,8 +76,17 @@ def _key(entry: dataclasses.Field[Any]) -> str:
     return str(entry.metadata.get("key", entry.name))
 
 
-def _table(kind: type[Table], raw: object, where: str) -> Table:
-    """A TOML table → the dataclass `kind`; `where` is the full key so far."""
+def table(kind: type[Table], raw: object, where: str) -> Table:
+    """A table → a dataclass.
+
+    Args:
+        kind: the dataclass.
+        raw: a TOML table, or an object of JSON without nulls.
+        where: the full key so far, such as "model.", for errors.
+
+    Raises:
+        DualSLMError: a key or value that `kind` does not have; the error names the full key.
+    """
     assert is_dataclass(kind)
     if not isinstance(raw, dict):
         raise _wrong(where, "a table", raw)
@@ -138,7 +147,7 @@ def _value(kind: Any, raw: object, where: str) -> Any:
             raise DualSLMError(f"{where} is unknown", got=repr(raw), do=_suggest(str(raw), inner))
         return raw
     if isinstance(kind, type) and is_dataclass(kind):
-        return _table(kind, raw, f"{where}.")
+        return table(kind, raw, f"{where}.")
     return _scalar(kind, raw, where)
 
 

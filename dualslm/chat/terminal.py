@@ -23,7 +23,7 @@ from dualslm.audio import SAMPLE_RATE, load
 from dualslm.chat import saved
 from dualslm.chat.line import path_of, spoken
 from dualslm.conversation import Part, Speech, View
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 from dualslm.inference.session import Session, Times
 from dualslm.inference.voice_activity import require_speech
 
@@ -115,7 +115,7 @@ class Chat:
                 self._note("\n/quit or Ctrl-D ends the conversation")
             except DualSLMError as error:
                 # a message may hold a file name with a line break in it
-                self._note(" ".join(str(error).split()), style="red")
+                self._note(one_line(error), style="red")
 
     def take(self, line: str) -> None:
         """Does what a line asks for.
@@ -306,7 +306,7 @@ class Chat:
     def _prompt(self) -> str:
         """The number of the turn and the tone."""
         number = 1 + sum(turn.role == "user" for turn in self.session.conversation.turns)
-        text = f"{number}{f' ({self.tone_name})' if self.tone_name else ''} > "
+        text = f"{number}{f' ({one_line(self.tone_name)})' if self.tone_name else ''} > "
         # \x01 and \x02 tell readline that the colours between them take no room, or long lines would wrap wrongly
         return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if self.console.is_terminal else ""
 

@@ -21,7 +21,7 @@ from dualslm.cli.options import (
     questions_of,
     tone_of,
 )
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 
 if TYPE_CHECKING:
     from dualslm.chat.microphone import Microphone
@@ -64,8 +64,6 @@ def _chat(args: argparse.Namespace) -> int:
     model = model_of(args)
     if args.cuda_graphs:
         model.llm.enable_cuda_graphs()
-    from rich.console import Console
-
     from dualslm.chat.terminal import Chat
     from dualslm.inference.session import Session
 
@@ -78,7 +76,7 @@ def _chat(args: argparse.Namespace) -> int:
         context=context_of(args),
         questions=questions_of(args),
     )
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     return Chat(
         session,
         console,

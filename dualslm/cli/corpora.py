@@ -11,7 +11,7 @@ from dualslm.cli.options import print_json
 from dualslm.data.corpora import CORPORA
 from dualslm.data.corpora.base import Corpus, Option
 from dualslm.data.corpora.schema import TASKS
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 
 if TYPE_CHECKING:
     from dualslm.data.corpora.clips import NoSpeechRule
@@ -60,11 +60,9 @@ def run(args: argparse.Namespace) -> list[Path]:
     if args.json:
         print_json(report)
     else:
-        from rich.console import Console
-
         from dualslm.data.corpora.report import table
 
-        Console().print(table(report))
+        new_console().print(table(report))
     return [out / f"{split}.jsonl" for split in report["splits"]]
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dualslm.cli.options import print_json, quiet_transformers
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 
 if TYPE_CHECKING:
     from dualslm.recipe import ModelRecipe
@@ -76,7 +76,7 @@ def _targets(args: argparse.Namespace) -> int:
         reasons = [f"{count} {why}" for part in ("dropped", "not_asked") for why, count in report[part].items()]
         without = f"; without: {', '.join(reasons)}" if reasons else ""
         thoughts = f", {report['thoughts']} after a thought that was left out" if report.get("thoughts") else ""
-        print(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}")
+        print(one_line(f"{job.out}: {report['written']} targets, {report['cut_off']} cut off{thoughts}{without}"))
     return 0
 
 
@@ -109,7 +109,7 @@ def _features(args: argparse.Namespace) -> int:
     if args.json:
         print_json(counts)
     else:
-        print(", ".join(f"{count} {reason}" for reason, count in counts.items()))
+        print(one_line(", ".join(f"{count} {reason}" for reason, count in counts.items())))
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualslm import __version__
 from dualslm.cli.options import print_json
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console, one_line
 
 if TYPE_CHECKING:
     from dualslm.evaluation.systems.item import Item, System
@@ -166,7 +166,7 @@ def _run_diagnostics(args: argparse.Namespace, out: Path, manifests: Sequence[Pa
     from dualslm.model.dualslm import DualSLM
 
     def progress(text: str) -> None:
-        print(text, file=sys.stderr)
+        print(one_line(text), file=sys.stderr)
 
     results = {}
     for run in args.runs or [EMBEDDED]:
@@ -210,8 +210,6 @@ def _report(args: argparse.Namespace, out: Path) -> int:
 
 def _pages(report: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
     """Writes the pages of a report, and prints the paper's tables and the names of the pages; as JSON all of it."""
-    from rich.console import Console
-
     from dualslm.evaluation.report import terminal
     from dualslm.evaluation.report.pages import write
 
@@ -220,8 +218,8 @@ def _pages(report: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
         print_json(report)
         return
     for table in terminal.tables(report):
-        Console().print(table)
-    print(f"{html}\n{markdown}")
+        new_console().print(table)
+    print(f"{one_line(html)}\n{one_line(markdown)}")
 
 
 # ---------------------------------------------------------------------- systems and manifests
@@ -279,7 +277,7 @@ def _sanity(args: argparse.Namespace, out: Path) -> int:
     if args.json:
         print_json(found.report)
     else:
-        print("\n".join(found.lines))
+        print("\n".join(map(one_line, found.lines)))
     return int(not all(row["usable"] for row in found.report["trust"]))
 
 
@@ -313,7 +311,7 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
             for card in json.loads(meta.read_text())["settings"]["systems"]
         ]
         found = panel.run(wanted, out, rows, cards, seed=args.seed)
-    print("\n".join(found.lines), file=sys.stderr)
+    print("\n".join(map(one_line, found.lines)), file=sys.stderr)
     return found.report, found.enough
 
 
@@ -325,10 +323,9 @@ class _Bar:
     """
 
     def __init__(self, label: str) -> None:
-        from rich.console import Console
         from rich.progress import Progress
 
-        self.progress = Progress(console=Console(stderr=True), transient=True)
+        self.progress = Progress(console=new_console(stderr=True), transient=True)
         self.task = self.progress.add_task(label, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:

@@ -7,6 +7,7 @@ line on standard error and exit status 2; a traceback is a fault of ours.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import sys
@@ -38,7 +39,8 @@ from dualslm.cli.options import (
 from dualslm.cli.recipes import add_recipes
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, Visible, new_console, one_line, visible
+from dualslm.files import system_error
 
 if TYPE_CHECKING:
     from dualslm.conversation import Speech
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
 WITHOUT_JSON = ("chat", "serve", "demo", "completion")  # verbs that print no result
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
+
+VISIBLE = Visible()  # of the warnings that a user reads
 
 EPILOG = """\
 examples:
@@ -84,6 +88,7 @@ class Utterance:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 2 for a mistake that the user can mend."""
     tolerate()
+    logging.getLogger("dualslm").addFilter(VISIBLE)
     parser = _parser()
     args = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
@@ -104,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell reports it
     except DualSLMError as error:
-        print("dualslm: error:", " ".join(str(error).split()), file=sys.stderr)
+        print("dualslm: error:", one_line(error), file=sys.stderr)
+        return 2
+    except OSError as error:  # of a disk, a folder, a connection: nothing that a traceback explains
+        print("dualslm: error:", one_line(system_error(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT
@@ -121,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dualslm: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"dualslm: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -229,10 +237,10 @@ def _ask(args: argparse.Namespace) -> int:
             print_json(result)
         else:
             if len(utterances) > 1:
-                print(f"{utterance.name}: ", end="")
+                print(f"{one_line(utterance.name)}: ", end="")
             reply = ""
             for piece in model.stream(conversation, view=view, generation=generation):
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
                 reply += piece
             print()
         conversation.assistant(reply)
@@ -240,8 +248,6 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dualslm.conversation import View
 
     view = View.parse(args.view)
@@ -256,7 +262,7 @@ def _show(args: argparse.Namespace) -> int:
         if args.json:
             print_json({"said": utterance.name, "segments": describe(prompt, model.llm.tokenizer, slot_length)})
             continue
-        show(prompt, model.llm.tokenizer, slot_length, Console())
+        show(prompt, model.llm.tokenizer, slot_length, new_console())
     return 0
 
 
@@ -283,13 +289,11 @@ def _train(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"checkpoint": str(checkpoint)})
     else:
-        print(checkpoint)
+        print(one_line(checkpoint))
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dualslm.recipe import load
     from dualslm.training import estimate
 
@@ -302,7 +306,7 @@ def _plan(args: argparse.Namespace) -> int:
         print_json({**asdict(found), "flops": found.flops, "hours": times})
         return 0
     for table in estimate.tables(recipe, found, times):
-        Console().print(table)
+        new_console().print(table)
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm.cli.encoding import is_unicode
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, for_json, new_console, one_line
 
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def print_json(value: Any, indent: int | None = None) -> None:
     """Prints a result as JSON; escaped where standard output cannot show every character, so that it stays true."""
-    print(json.dumps(value, ensure_ascii=not is_unicode(), indent=indent), flush=True)
+    text = for_json(value, indent) if is_unicode() else json.dumps(value, indent=indent)
+    print(text, flush=True)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=["cpu", "cuda"],
         help="the GPU where there is one, unless given; the embedded model: the CPU",
+    )
+    add(
+        "--verify", action="store_true", help="compare every byte of encoder and LLM with what the adapters learnt from"
     )
 
 
@@ -164,25 +168,31 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         args: parsed options of `add_model`.
         load_llm: whether the LLM's weights are loaded, and not its token embeddings alone.
     """
-    from rich.console import Console
-
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
     fetches = announce_downloads([args.model, args.encoder, args.llm])
     # on standard error, because standard output is for replies
-    with nullcontext() if fetches else Console(stderr=True).status("loading the model"):
+    with nullcontext() if fetches else new_console(stderr=True).status("loading the model"):
         quiet_transformers(progress=fetches)
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
         if args.model is not None:
             model = DualSLM.from_pretrained(
-                args.model, encoder=args.encoder, llm=args.llm, load_llm=load_llm, device=args.device
+                args.model,
+                encoder=args.encoder,
+                llm=args.llm,
+                load_llm=load_llm,
+                device=args.device,
+                verify=args.verify,
             )
         elif args.encoder is None:
-            model = tiny.load(load_llm=load_llm, device=args.device or "cpu")
+            model = tiny.load(load_llm=load_llm, device=args.device or "cpu", verify=args.verify)
+        elif args.verify:
+            do = "leave out --verify, or name trained adapters by --model"
+            raise DualSLMError("nothing says which encoder and LLM these must be", got="untrained adapters", do=do)
         else:
             model = DualSLM.from_parts(encoder=args.encoder, llm=args.llm, device=args.device)
     print_limits(model)
@@ -191,7 +201,7 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
 
 def print_limits(model: DualSLM) -> None:
     """Says in one line what a model can and cannot understand, so that nobody takes its replies for more."""
-    print(f"dualslm: this model {model.limits}", file=sys.stderr)
+    print(f"dualslm: this model {one_line(model.limits)}", file=sys.stderr)
 
 
 def _fetch_parts(args: argparse.Namespace) -> None:

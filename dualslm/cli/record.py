@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 
 
 def add_record(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +22,15 @@ def _record(args: argparse.Namespace) -> int:
 
     sentences = list(SENTENCES if args.sentences is None else _lines(Path(args.sentences)))
     microphone = Microphone()
-    print(f"Read each sentence aloud as you would say it. {microphone.name} is listening.", file=sys.stderr)
+    listening = f"Read each sentence aloud as you would say it. {microphone.name} is listening."
+    print(one_line(listening), file=sys.stderr)
     try:
         done = record(Path(args.out), sentences, microphone.listen, input, print)
     except (EOFError, KeyboardInterrupt):
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
-    print(f"{done} of {len(sentences)} sentences in {Path(args.out) / LIST}; docs/your-own-voice.md goes on from here")
+    written = f"{done} of {len(sentences)} sentences in {Path(args.out) / LIST}"
+    print(one_line(f"{written}; docs/your-own-voice.md goes on from here"))
     return 0
 
 

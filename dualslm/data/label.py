@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from dualslm.data import voice
@@ -24,7 +23,7 @@ from dualslm.data.manifest_index import rows
 from dualslm.data.tasks import Clip
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.voice import Voice
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 from dualslm.files import read_text, replacing
 
 MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
@@ -205,7 +204,7 @@ def _measure_all(source: Path, labelling: Labelling, workers: int) -> None:
             jobs.setdefault(path, str(clip.get("transcript") or ""))
             # One line may name the gender and another may not.
             labelling.genders[path] = labelling.genders.get(path) or ATTRIBUTES["gender"].value(clip)
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=new_console(stderr=True)) as bar:
         results = bar.track(_measured(list(jobs.items()), workers), len(jobs), description="measuring")
         for path, result in zip(jobs, results, strict=True):
             if isinstance(result, Voice):

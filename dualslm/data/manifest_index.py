@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from dualslm import __version__
 from dualslm.data.corpora import schema
 from dualslm.data.tasks import TASKS, last_clip, left_out
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 from dualslm.files import open_regular, replacing, sha256
 from dualslm.recipe import TASK_KINDS, TaskKind
 
@@ -103,7 +103,7 @@ def indexed(path: Path) -> ManifestIndex | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # missing, damaged, or of other bytes or another version
     if MAIN_PROCESS:
-        print(f"{path}: every line is checked, once", file=sys.stderr, flush=True)
+        print(f"{one_line(path)}: every line is checked, once", file=sys.stderr, flush=True)
     index = _found(path)
     if MAIN_PROCESS:
         _keep(index, file, key)

@@ -361,6 +361,20 @@ def random_stretches(shape: torch.Size, share: float) -> Tensor:
     return ends_BT > frame_T
 
 
+def both_adapters(
+    d_speech: int,
+    d_llm: int,
+    depth: int,
+    scale: float,
+    *,
+    paralinguistic: Mapping[str, Any],
+    linguistic: Mapping[str, Any],
+) -> nn.ModuleDict:
+    """The two adapters with their settings, "para" and "ling"; see their arguments."""
+    para = ParalinguisticAdapter(d_speech, d_llm, depth=depth, scale=scale, **paralinguistic)
+    return nn.ModuleDict({"para": para, "ling": LinguisticAdapter(d_speech, d_llm, scale=scale, **linguistic)})
+
+
 ADAPTERS: Mapping[str, type[nn.Module]] = {"paralinguistic": ParalinguisticAdapter, "linguistic": LinguisticAdapter}
 TRAINING_ONLY = {"dropout", "mask"}  # settings that change neither weights nor what they compute afterwards
 

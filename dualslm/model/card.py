@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from dualslm.errors import for_markdown, one_line
 from dualslm.pocket import HUB_IDS
 
 if TYPE_CHECKING:
@@ -29,30 +30,30 @@ def modelcard(card: Card, repo: str = "this repository") -> str:
         repo: the hub id that it is to have.
     """
     words = {
-        "repo": repo,
-        "llm_name": card.llm.rstrip("/").rsplit("/", 1)[-1],
+        "repo": one_line(repo),
+        "llm_name": for_markdown(card.llm.rstrip("/").rsplit("/", 1)[-1]),
         "metrics": _metrics(card.metrics),
         "recipe": _recipe(card.recipe),
-        "limits": f" It {card.limits}." if card.limits else "",
-        "licence": f"The adapters: {card.license or 'their licence is ' + NOT_STATED}.",
+        "limits": f" It {for_markdown(card.limits)}." if card.limits else "",
+        "licence": f"The adapters: {for_markdown(card.license or 'their licence is ' + NOT_STATED)}.",
     }
     for name in ("llm", "encoder", "llm_revision", "encoder_revision", "llm_fingerprint", "encoder_fingerprint"):
-        words[name] = getattr(card, name) or NOT_STATED
+        words[name] = for_markdown(getattr(card, name) or NOT_STATED)
     return _front(card) + Template(TEMPLATE.read_text(encoding="utf-8")).substitute(words)
 
 
 def _front(card: Card) -> str:
     """What the hub reads: base models by their ids, never a folder of somebody's machine."""
     lines = ["library_name: dualslm", "pipeline_tag: audio-text-to-text", "tags:", "- speech", "- paralinguistics"]
-    lines += [f"license: {card.license}"] if card.license else []
-    named = [HUB_IDS.get(base, base) for base in (card.llm, card.encoder)]
+    lines += [f"license: {for_markdown(card.license)}"] if card.license else []
+    named = [for_markdown(HUB_IDS.get(base, base)) for base in (card.llm, card.encoder)]
     bases = [base for base in named if not base.startswith((".", "/"))]
     lines += ["base_model:", *(f"- {base}" for base in bases), "base_model_relation: adapter"] if bases else []
     return "\n".join(["---", *lines, "---", "", ""])
 
 
 def _metrics(found: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flat(found)]
+    rows = [f"| {for_markdown(name)} | {for_markdown(value)} |" for name, value in _flat(found)]
     return "\n".join(["| what | value |", "|---|--:|", *rows]) if rows else f"Nothing is {NOT_STATED[4:]}."
 
 

@@ -7,31 +7,37 @@ checkpoint may carry its own frozen parts; "pocket:encoder" and "pocket:llm" are
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from dualslm import pocket
+from dualslm import pocket, toml
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.files import read_text, replacing
+from dualslm.model import frozen_files
 from dualslm.model.card import modelcard
 from dualslm.model.fingerprint import fingerprint
-from dualslm.recipe import RUN_RECIPE
+from dualslm.model.frozen_files import Kind, Record
+from dualslm.recipe import RUN_RECIPE, Linguistic, Paralinguistic
 
 log = logging.getLogger("dualslm")
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
+MAX_CARD_BYTES = 1 << 24
 RENAMED = {"encoder_print": "encoder_fingerprint", "llm_print": "llm_fingerprint"}  # read for one more version
 
 
@@ -46,6 +52,8 @@ class Card:
         llm_revision: the hub revision of the LLM.
         encoder_fingerprint: `fingerprint` of the encoder's weights.
         llm_fingerprint: `fingerprint` of the LLM's weights.
+        encoder_files: every file of the encoder; see `dualslm.model.frozen_files`.
+        llm_files: every file of the LLM, its tokenizer and chat template.
         window: what the encoder pads clips to, "full" or "clip".
         paralinguistic: arguments of `ParalinguisticAdapter`.
         linguistic: arguments of `LinguisticAdapter`.
@@ -54,6 +62,7 @@ class Card:
         limits: what it can and cannot understand, in a plain sentence about "it".
         license: of the adapters, by the hub's name for it, for example "apache-2.0".
         format: of this file.
+        sha256: of all fields above, as the file has them.
     """
 
     encoder: str
@@ -62,6 +71,8 @@ class Card:
     llm_revision: str | None = None
     encoder_fingerprint: str = ""
     llm_fingerprint: str = ""
+    encoder_files: Record = field(default_factory=dict)
+    llm_files: Record = field(default_factory=dict)
     window: Literal["full", "clip"] = "full"
     paralinguistic: Mapping[str, Any] = field(default_factory=dict)
     linguistic: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +81,16 @@ class Card:
     limits: str | None = None
     license: str | None = None
     format: int = FORMAT
+    sha256: str = ""
+
+    def hash_of(self, adapters: Mapping[str, Tensor]) -> str:
+        """The SHA-256 of some weights and of all settings that decide what they compute."""
+        settings = [self.window, self.paralinguistic, self.linguistic, self.encoder_fingerprint, self.llm_fingerprint]
+        digest = hashlib.sha256(_hash(settings).encode())
+        for key, value in sorted(adapters.items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, repo: str | None = None) -> Path:
@@ -89,12 +110,15 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
     # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
     with replacing(path / WEIGHTS) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
+        # One entry alone: safetensors writes several in another order each time. And not by its own writer, whose
+        # errors are none of the system's.
+        partial.write_bytes(save(state, metadata={"sha256": card.hash_of(state)}))
     with replacing(path / README) as partial:
         partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
     # The card comes last: a folder without one is no checkpoint, so a save that was broken off is never loaded.
+    stated = {"model_type": "dualslm", **asdict(card), "sha256": ""}
     with replacing(path / CARD) as partial:
-        partial.write_text(json.dumps({"model_type": "dualslm", **asdict(card)}, indent=2) + "\n")
+        partial.write_text(json.dumps({**stated, "sha256": _hash(stated)}, indent=2) + "\n")
     return path
 
 
@@ -126,10 +150,16 @@ def read_card(folder: Path) -> Card:
     """The card of a checkpoint, its "./" names made absolute.
 
     Raises:
-        DualSLMError: not a card, or a card of another format.
+        DualSLMError: not a card, a card of another format, or settings that no adapters have.
     """
+    do = "save the model anew with this version of dualslm"
     try:
-        values = json.loads((folder / CARD).read_text())
+        if (folder / CARD).stat().st_size > MAX_CARD_BYTES:
+            raise ValueError(f"more than {MAX_CARD_BYTES} bytes")
+        values = json.loads(read_text(folder / CARD, "the card", do))
+        if values.get("sha256") and values["sha256"] != _hash({**values, "sha256": ""}):
+            # Only named, because what the adapters compute by is known by the hash of the weights.
+            log.warning("%s was changed since it was saved: what it says may be wrong", folder / CARD)
         values = _under_new_names(values, RENAMED, folder)
         if isinstance(values.get("paralinguistic"), dict):
             settings = values["paralinguistic"]
@@ -140,27 +170,41 @@ def read_card(folder: Path) -> Card:
             found = f"model_type {kind!r}, format {values.get('format')}, {sorted(values.keys() - known)[:3]}"
             raise ValueError(found)
         card = Card(**values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DualSLMError(
-            f"{folder / CARD} is not a dualslm card of format {FORMAT}",
-            got=str(error),
-            do="save the model anew with this version of dualslm",
-        ) from error
-    return Card(**{**asdict(card), "encoder": _beside(folder, card.encoder), "llm": _beside(folder, card.llm)})
+        _check_fields(card)
+    # Whatever JSON may hold: nested a thousand times, without a key, or of another type.
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
+        raise DualSLMError(f"{folder / CARD} is not a dualslm card of format {FORMAT}", got=got, do=do) from error
+    return replace(
+        card,
+        encoder=_beside(folder, card.encoder),
+        llm=_beside(folder, card.llm),
+        # Where nobody named a revision, it is the commit that was there at the time: a branch moves on.
+        encoder_revision=card.encoder_revision or card.encoder_files.get("commit"),
+        llm_revision=card.llm_revision or card.llm_files.get("commit"),
+    )
 
 
 def read_weights(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     """The adapters' tensors, on a device.
 
     Raises:
-        DualSLMError: not a safetensors file, or a truncated one.
+        DualSLMError: not a safetensors file, a damaged one, or one that does not belong to the card beside it.
     """
+    do = "copy or download the checkpoint again"
     try:
-        return {key: value.to(device) for key, value in load_file(folder / WEIGHTS).items()}
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            known = (file.metadata() or {}).get("sha256")  # a file of an earlier version has none
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise DualSLMError(
-            f"cannot read {folder / WEIGHTS}", got=str(error), do="copy or download the checkpoint again"
-        ) from error
+        raise DualSLMError(f"cannot read {folder / WEIGHTS}", got=str(error), do=do) from error
+    if known is not None and known != read_card(folder).hash_of(tensors):
+        got = f"other bytes, or other settings in {CARD}, than were saved"
+        raise DualSLMError(f"{folder / WEIGHTS} is damaged", got=got, do=do)
+    if strange := [key for key, value in tensors.items() if not value.is_floating_point()]:
+        got = f"{strange[0]} of type {tensors[strange[0]].dtype}"
+        raise DualSLMError(f"{folder / WEIGHTS} holds no adapters' weights", got=got, do=do)
+    return {key: value.to(device) for key, value in tensors.items()}
 
 
 def upload(folder: Path, repo: str, *, private: bool = False, token: str | None = None) -> str:
@@ -168,6 +212,36 @@ def upload(folder: Path, repo: str, *, private: bool = False, token: str | None 
     api = HfApi(token=token)
     api.create_repo(repo, private=private, exist_ok=True)
     return str(api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload dualslm adapters"))
+
+
+def record_parts(encoder: Any, llm: Any) -> dict[Kind, Record]:
+    """The record of every file of a `SpeechEncoder` and a `FrozenLM`."""
+    parts: dict[Kind, Any] = {"encoder": encoder, "LLM": llm}
+    return {kind: frozen_files.record(kind, part.name, part.revision) for kind, part in parts.items()}
+
+
+def check_parts(card: Card, encoder: Any, llm: Any, *, verify: bool = False, llm_here: bool = True) -> None:
+    """Refuses frozen parts that are not those of a card.
+
+    Args:
+        card: of the adapters.
+        encoder: the `SpeechEncoder`.
+        llm: the `FrozenLM`.
+        verify: compare every byte of their files, and not some values of each tensor alone.
+        llm_here: whether the LLM's weights are here; of one that runs elsewhere its other files are compared.
+
+    Raises:
+        DualSLMError: another part.
+    """
+    check_fingerprint(encoder, card.encoder_fingerprint, part="encoder", name=encoder.name)
+    check_fingerprint(llm, card.llm_fingerprint, part="LLM", name=llm.name)
+    known: dict[Kind, tuple[Any, Record]] = {"encoder": (encoder, card.encoder_files), "LLM": (llm, card.llm_files)}
+    for kind, (part, files) in known.items():
+        here = llm_here or kind == "encoder"
+        if verify and not files:
+            do = "leave out --verify, or save the adapters with this version"
+            raise DualSLMError(f"the {kind} cannot be verified", got="a card without its files", do=do)
+        frozen_files.check(kind, part.name, part.revision, files, verify=verify, here=here)
 
 
 def check_fingerprint(module: nn.Module, expected: str, *, part: str, name: str) -> None:
@@ -201,6 +275,30 @@ def _under_new_names(values: Mapping[str, Any], renamed: Mapping[str, str], fold
     for old in values.keys() & renamed.keys():
         log.warning("%s: %s is now %s; this version reads both for the last time", folder, old, renamed[old])
     return {renamed.get(key, key): value for key, value in values.items()}
+
+
+def _check_fields(card: Card) -> None:
+    """Refuses fields of other types, and settings that the recipe's own classes refuse."""
+    for name, kind in get_type_hints(Card).items():
+        value = getattr(card, name)
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        plain = [get_origin(one) or one for one in kinds if get_origin(one) is not Literal]
+        if plain and not isinstance(value, tuple(plain)):
+            raise TypeError(f"{name} {value!r:.80}")
+    if card.window not in ("full", "clip"):
+        raise ValueError(f"window {card.window!r:.80}")
+    settings: dict[str, type] = {"paralinguistic": Paralinguistic, "linguistic": Linguistic}
+    for name, kind in settings.items():
+        toml.table(kind, {key: value for key, value in getattr(card, name).items() if value is not None}, f"{name}.")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def absolute(name: str) -> str:
+    """A folder by its full path, so that a card that names it holds wherever it is read from; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _beside(folder: Path, name: str) -> str:

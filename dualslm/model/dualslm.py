@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, cast, overload
 
@@ -24,12 +25,13 @@ from dualslm.audio import Window, frame_count, load
 from dualslm.conversation import NORMAL, Channel, Conversation, Said, Speech, View, are_messages
 from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, build_differences
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, both_adapters, build_differences
 from dualslm.model.checkpoint import Card
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
+from dualslm.model.frozen_files import Kind, Record
 from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, ReplyStreamer
 from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
@@ -68,18 +70,16 @@ class DualSLM(nn.Module):
         super().__init__()
         self.encoder, self.llm = encoder, llm
         self.settings = {"paralinguistic": dict(paralinguistic or {}), "linguistic": dict(linguistic or {})}
-        widths = (encoder.width, llm.width)
         scale = float(llm.some_embeddings().std())  # a fresh embedding is as long as a token's: see ScaledLinear
-        para = ParalinguisticAdapter(*widths, depth=encoder.depth, scale=scale, **self.settings["paralinguistic"])
-        ling = LinguisticAdapter(*widths, scale=scale, **self.settings["linguistic"])
-        if ling.skip:
+        self.adapters = both_adapters(encoder.width, llm.width, encoder.depth, scale, **self.settings)
+        if self.ling.skip:
             with torch.no_grad():
                 # L begins in silence, which is the middle of all tokens; in many LLMs it lies far from zero.
-                ling.middle_D.copy_(llm.some_embeddings().mean(0))
-                ling.project.bias.copy_(ling.middle_D / scale)
-        self.every_layer = para.mix is not None
-        self.layer = para.layer
-        self.adapters = nn.ModuleDict({"para": para, "ling": ling}).to(llm.device)
+                self.ling.middle_D.copy_(llm.some_embeddings().mean(0))
+                self.ling.project.bias.copy_(self.ling.middle_D / scale)
+        self.adapters.to(llm.device)
+        self.every_layer = self.para.mix is not None
+        self.layer = self.para.layer
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
         self.limits = UNTRAINED  # what it can and cannot understand, in words that follow "this model"
@@ -97,6 +97,11 @@ class DualSLM(nn.Module):
         part = self.adapters["ling"]
         assert isinstance(part, LinguisticAdapter)
         return part
+
+    @cached_property
+    def frozen_files(self) -> Mapping[Kind, Record]:
+        """Every file of the frozen parts, by hash; those of a large LLM take half a minute, once."""
+        return checkpoint.record_parts(self.encoder, self.llm)
 
     # ------------------------------------------------------------------ recordings to embeddings
 
@@ -277,8 +282,8 @@ class DualSLM(nn.Module):
         """
         where, trunk = resolve_device(device, dtype)
         return cls(
-            SpeechEncoder.from_pretrained(_absolute(encoder), dtype=trunk, device=where, window=window),
-            FrozenLM.from_pretrained(_absolute(llm), dtype=trunk, device=where, quantize=quantize),
+            SpeechEncoder.from_pretrained(checkpoint.absolute(encoder), dtype=trunk, device=where, window=window),
+            FrozenLM.from_pretrained(checkpoint.absolute(llm), dtype=trunk, device=where, quantize=quantize),
             paralinguistic=paralinguistic,
             linguistic=linguistic,
         )
@@ -296,6 +301,7 @@ class DualSLM(nn.Module):
         device: str | None = None,
         cuda_graphs: bool = False,
         load_llm: bool = True,
+        verify: bool = False,
     ) -> DualSLM:
         """Loads adapters and the frozen parts that their card names.
 
@@ -309,6 +315,7 @@ class DualSLM(nn.Module):
             device: the GPU where there is one unless given.
             cuda_graphs: replay decoding steps as CUDA graphs: quicker tokens on a GPU, after a slow start; for servers.
             load_llm: False loads the LLM's token embeddings alone, for an LLM that runs elsewhere.
+            verify: compare every byte of the frozen parts with the card's record, and not some of each tensor alone.
 
         Raises:
             DualSLMError: no checkpoint there, weights that do not fit, or other frozen parts than it names.
@@ -323,16 +330,20 @@ class DualSLM(nn.Module):
             device=where,
             window=card.window,
         )
-        checkpoint.check_fingerprint(speech_encoder, card.encoder_fingerprint, part="encoder", name=speech_encoder.name)
         named = llm or card.llm
         pinned = None if llm else card.llm_revision
         if load_llm:
             frozen = FrozenLM.from_pretrained(named, revision=pinned, dtype=trunk, device=where, quantize=quantize)
         else:
             frozen = embedding_only(named, revision=pinned, dtype=trunk, device=where)
-        checkpoint.check_fingerprint(frozen, card.llm_fingerprint, part="LLM", name=frozen.name)
-        model = cls(speech_encoder, frozen, paralinguistic=card.paralinguistic, linguistic=card.linguistic)
-        strict_load(model.adapters, checkpoint.read_weights(folder, where), what=f"the adapters in {folder}")
+        checkpoint.check_parts(card, speech_encoder, frozen, verify=verify, llm_here=load_llm)
+        weights = checkpoint.read_weights(folder, where)
+        settings = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
+        with torch.device("meta"):  # a card may ask for any size: memory is taken once the weights are of that size
+            shell = both_adapters(speech_encoder.width, frozen.width, speech_encoder.depth, 1.0, **settings)
+        strict_load(shell, weights, what=f"the adapters in {folder}")
+        model = cls(speech_encoder, frozen, **settings)
+        strict_load(model.adapters, weights, what=f"the adapters in {folder}")
         # In float32 whatever the trunk is: at the paper's learning rate of 5e-6 a step of AdamW would round to nothing
         # in most bfloat16 weights, and training that goes on from here would quietly stand still.
         model.adapters.float().eval()
@@ -354,8 +365,7 @@ class DualSLM(nn.Module):
         """
         folder = checkpoint.find(name, revision=revision)
         card = checkpoint.read_card(folder)
-        checkpoint.check_fingerprint(self.encoder, card.encoder_fingerprint, part="encoder", name=self.encoder.name)
-        checkpoint.check_fingerprint(self.llm, card.llm_fingerprint, part="LLM", name=self.llm.name)
+        checkpoint.check_parts(card, self.encoder, self.llm)
         if card.window != self.encoder.window:
             got = f"window {card.window}, not {self.encoder.window}"
             raise DualSLMError(f"the adapters in {name} learnt from other frames", got=got, do="set model.window")
@@ -387,6 +397,8 @@ class DualSLM(nn.Module):
             llm_revision=self.llm.revision,
             encoder_fingerprint=fingerprint(self.encoder),
             llm_fingerprint=fingerprint(self.llm),
+            encoder_files=self.frozen_files["encoder"],
+            llm_files=self.frozen_files["LLM"],
             window=self.encoder.window,
             recipe=self.recipe,
             metrics=self.metrics,
@@ -411,8 +423,3 @@ def _thinks(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
 def _audio(clip: Speech) -> Any:
     assert clip.audio is not None, "render() refuses a speech source without a recording"
     return clip.audio
-
-
-def _absolute(name: str) -> str:
-    """A folder by its full path, so that a card that names it holds wherever it is read from; a hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name

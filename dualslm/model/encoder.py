@@ -13,11 +13,9 @@ Dimensions: N encoder layers kept, B clips, W windows, T frames, D encoder width
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -29,12 +27,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import cached_file
 
 from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Window, frame_count, layers_kept, window_for, windows
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
 from dualslm.model.fingerprint import fingerprint, of_weights
+from dualslm.model.frozen_files import encoder_key, weight_files
 from dualslm.pocket.parts import resolve
 
 log = logging.getLogger("dualslm")
@@ -258,32 +256,12 @@ def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:
     silently keep random weights (its keys carry a prefix that it does not strip).
     """
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(name, revision):
+    for file in weight_files(name, revision):
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 - safe_open is not a dict
-                bare = key.removeprefix("model.")
-                if bare.startswith("encoder."):
-                    tensors[bare.removeprefix("encoder.")] = shard.get_tensor(key)
-                elif not bare.startswith(("decoder.", "proj_out.")):
+                if (bare := encoder_key(key)) is not None:
                     tensors[bare] = shard.get_tensor(key)
     return tensors
-
-
-def _weight_files(name: str, revision: str | None) -> list[Path]:
-    find = {"_raise_exceptions_for_missing_entries": False, "revision": revision}
-    index = cached_file(name, "model.safetensors.index.json", **find)
-    if index is None:
-        files = ["model.safetensors"]
-    else:
-        files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    found = [cached_file(name, file, **find) for file in files]
-    if None in found:
-        raise DualSLMError(
-            f"{name} holds no safetensors weights",
-            got=f"no {files[found.index(None)]}",
-            do="convert the checkpoint with save_pretrained(..., safe_serialization=True)",
-        )
-    return [Path(file) for file in found if file is not None]
 
 
 def load_config(name: str, revision: str | None, what: str) -> Any:

@@ -338,7 +338,8 @@ class FrozenLM(nn.Module):
                 source.name, revision=revision, trust_remote_code=False, **source.options
             )
         # Broken GGUF files end in errors of struct, numpy or the reader's own look-ups.
-        except (OSError, ValueError, RuntimeError, struct.error, KeyError, IndexError, TypeError) as error:
+        # A configuration may ask for a package that is not here, as of a way of quantizing.
+        except (OSError, ValueError, RuntimeError, ImportError, struct.error, KeyError, IndexError, TypeError) as error:
             raise DualSLMError(
                 f"cannot load the LLM {name!r}",
                 got=first_line(error),

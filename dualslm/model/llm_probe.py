@@ -90,6 +90,12 @@ def _fault(llm: FrozenLM) -> tuple[str, float] | None:
     if (distance := _distance(cached_V, soft_TV[-1])) > loose:
         return "goes on from a cache otherwise than without one", distance
 
+    if llm.keeps_every_position:  # a prompt goes on from what another one left: several tokens at once
+        read = llm.prefill([soft_TD[:middle]])
+        continued_V = llm(soft_TD[None, middle:], cache=read.cache)[0, -1]
+        if (distance := _distance(continued_V, soft_TV[-1])) > loose:
+            return "reads several tokens after a cache otherwise than without one", distance
+
     padded = llm.prefill([soft_TD, soft_TD[middle:]])
     alone_V = llm(soft_TD[None, middle:])[0, -1]
     if (distance := _distance(padded.logits_BV, torch.stack([soft_TV[-1], alone_V]))) > loose:

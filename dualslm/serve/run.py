@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 from dualslm.inference.backend import Backend
 from dualslm.inference.describe import Questions
 from dualslm.inference.local import LocalBackend
@@ -127,7 +127,7 @@ def run(
     """
     host = listening.getsockname()[0]
     if host not in LOOPBACK and settings.key is None:
-        print(f"dualslm: warning: anybody who reaches {host} can use this server", file=sys.stderr)
+        print(one_line(f"dualslm: warning: anybody who reaches {host} can use this server"), file=sys.stderr)
     # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
     signal.signal(signal.SIGTERM, lambda *_: None)
     backend = _backend(model, settings)
@@ -183,4 +183,4 @@ async def _announce(server: uvicorn.Server, settings: Settings) -> None:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     scheme = "http" if settings.certificate is None else "https"
-    print(f"dualslm: {settings.name} answers on {scheme}://{shown}:{port}/v1", flush=True)
+    print(one_line(f"dualslm: {settings.name} answers on {scheme}://{shown}:{port}/v1"), flush=True)

@@ -19,15 +19,16 @@ LIMITS = "knows a made world of some 600 words only; it does not understand real
 CONTEXT = 320  # tokens: its LLM was trained on conversations of at most four exchanges, which take about 240
 
 
-def load(*, device: str | None = "cpu", load_llm: bool = True) -> DualSLM:
+def load(*, device: str | None = "cpu", load_llm: bool = True, verify: bool = False) -> DualSLM:
     """The shipped model: encoder, LLM and adapters from the package itself.
 
     Args:
         device: where the model runs, such as "cpu" or "cuda"; None takes the GPU where there is one. A CPU is quick
             enough for models of this size.
         load_llm: whether to load the whole LLM; False loads its token embeddings alone.
+        verify: compare every byte of its frozen parts with its card.
     """
     # Imported here, so that `--help` and the paths above need no torch.
     from dualslm.model.dualslm import DualSLM
 
-    return DualSLM.from_pretrained(ADAPTERS, device=device, load_llm=load_llm)
+    return DualSLM.from_pretrained(ADAPTERS, device=device, load_llm=load_llm, verify=verify)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.verb(args)
         return status
     except DualSLMError as error:
-        print("error:", error, file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 2
 
 

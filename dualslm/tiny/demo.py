@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualslm.conversation import L_ONLY, P_ONLY, Conversation, Speech
+from dualslm.errors import new_console
 from dualslm.model.dualslm import DualSLM
 from dualslm.tiny import CLIPS, load, world
 from dualslm.tiny.style import ATTRIBUTES
@@ -55,10 +56,10 @@ def clips() -> dict[str, list[Clip]]:
 
 def main(console: Console | None = None) -> None:
     """Runs the model on the clips, part by part, and prints what it hears and replies."""
-    show = console or Console(highlight=False)
+    show = console or new_console(highlight=False)
     parts = clips()
     # The progress goes to standard error, so that the demo's own output can be redirected to a file.
-    with Console(stderr=True).status("loading the embedded model"):
+    with new_console(stderr=True).status("loading the embedded model"):
         model = load()
     show.print("\n[bold]A frozen chat LLM that hears[/] - words through L, tone through P\n")
     _show_descriptions(show, model, parts["hear"])

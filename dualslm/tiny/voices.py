@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 from dualslm.tiny.style import Style, parse_style
 
 RATE = 16_000  # Hz
@@ -185,13 +185,12 @@ def render_many(jobs: Sequence[Job], processes: int, *, progress: bool = True) -
     Yields:
         (N,) 16-bit samples of each job, 16 kHz mono, in which the shipped clips are stored too.
     """
-    from rich.console import Console
     from rich.progress import track
 
     def tracked(results: Iterator[NDArray[np.int16]]) -> Iterable[NDArray[np.int16]]:
         if not progress:
             return results
-        return track(results, "speaking", total=len(jobs), console=Console(stderr=True))
+        return track(results, "speaking", total=len(jobs), console=new_console(stderr=True))
 
     if jobs:
         _extra("espeakng_loader")  # a missing package is reported here, once, and not by every process of a pool

@@ -2,16 +2,17 @@
 
 A cache is a folder. `cache.json` names the encoder, the rule and the dtype; another encoder's cache is refused.
 Recordings are written in parts: `part-1-00003.safetensors` holds the frames of at most 256 recordings (of shard 1, part
-3), and `part-1-00003.json`, written after it, lists them with their hash, and those that could not be read with the
-reason. A part is written under another name and renamed, so a build that was killed is resumed where it stopped, and
-several machines may each build a shard of the same folder.
+3), and `part-1-00003.json`, written after it, lists them with the hashes of recording and frames, and those that could
+not be read with the reason. A part is written under another name and renamed, so a build that was killed is resumed
+where it stopped, and several machines may each build a shard of the same folder. A list is known by its own hash, and
+frames by theirs when they are first read, so that a damaged cache is found and never learnt from.
 
 Dimensions: N encoder layers kept, T frames, D encoder width.
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import shutil
@@ -27,15 +28,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dualslm import audio
 from dualslm.audio import FRAMES_PER_SECOND, layers_kept, load
 from dualslm.conversation import Speech
-from dualslm.errors import DualSLMError
-from dualslm.files import replacing, sha256
+from dualslm.errors import DualSLMError, one_line
+from dualslm.files import locked, replacing, sha256, system_error
 from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
 
@@ -90,7 +91,7 @@ def duration(path: str | Path) -> float:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
 
 
 def build(
@@ -120,10 +121,26 @@ def build(
         How many recordings are in the cache ("usable"), and how many could not be read, by reason.
 
     Raises:
-        DualSLMError: a cache of another encoder, or too little space on the disk; nothing half-written is left.
+        DualSLMError: a cache of another encoder, a damaged one, or too little space on the disk; nothing half-written
+            is left.
     """
     rule = Rule.of(encoder, every_layer=every_layer, layer=layer)
     folder.mkdir(parents=True, exist_ok=True)
+    # Two runs may share a cache, and both would give their new part the same name.
+    with locked(folder / f"part-{shard[0]}.lock", lambda: say(f"features: another process fills {folder}; waiting")):
+        return _build(encoder, paths, folder, rule, every_layer, shard, check, say)
+
+
+def _build(
+    encoder: SpeechEncoder,
+    paths: Sequence[str],
+    folder: Path,
+    rule: Rule,
+    every_layer: bool,
+    shard: tuple[int, int],
+    check: bool,
+    say: Callable[[str], None],
+) -> Counter[str]:
     if (folder / META).exists():
         _check_rule(folder, rule)
     else:
@@ -163,21 +180,27 @@ class FrameCache:
 
     Attributes:
         rows: part and number of frames of each recording, by path.
+        hashes: SHA-256 of the frames of each recording, by path; a cache of an earlier version has none.
         faults: why a recording could not be read, by path.
 
     Raises:
-        DualSLMError: no cache there, or one of another encoder or rule.
+        DualSLMError: no cache there, a damaged one, or one of another encoder or rule.
     """
 
     def __init__(self, folder: Path, rule: Rule) -> None:
         self.folder = folder
         _check_rule(folder, rule)
         self.rows: dict[str, tuple[str, int]] = {}
+        self.hashes: dict[str, bytes] = {}
         self.faults: dict[str, str] = {}
+        self._sound: set[str] = set()  # recordings whose frames this process has compared with their hash
         for file in sorted(folder.glob("part-*.json")):
             for row in _read_list(file.with_suffix("")):
                 if "frames" in row:
                     self.rows[row["audio"]] = (file.stem, row["frames"])
+                    self.hashes.pop(row["audio"], None)  # of a part before
+                    if "frames_sha256" in row:
+                        self.hashes[row["audio"]] = bytes.fromhex(row["frames_sha256"])
                 else:
                     self.faults[row["audio"]] = row["fault"]
         for path in self.faults.keys() & self.rows.keys():  # it could be read when it was tried again
@@ -192,13 +215,21 @@ class FrameCache:
         """The frames (N, T, D) of one recording.
 
         Raises:
-            DualSLMError: it is not in the cache.
+            DualSLMError: it is not in the cache, or its frames are not those that were written.
         """
         if path not in self.rows:
             got = self.faults.get(path, "no frames of it")
             raise DualSLMError(f"{path} is not in the cache {self.folder}", got=got, do="run dualslm features again")
-        part = self._open(self.rows[path][0])
-        frames_NTD: Tensor = part.get_tensor(path)  # type: ignore[no-untyped-call]
+        name, length = self.rows[path]
+        try:
+            frames_NTD: Tensor = self._open(name).get_tensor(path)  # type: ignore[no-untyped-call]
+        except (SafetensorError, FileNotFoundError) as error:
+            raise _damaged(self.folder / name, str(error)) from error
+        if path not in self._sound:
+            same = path not in self.hashes or _frames_hash(frames_NTD) == self.hashes[path].hex()
+            if not same or frames_NTD.shape[1] != length:
+                raise _damaged(self.folder / name, f"other frames of {path} than were written")
+            self._sound.add(path)
         return frames_NTD
 
     def hear(self, clips: Sequence[Speech]) -> Frames:
@@ -206,15 +237,25 @@ class FrameCache:
         return Frames.stack([self.get(str(clip.audio)) for clip in clips])
 
     def __getstate__(self) -> Mapping[str, Any]:
-        return {"folder": self.folder, "rows": self.rows, "faults": self.faults}
+        return {name: getattr(self, name) for name in ("folder", "rows", "hashes", "faults")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Opens the parts anew: a mapped file cannot be sent to a worker process."""
         self.__dict__.update(state)
+        self._sound = set()
         self._open = lru_cache(MAX_OPEN_PARTS)(lambda part: safe_open(self.folder / f"{part}.safetensors", "pt"))
 
 
 # ---------------------------------------------------------------------- parts
+
+
+def recordings_hash(folder: Path, paths: Iterable[str]) -> str:
+    """One hash of many recordings as they were encoded: their paths, their bytes, and which could not be read."""
+    known = _listed(folder)
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0{known.get(path, {}).get('sha256', 'unreadable')}\n".encode())
+    return digest.hexdigest()
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -228,8 +269,34 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_list(part: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(part.with_suffix(".json").read_text())
-    return rows
+    """The rows of a part's list; a list of an earlier version is no more than its rows, and has no hash."""
+    try:
+        found = json.loads(part.with_suffix(".json").read_bytes())
+        rows: list[dict[str, Any]] = found if isinstance(found, list) else found["recordings"]
+        if isinstance(found, dict) and found["sha256"] != _rows_hash(rows):
+            raise ValueError("another list than was written")
+        return rows
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(part, str(error)) from error
+
+
+def _write_list(part: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(part.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps({"sha256": _rows_hash(rows), "recordings": rows}))
+
+
+def _rows_hash(rows: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _frames_hash(frames_NTD: Tensor) -> str:
+    head = f"{frames_NTD.dtype} {tuple(frames_NTD.shape)}".encode()
+    return hashlib.sha256(head + frames_NTD.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _damaged(part: Path, got: str) -> DualSLMError:
+    do = f"delete {part.name}.json and {part.name}.safetensors there, and run dualslm features again"
+    return DualSLMError(f"the cache of frames {part.parent} is damaged", got=f"{part.name}: {got}", do=do)
 
 
 def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], None]) -> None:
@@ -239,9 +306,7 @@ def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], No
     replaced = {path for path in encoded if sha256(Path(path)) != known[path]["sha256"]}
     say(f"features: {len(encoded)} recordings compared, {len(replaced)} replaced")
     for part in {known[path]["part"] for path in replaced}:
-        rows = [row for row in _read_list(folder / part) if row["audio"] not in replaced]
-        with replacing((folder / part).with_suffix(".json")) as partial:
-            partial.write_text(json.dumps(rows))
+        _write_list(folder / part, [row for row in _read_list(folder / part) if row["audio"] not in replaced])
 
 
 def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path, rule: Rule, every_layer: bool) -> None:
@@ -262,19 +327,17 @@ def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path,
             frames_NTD = encoded.layers_NBTD[:, index, : row["frames"]]
             # Contiguous, or the file would hold the padding of the whole batch.
             frames[row["audio"]] = frames_NTD.to("cpu", getattr(torch, rule.dtype)).contiguous()
+            row["frames_sha256"] = _frames_hash(frames[row["audio"]])
     try:
         with replacing(part.with_suffix(".safetensors")) as partial:
             save_file(frames, partial)
         # The list comes last: a part without one does not exist for any reader.
-        with replacing(part.with_suffix(".json")) as partial:
-            partial.write_text(json.dumps(rows))
-    except Exception as error:
-        # safetensors has an exception of its own, which tells a full disk in its text alone.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise DualSLMError(
-                f"the disk of {part.parent} is full", got="no space left", do="free some space and run again"
-            ) from error
-        raise
+        _write_list(part, rows)
+    except OSError as error:
+        raise system_error(error) from error
+    except SafetensorError as error:  # what the disk answered stands in its text
+        do = "free some space, check the disk, and run again: what was encoded so far is kept"
+        raise DualSLMError(f"cannot write {part}.safetensors", got=str(error), do=do) from error
 
 
 def _prefetched(parts: Sequence[Sequence[str]]) -> Iterator[list[Recording]]:

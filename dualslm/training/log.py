@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, wait_for_everyone
 from rich import box
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dualslm.conversation import SOURCES
-from dualslm.files import replacing
+from dualslm.errors import new_console, one_line
+from dualslm.files import naming, replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.loss import Loss
 from dualslm.recipe import Recipe, Stage
@@ -105,7 +107,7 @@ class RunLog:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=new_console(stderr=True),
             disable=not active,
         )
 
@@ -127,7 +129,7 @@ class RunLog:
             if row["stage"] == stage.name and "realised" in row:
                 stats.realised.update(row["realised"])
                 stats.samples += sum(row["realised"].values())
-                stats.skipped += row["skipped"]
+                stats.skipped += row.get("skipped", 0)
         return stats
 
     def log_step(self, stats: StageStats, step: int, lr: float, accelerator: Accelerator, *, force: bool) -> None:
@@ -187,7 +189,7 @@ class RunLog:
             return
         self.progress.stop()
         self.progress.remove_task(self.task)
-        Console(stderr=True).print(mixture(stats))
+        new_console(stderr=True).print(mixture(stats))
         draw_curves(list(_rows(self.metrics_file)), self.curves_file)
 
 
@@ -216,8 +218,8 @@ def overview(recipe: Recipe, model: DualSLM, datasets: Sequence[StageDataset]) -
 
 def _weights_table(model: DualSLM) -> Table:
     parts = {
-        f"encoder {model.encoder.name}": (model.encoder, "frozen"),
-        f"LLM {model.llm.name}": (model.llm, "frozen"),
+        f"encoder {escape(model.encoder.name)}": (model.encoder, "frozen"),  # brackets in a name are no markup
+        f"LLM {escape(model.llm.name)}": (model.llm, "frozen"),
         "paralinguistic adapter": (model.para, "learns"),
         "linguistic adapter": (model.ling, "learns"),
     }
@@ -269,7 +271,7 @@ def mixture(stats: StageStats) -> Table:
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the losses of all stages side by side into a picture, if Matplotlib is installed."""
     if find_spec("matplotlib") is None:
-        print(f"{path}: not drawn without Matplotlib; pip install 'dualslm[train]'", file=sys.stderr)
+        print(f"{one_line(path)}: not drawn without Matplotlib; pip install 'dualslm[train]'", file=sys.stderr)
         return
     import matplotlib
 
@@ -306,27 +308,23 @@ def _mean_losses(sums: Mapping[str, LossSums], group_of: Callable[[str], str]) -
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
+    """The lines of a log that are whole: a run that was killed may leave half a last one, a bad disk any."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
+                yield row
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:  # no empty file where nothing was skipped
-        with path.open("a") as file:
+        with naming(path), path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrites a file with the wanted lines alone."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # a run that was killed may leave half a last line
-            continue
-        if wanted(row):
-            lines.append(line + "\n")
-    with replacing(path) as partial:
-        partial.write_text("".join(lines))
+    if path.exists():
+        lines = [json.dumps(row) + "\n" for row in _rows(path) if wanted(row)]  # byte for byte as they were written
+        with replacing(path) as partial:
+            partial.write_text("".join(lines))

@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
 from rich.progress import Progress
 
 from dualslm.conversation import Conversation, Reply
 from dualslm.data.manifest import caption_of, moved, read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 from dualslm.files import replacing, sha256
 from dualslm.model.reasoning import ALOUD, UNMARKED, separate
 from dualslm.recipe import Recipe
@@ -123,7 +122,7 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
     total = sum(1 for _ in islice(_examples(job, seed), limit))
     left = islice(_examples(job, seed), done, limit)
     batches = iter(lambda: list(islice(left, batch)), [])
-    with job.work.open("ab") as file, Progress(console=Console(stderr=True)) as progress:
+    with job.work.open("ab") as file, Progress(console=new_console(stderr=True)) as progress:
         steps = progress.track(batches, -(-(total - done) // batch), description="targets")
         for number, examples in enumerate(steps, done // batch):
             # A batch's seed follows from its number, so a resumed run draws the same replies.

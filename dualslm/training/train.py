@@ -8,27 +8,28 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 from dualslm.data.manifest import Examples, recordings
-from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.errors import DualSLMError, new_console, one_line
+from dualslm.files import replacing, system_errors
 from dualslm.model import execution
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
-from dualslm.recipe import RUN_RECIPE, Loop, Recipe, parse, to_toml
+from dualslm.recipe import RUN_RECIPE, Loop, Recipe, to_toml
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.log import overview, trackers
-from dualslm.training.trainer import STATE_FILE, Trainer, TrainerState
+from dualslm.training.run_folder import check_recipe, check_sources, data_hashes, held, read_state
+from dualslm.training.trainer import Trainer, TrainerState
 
 CALIBRATION_RECORDINGS = 500  # at most so many are read for the means and deviations of P's frames
 
@@ -46,40 +47,36 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str | None
         The folder of the last stage's checkpoint.
 
     Raises:
-        DualSLMError: a folder in use, another recipe than the run's, or data that cannot be used.
+        DualSLMError: a folder in use, another recipe, data or models than the run's, data that cannot be used, a
+            damaged file, a failure of a disk, or a loss that is no number.
     """
     resolve_device(device)  # refuses a device that is not there
     # Without a GPU Accelerate must be told so, or several processes on CPUs would each believe to be alone.
     cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, log_with=trackers(), project_dir=str(out))
-    if accelerator.is_main_process:
-        _check_run_folder(recipe, out, resume)
-    trainer = prepare(recipe, out, accelerator)
-    if accelerator.is_main_process:  # the folder is made once everything could be read: a mistake leaves none behind
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / RUN_RECIPE) as partial_file:
-            partial_file.write_text(to_toml(recipe))
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("logs")
-    if (out / STATE_FILE).exists():
-        saved = torch.load(out / STATE_FILE, map_location="cpu", weights_only=True)
-        trainer.state = TrainerState(saved["stage"], saved["step"], saved["best"])
-    if accelerator.is_main_process:
-        datasets = [trainer.samples(stage, trainer.examples[stage.name], recipe.seed) for stage in recipe.stages]
-        for table in overview(recipe, trainer.model, datasets):
-            Console(stderr=True).print(table)
-    trainer.run()
-    accelerator.end_training()
+    main = accelerator.is_main_process
+    with system_errors(), held(out) if main else nullcontext():
+        if main:
+            check_recipe(recipe, out, resume=resume)
+        state = read_state(out)  # a damaged one is found before hours of encoding
+        trainer = prepare(recipe, out, accelerator)
+        if main:
+            if state is not None:
+                check_sources(state, trainer.sources, out)
+            with replacing(out / RUN_RECIPE) as partial_file:
+                partial_file.write_text(to_toml(recipe), encoding="utf-8")
+        if state is not None:
+            trainer.state = TrainerState(state["stage"], state["step"], state["best"])
+        del state  # three times the adapters' memory
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("logs")
+        if main:
+            datasets = [trainer.samples(stage, trainer.examples[stage.name], recipe.seed) for stage in recipe.stages]
+            for table in overview(recipe, trainer.model, datasets):
+                new_console(stderr=True).print(table)
+        trainer.run()
+        accelerator.end_training()
     return out / recipe.stages[-1].name
-
-
-def _check_run_folder(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Refuses a folder that holds another run, or this one where it is not to be resumed."""
-    file = out / RUN_RECIPE
-    if file.exists() and not resume:
-        raise DualSLMError(f"{out} holds a run already", got=RUN_RECIPE, do="give --resume, or another folder")
-    if file.exists() and parse(file.read_text(), name=str(file)) != recipe:
-        raise DualSLMError(f"{out} holds a run of another recipe", got=str(file), do="resume with the recipe as it was")
 
 
 def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
@@ -114,7 +111,8 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         paths = _recording_paths(examples, validation)
         counts = feature_cache.build(model.encoder, paths, folder, every_layer=model.every_layer, layer=model.layer)
         if faults := [f"{count} {why}" for why, count in counts.items() if why != "usable"]:
-            print(f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run", file=sys.stderr)
+            listed = f"recordings that cannot be used: {'; '.join(faults)}; see skipped.jsonl in the run"
+            print(one_line(listed), file=sys.stderr)
     accelerator.wait_for_everyone()
     cache = FrameCache(folder, Rule.of(model.encoder, every_layer=model.every_layer, layer=model.layer))
     standardized = [adapter for adapter in (model.para, model.ling) if adapter.standardize]
@@ -130,7 +128,13 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     if accelerator.device.type == "cuda":
         # Products of the adapters' float32 weights as TF32. After the frames were made, which must not depend on it.
         torch.set_float32_matmul_precision("high")
-    return Trainer(recipe, model, out, examples, validation, cache, accelerator)
+    sources = {}
+    if accelerator.is_main_process:
+        sources = data_hashes(recipe)
+        sources["the recordings"] = feature_cache.recordings_hash(folder, _recording_paths(examples, validation))
+        for part, found in model.frozen_files.items():
+            sources |= {f"{file} of the {part}": one["sha256"] for file, one in found.get("files", {}).items()}
+    return Trainer(recipe, model, out, examples, validation, cache, accelerator, sources=sources)
 
 
 def read_examples(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:

@@ -2,9 +2,9 @@
 
 What learns, from which sources, and in which shares is read from the recipe; this file knows no stage by name. A run
 is a folder: `recipe.toml`, `metrics.jsonl`, `skipped.jsonl`, `curves.png`, one checkpoint for each stage (the best by
-validation, from which the next stage starts), and `state.pt`, from which a stopped run is resumed. On a CPU a resumed
-run ends with the same bytes as a run that was never stopped: every draw, dropout's too, follows from the seed, the
-stage and the step.
+validation, from which the next stage starts), and `state.pt` (`run_folder.py`), from which a stopped run is resumed.
+On a CPU a resumed run ends with the same bytes as a run that was never stopped: every draw, dropout's too, follows from
+the seed, the stage and the step. A loss that is no number ends the run before it reaches a weight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Subset
 
 from dualslm.data.manifest import Examples, transcripts
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.inputs import Hear
@@ -35,10 +34,11 @@ from dualslm.training.align import alignment_loss, label_values, tone_loss
 from dualslm.training.dataset import Batch, StageDataset, TrainingSample
 from dualslm.training.feature_cache import FrameCache
 from dualslm.training.log import RunLog, StageStats
+from dualslm.training.run_folder import read_state, write_state
 from dualslm.training.spelling import Spelling
 
-STATE_FILE = "state.pt"
 MIN_UNREADABLE = 20  # samples: fewer say nothing about the share of unreadable recordings
+NAMED_RECORDINGS = 5  # at most, in an error about a loss
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Trainer:
         cache: encoder frames of all recordings.
         accelerator: device and processes.
         state: how far the run has come.
+        sources: hash of everything that the run learns from, by name, kept with the state.
     """
 
     recipe: Recipe
@@ -79,6 +80,7 @@ class Trainer:
     cache: FrameCache
     accelerator: Accelerator
     state: TrainerState = field(default_factory=TrainerState)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.log = RunLog(self.out, active=self.accelerator.is_main_process)
@@ -166,11 +168,14 @@ class Trainer:
                 loss = self.model(prompts, batch.hear, min_saved_share=self.min_saved_share)
             (loss.nll_B.sum() * counts).backward()
             if counts:
+                _refuse_no_number("loss", loss.nll_B, samples, stage, step)
                 stats.update(samples, loss)
 
         labels = sum(sample.label_count for sample in batch.samples)
         self._average_gradients(gradients, labels)
-        torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.optimizer.clip)
+        # A finite loss may have a gradient that is not; every process sees the same one here.
+        _refuse_no_number("gradient", norm.expand(len(batch.samples)), batch.samples, stage, step)
         optimizer.step()
 
     def _average_gradients(self, gradients: Sequence[Tensor], labels: int) -> None:
@@ -246,6 +251,10 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, stage: Stage, stats: StageStats) -> None:
         """Saves the adapters as the stage's checkpoint if they are the best so far, or if there is no validation."""
+        if not all(bool(weight.isfinite().all()) for weight in self.weights):
+            got = f"a weight that is no number after step {self.state.step} of stage {stage.name}"
+            do = "lower the stage's learning rate and begin anew"
+            raise DualSLMError("the adapters have left the numbers", got=got, do=do)
         loss = None if self.validation is None else self._validation_loss(stage, self.validation)
         if loss is None or loss < self.state.best:
             if loss is not None:
@@ -272,6 +281,7 @@ class Trainer:
                     loss = self._alignment_loss(stage, prompts, batch.hear)
                 else:
                     loss = self.model(prompts, batch.hear, min_saved_share=self.min_saved_share)
+                _refuse_no_number("validation loss", loss.nll_B, samples, stage, self.state.step)
                 sums += counts * torch.tensor([float(loss.nll_B.sum()), float(loss.tokens_B.sum())], dtype=sums.dtype)
         self.model.train()
         device = self.accelerator.device
@@ -281,14 +291,12 @@ class Trainer:
 
     def _save_state(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
         if self.accelerator.is_main_process:
-            saved = {
-                **asdict(self.state),
+            learnt = {
                 "adapters": self.adapters.state_dict(),
                 "adamw": optimizer.state_dict(),
                 "schedule": scheduler.state_dict(),
             }
-            with replacing(self.out / STATE_FILE) as partial_file:
-                torch.save(saved, partial_file)
+            write_state(self.out, {**asdict(self.state), **learnt, "sources": dict(self.sources)})
         self.accelerator.wait_for_everyone()
 
     def _load_state(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
@@ -297,14 +305,39 @@ class Trainer:
             if self.state.stage:
                 self._load_best(self.recipe.stages[self.state.stage - 1])
             return
-        # Onto the CPU: `load_state_dict` copies each tensor to where its weight is.
-        saved = torch.load(self.out / STATE_FILE, map_location="cpu", weights_only=True)
+        saved = read_state(self.out)
+        assert saved is not None, "a state was read when the run began"
+        # From the CPU: `load_state_dict` copies each tensor to where its weight is.
         self.adapters.load_state_dict(saved["adapters"])
         optimizer.load_state_dict(saved["adamw"])
         scheduler.load_state_dict(saved["schedule"])
 
     def _load_best(self, stage: Stage) -> None:
         self.adapters.load_state_dict(read_weights(self.out / stage.name, str(self.accelerator.device)))
+
+
+def _refuse_no_number(what: str, values_B: Tensor, samples: Sequence[TrainingSample], stage: Stage, step: int) -> None:
+    """Ends a run whose loss or gradient is no number, before a weight is; names the step and the recordings.
+
+    Args:
+        what: what the values are, for the error.
+        values_B: one for each sample.
+        samples: samples that they belong to.
+        stage: stage of the recipe.
+        step: index of the step in the stage.
+    """
+    finite_B = values_B.isfinite().tolist()
+    if all(finite_B):
+        return
+    bad = [sample for sample, finite in zip(samples, finite_B, strict=True) if not finite]
+    paths = dict.fromkeys(str(clip.audio) for sample in bad for clip in sample.prompt.clips)
+    more = f" and {len(paths) - NAMED_RECORDINGS} more" if len(paths) > NAMED_RECORDINGS else ""
+    heard = ", ".join([*paths][:NAMED_RECORDINGS]) or "text alone"
+    raise DualSLMError(
+        f"the {what} is no number",
+        got=f"step {step} of stage {stage.name}, recordings {heard}{more}",
+        do="look at these recordings and their labels, lower the learning rate, then resume from the last state",
+    )
 
 
 def optimizer_and_schedule(

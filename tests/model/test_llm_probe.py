@@ -96,12 +96,26 @@ def overflows(llm: FrozenLM) -> None:
     llm.embed = lambda ids: read(ids) * 1e38 * 1e38  # type: ignore[method-assign]
 
 
+def steps_alone(llm: FrozenLM) -> None:
+    """Goes on from a cache by single tokens, as some recurrent models do, and begins anew with several."""
+    read = llm.model.forward
+
+    def forward(**given: Any) -> Any:
+        several = "inputs_embeds" in given and given["inputs_embeds"].shape[1] > 1
+        cache = given.get("past_key_values")
+        begun = cache is not None and cache.get_seq_length() > 0
+        return read(**(given | ({"past_key_values": None} if several and begun else {})))
+
+    llm.model.forward = forward
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (adds_the_mean, "looks ahead"),
         (hears_tokens_alone, "does not hear an embedding that is no token's"),
         (forgets_padding, "reads a prompt that is padded otherwise than alone"),
+        (steps_alone, "reads several tokens after a cache otherwise than without one"),
         (overflows, "reads token ids beside its embeddings"),
     ],
 )

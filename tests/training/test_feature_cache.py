@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_the_size_is_said_before_anything_is_written(
     with pytest.raises(DualSLMError, match="too little disk space for the cache"):
         build(encoder, paths, tmp_path / "cache", say=said.append)
     assert "5 recordings" in said[0]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cache.json"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["cache.json", "part-1.lock"]
 
 
 def test_a_full_disk_leaves_nothing_half_written(
@@ -133,9 +134,9 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(feature_cache, "save_file", full)
-    with pytest.raises(DualSLMError, match="is full"):
+    with pytest.raises(DualSLMError, match="got No space left on device; free some space"):
         build(encoder, paths, tmp_path / "cache", say=quiet)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cache.json"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["cache.json", "part-1.lock"]
 
 
 def test_the_estimate_is_close(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
@@ -171,3 +172,44 @@ def test_a_replaced_recording_is_encoded_again_when_asked(encoder: SpeechEncoder
     assert torch.equal(cache.get(paths[0]), cache.get(paths[3]))
     assert build(encoder, paths, folder, check=True, say=said.append) == {"usable": len(paths)}
     assert "features: 4 recordings compared, 0 replaced" in said
+
+
+def flips(file: Path) -> Iterator[int]:
+    """Flips one bit at each of some forty places, one at a time; yields the place."""
+    whole = file.read_bytes()
+    for place in range(0, len(whole), len(whole) // 40):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.unlink()  # written over, it would change under those who have it mapped
+        file.write_bytes(data)
+        yield place
+
+
+def test_flipped_bytes_are_found_when_frames_are_read(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    build(encoder, paths, folder, say=quiet)
+    for _ in flips(folder / "part-1-00000.safetensors"):
+        cache = FrameCache(folder, Rule.of(encoder))
+        with pytest.raises(DualSLMError, match=r"is damaged: got part-1-00000: .*; delete part-1-00000\.json and part"):
+            cache.hear([Speech(path) for path in paths])
+
+
+def test_flipped_bytes_are_found_in_a_list(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    build(encoder, paths, folder, say=quiet)
+    for _ in flips(folder / "part-1-00000.json"):
+        for use in (lambda: FrameCache(folder, Rule.of(encoder)), lambda: build(encoder, paths, folder, say=quiet)):
+            with pytest.raises(DualSLMError, match="is damaged"):
+                use()
+
+
+def test_a_cache_of_the_last_version_is_read(encoder: SpeechEncoder, paths: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    build(encoder, paths, folder, say=quiet)
+    right = FrameCache(folder, Rule.of(encoder)).hear([Speech(path) for path in paths])
+    file = folder / "part-1-00000.json"
+    rows = json.loads(file.read_text())["recordings"]
+    file.write_text(json.dumps([{key: row[key] for key in ("audio", "sha256", "frames")} for row in rows]))
+    assert build(encoder, paths, folder, say=quiet) == {"usable": len(paths)}
+    old = FrameCache(folder, Rule.of(encoder)).hear([Speech(path) for path in paths])
+    assert torch.equal(old.layers_NBTD, right.layers_NBTD)

@@ -18,7 +18,7 @@ from dualslm.data.corpora.base import Corpus, Entry, Raw, relative
 from dualslm.data.corpora.clips import LoggedProbe, NoSpeechRule
 from dualslm.data.corpora.report import SplitCounts
 from dualslm.data.corpora.schema import Fault, check
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, new_console
 from dualslm.files import replacing, sha256
 
 MARKER = "complete.json"
@@ -231,7 +231,6 @@ class _Files:
 @contextmanager
 def _progress(corpus: Corpus, raw: Raw) -> Iterator[Iterator[Entry]]:
     """The rows of a corpus, with a progress bar where stderr is a terminal."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -241,7 +240,7 @@ def _progress(corpus: Corpus, raw: Raw) -> Iterator[Iterator[Entry]]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = new_console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
+from dualslm.errors import new_console
 from dualslm.evaluation.judges.protocols import protocol
 from dualslm.evaluation.judges.run import Outcome, Show, compare, judge, verdicts
 from dualslm.evaluation.judges.sanity import calibration, controls, trust
@@ -121,7 +121,7 @@ def run(
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
     # On stderr: with --json, stdout holds the report alone.
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(console=new_console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(name, total=None)
 
         def show(done: int, total: int) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
+from dualslm.errors import for_html as escape
 from dualslm.evaluation.report import tables
 from dualslm.evaluation.report.markdown import facts
 from dualslm.evaluation.report.rows import Row, row_label
@@ -149,7 +149,7 @@ def _example(one: Row) -> str:
 
 def _facts(report: Row) -> str:
     # From the Markdown, so that the two pages cannot say different things.
-    lines = [line.removeprefix("- ") for line in facts(report).splitlines() if line]
+    lines = [line.removeprefix("- ") for line in facts(report)]
     coded = [re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(line)) for line in lines]
     return "".join(f'<p class="fact">{line}</p>' for line in coded)
 

@@ -1,26 +1,27 @@
-"""A report as Markdown."""
+"""A report as Markdown; what others said is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dualslm.errors import for_markdown
 from dualslm.evaluation.report import tables
 from dualslm.evaluation.report.table import Table
 
 
 def page(report: Mapping[str, Any]) -> str:
     """The whole report."""
-    parts = ["# Evaluation", facts(report)]
+    parts = ["# Evaluation", "\n".join([*map(for_markdown, facts(report)), ""])]
     parts += [written(table) for table in tables.tables(report)]
     for table, explanation in tables.diagnostics(report):
-        parts.append(written(table) + (f"\n{explanation}\n" if explanation else ""))
+        parts.append(written(table) + (f"\n{for_markdown(explanation)}\n" if explanation else ""))
     parts += [_confusions(report), written(tables.counts(report)), _skipped(report)]
     return "\n".join(part for part in parts if part)
 
 
-def facts(report: Mapping[str, Any]) -> str:
-    """How the figures were made: commands, versions, protocols, systems, normalizer, judges."""
+def facts(report: Mapping[str, Any]) -> list[str]:
+    """How the figures were made: commands, versions, protocols, systems, normalizer, judges; the lines of a list."""
     # All that a figure depends on, so that nobody compares two figures that were measured differently.
     protocols = [f"{name} {value}" for name, value in report["protocols"].items()]
     judged = report["judged"]
@@ -41,7 +42,7 @@ def facts(report: Mapping[str, Any]) -> str:
     ]
     if not judged:
         lines.append("- judges: none was asked")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def written(table: Table, heading: str = "##") -> str:
@@ -52,23 +53,22 @@ def written(table: Table, heading: str = "##") -> str:
         heading: Markdown prefix of its title.
     """
     head = ["", *table.columns, "n"]
-    lines = [f"{heading} {table.title}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
+    lines = [f"{heading} {for_markdown(table.title)}\n", _row(head), "|---|" + "--:|" * (len(head) - 1)]
     for line in table.lines:
         label = line.label if line.kind == "ours" else f"*{line.label}*"
         lines.append(_row([label, *(f"{cell.text} {cell.more}".strip() for cell in line.cells), line.n]))
-    return "\n".join([*lines, "", *([f"{table.note}\n"] if table.note else [])])
+    return "\n".join([*lines, "", *([f"{for_markdown(table.note)}\n"] if table.note else [])])
 
 
 def _row(cells: Sequence[str]) -> str:
-    # An answer may hold anything; a bar or a newline in it would break the row.
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(map(for_markdown, cells)) + " |"
 
 
 def _confusions(report: Mapping[str, Any]) -> str:
     lines = []
     for one in tables.confusions(report):
         labels = one["confusion"]["labels"]
-        lines.append(f"## {tables.confusion_title(one)}\n")
+        lines.append(f"## {for_markdown(tables.confusion_title(one))}\n")
         lines.append(_row(["true, down; predicted, across", *labels, "none"]))
         lines.append("|---|" + "--:|" * (len(labels) + 1))
         lines += [_row([label, *map(str, row)]) for label, row in zip(labels, one["confusion"]["rows"], strict=True)]
@@ -77,5 +77,5 @@ def _confusions(report: Mapping[str, Any]) -> str:
 
 
 def _skipped(report: Mapping[str, Any]) -> str:
-    lines = [f"- {count}: {why}" for why, count in report["skipped"].items()] or ["- nothing"]
+    lines = [f"- {count}: {for_markdown(why)}" for why, count in report["skipped"].items()] or ["- nothing"]
     return "\n".join(["## Not asked\n", *lines, ""])

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from rich.console import Console
 from rich.progress import track
 
 from dualslm.conversation import ORACLE, Conversation, Part, Speech
+from dualslm.errors import new_console
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import TaskKind
@@ -116,7 +116,7 @@ def _with_replies(model: DualSLM, rows: Sequence[Row]) -> list[Row]:
     """The rows with the LLM's own replies to the styled transcripts."""
     complete: list[Row] = []
     starts = range(0, len(rows), REPLY_BATCH)
-    for start in track(starts, "answering", console=Console(stderr=True)):
+    for start in track(starts, "answering", console=new_console(stderr=True)):
         batch = rows[start : start + REPLY_BATCH]
         replies = model.reply([conversation for _, _, conversation in batch], view=ORACLE)
         for (name, kind, conversation), reply in zip(batch, replies, strict=True):
