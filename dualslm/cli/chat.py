@@ -15,6 +15,7 @@ from dualslm.cli.options import (
     model_of,
     new_conversation,
     questions_of,
+    start_torch,
 )
 from dualslm.errors import DualSLMError
 
@@ -51,6 +52,7 @@ def _chat(args: argparse.Namespace) -> int:
     past_text = args.past or settings.get("past")
     view = View() if view_text is None else View.parse(view_text)
     past = None if past_text is None else View.parse(past_text)
+    start_torch()
     microphone, no_microphone = _microphone()
     model = model_of(args)
     if args.cuda_graphs:

@@ -27,7 +27,7 @@ from dualslm.cli.options import (
     add_old_name,
     model_of,
     new_conversation,
-    quiet_transformers,
+    start_torch,
 )
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
@@ -258,7 +258,7 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
     recipe = load(args.recipe, args.set)  # a mistake in it is reported before torch is imported
-    quiet_transformers()
+    start_torch()
     from dualslm.training.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
@@ -286,7 +286,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    quiet_transformers()
+    start_torch()
     from dualslm.tiny import demo
 
     demo.main()
@@ -338,6 +338,7 @@ def _utterances(args: argparse.Namespace) -> list[Utterance]:
 
 def _without_speech(utterances: Sequence[Utterance]) -> dict[str, NoSpeechError]:
     """The recordings in which nobody speaks, by name, each with the error that says so."""
+    start_torch()
     from dualslm.inference.voice_activity import NoSpeechError, require_speech
 
     found = {}

@@ -31,6 +31,12 @@ def add_any_sound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-sound", action="store_true", help=about)
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that spreads the work over a Ray cluster."""
+    about = "do it on a Ray cluster, which does again what dies: HOST:PORT, auto or local (needs dualslm[ray])"
+    parser.add_argument("--ray", metavar="ADDRESS", help=about)
+
+
 def add_cuda_graphs(parser: argparse.ArgumentParser, when: str = "") -> None:
     """Adds the option that decodes with CUDA graphs.
 
@@ -114,15 +120,15 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         args: parsed options of `add_model`.
         load_llm: whether the LLM's weights are loaded, and not its token embeddings alone.
     """
-    from rich.console import Console
-
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
+    start_torch()
+    from rich.console import Console
+
     # on standard error, because standard output is for replies
     with Console(stderr=True).status("loading the model"):
-        quiet_transformers()
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
@@ -155,8 +161,15 @@ def _fetch_parts(args: argparse.Namespace) -> None:
             resolve(name)
 
 
-def quiet_transformers() -> None:
-    """Turns off the warnings and progress bars of transformers, which would stand among our own lines."""
+def start_torch() -> None:
+    """Before the first import of torch: chooses its threads and says so, the first line that a user sees.
+
+    Also turns off the warnings and progress bars of transformers, which would stand among our own lines.
+    """
+    if "torch" not in sys.modules:  # a program that has imported it has chosen for itself
+        from dualslm import threads
+
+        print(f"dualslm: {threads.settle()}", file=sys.stderr, flush=True)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -5,20 +5,17 @@ The calibration comes first, so that every table of scores stands beside a state
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from dualslm.evaluation.judges.run import Outcome, Show, compare, judge, verdicts
 from dualslm.evaluation.judges.sanity import calibration, controls, trust
 from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.evaluation.judges.tables import summary
+from dualslm.progress import Progress
 
 VERDICTS = "verdicts.jsonl"
 PAIRS = "pairs.jsonl"
@@ -116,11 +113,5 @@ def run(
 
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
-    # On stderr: with --json, stdout holds the report alone.
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task(name, total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield show
+    with Progress(name, None) as progress:
+        yield progress.update
