@@ -92,10 +92,12 @@ class Cluster:
     def _result(self, running: Any) -> Any:
         try:
             found = self.ray.get(running)
-        except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.NodeDiedError) as error:
-            got = f"{RETRIES + 1} processes that died with it: {type(error).__name__}"
-            do = "look into Ray's logs (/tmp/ray), most likely for memory; what is done is kept"
-            raise DualSLMError("a piece of the work cannot be done", got=got, do=do) from error
+        except self.ray.exceptions.RayTaskError:
+            raise  # a fault of ours, with the traceback of the task
+        except self.ray.exceptions.RayError as error:
+            got = f"{type(error).__name__} after {RETRIES + 1} tries"
+            do = "look into Ray's logs (/tmp/ray), most likely for memory, and run again: what is done is kept"
+            raise DualSLMError("the cluster gave up on a piece of the work", got=got, do=do) from error
         if isinstance(found, DualSLMError):
             raise found
         return found
@@ -109,6 +111,7 @@ def _connected(address: str) -> Any:
         import ray.exceptions
     except ImportError as error:
         raise DualSLMError("no cluster without Ray", got=str(error), do="pip install 'dualslm[ray]'") from error
+    print(f"dualslm: connecting to the Ray cluster {address}", file=sys.stderr, flush=True)
     try:
         # Workers' lines would stand among ours, each with a prefix; what they find comes back as results.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")

@@ -23,15 +23,15 @@ def settle() -> str:
     Where all cores are free nothing is set: PyTorch then takes one thread for each physical core.
     """
     if (given := os.environ.get(SETTING)) is not None:
-        return f"{given} threads, as {SETTING} says"
+        return f"threads: {given}, as {SETTING} says"
     assert "torch" not in sys.modules, "its threads are chosen at its import"
     cores = usable_cores()
     free = free_cores(cores)
     if free > cores - 0.5:
-        return f"all {cores} cores are free: threads as PyTorch chooses them"
+        return f"threads: as PyTorch chooses them, all {cores} cores are free"
     threads = max(1, round(free))
     os.environ[SETTING] = str(threads)
-    return f"{threads} of {cores} threads, because {free:.1f} cores are free; {SETTING} sets another number"
+    return f"threads: {threads}, because {free:.1f} of {cores} cores are free; {SETTING} sets another number"
 
 
 def usable_cores() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.badaudio import wav
 from support.evalkit import exam
-from support.slow import Slow
+from support.slow import DEADLY, IMPOSSIBLE, Slow
 from support.targetskit import RECIPE, lines
 from support.trainkit import make
 
@@ -79,7 +79,16 @@ def test_what_a_killed_machine_was_doing_is_done_again(machines: Any, tmp_path: 
 
 def test_a_users_error_comes_back_as_itself(machines: Any, tmp_path: Path) -> None:
     with Cluster(machines.address) as cluster, pytest.raises(DualSLMError, match="nobody can do: got 99; leave it"):
-        list(cluster.map(Slow(tmp_path), [99]))
+        list(cluster.map(Slow(tmp_path), [IMPOSSIBLE]))
+
+
+def test_a_piece_that_kills_every_process_is_given_up(machines: Any, tmp_path: Path) -> None:
+    with (
+        Cluster(machines.address) as cluster,
+        pytest.raises(DualSLMError, match=r"gave up on a piece .* after 4 tries"),
+    ):
+        list(cluster.map(Slow(tmp_path), [DEADLY]))
+    assert len(list(tmp_path.glob("begun-*"))) == 4
 
 
 def test_no_cluster_and_no_gpu_are_said_in_a_line(machines: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from dualslm.errors import DualSLMError
 from dualslm.progress import Progress
 
 if TYPE_CHECKING:
+    from dualslm.conversation import View
     from dualslm.evaluation.items import Exam
     from dualslm.evaluation.predict import Answered, Plan
     from dualslm.evaluation.systems.item import Item, System
@@ -111,9 +112,11 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, out: Path) -> None:
     """Asks every system and writes the predictions."""
+    from dualslm.conversation import View
     from dualslm.evaluation import predict
     from dualslm.evaluation.metrics import wer
 
+    views = [View.parse(text) for text in args.view]
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
     exam = _exam(args, manifests)
     if args.only != "predict" and any(item.task == "asr" for item in exam.items):
@@ -123,7 +126,7 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     else:
         start_torch()
         _use_own_gpu()
-        asked, settings = _questions(args, exam, manifests)
+        asked, settings = _questions(args, views, exam, manifests)
         with Progress("asking", None) as progress:
             predict.run(out, asked, settings, command=command(), versions=versions(), show=progress.update)
     if args.instruments and not int(os.environ.get("RANK", "0")):
@@ -136,12 +139,12 @@ def _exam(args: argparse.Namespace, manifests: Sequence[Path]) -> Exam:
     return items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed)
 
 
-def _questions(args: argparse.Namespace, exam: Exam, manifests: Sequence[Path]) -> tuple[Plan, dict[str, Any]]:
+def _questions(
+    args: argparse.Namespace, views: Sequence[View], exam: Exam, manifests: Sequence[Path]
+) -> tuple[Plan, dict[str, Any]]:
     """The jobs of the systems that the options name, which are loaded for it, and what they follow from."""
-    from dualslm.conversation import View
     from dualslm.evaluation import predict
 
-    views = [View.parse(text) for text in args.view]
     settings = {
         "manifests": predict.manifests(manifests),
         "views": [str(view) for view in views],
@@ -167,10 +170,12 @@ def _predict_on_cluster(args: argparse.Namespace, out: Path) -> None:
 
 def _answer_share(args: argparse.Namespace, out: Path, share: tuple[int, int]) -> Answered:
     """A task: one share of the jobs."""
+    from dualslm.conversation import View
     from dualslm.evaluation import predict
 
+    views = [View.parse(text) for text in args.view]
     manifests = [Path(path) for path in args.on]
-    asked, settings = _questions(args, _exam(args, manifests), manifests)
+    asked, settings = _questions(args, views, _exam(args, manifests), manifests)
     return predict.answer(out, asked, settings, share)
 
 

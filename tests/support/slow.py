@@ -10,6 +10,7 @@ from dualslm.errors import DualSLMError
 
 SECONDS = 3.0  # as long as it takes to kill a machine
 IMPOSSIBLE = 99
+DEADLY = 98
 
 
 class Slow:
@@ -21,6 +22,8 @@ class Slow:
     def __call__(self, piece: int) -> int:
         (self.folder / f"begun-{piece}-{os.getpid()}").touch()
         time.sleep(SECONDS)
+        if piece == DEADLY:
+            os._exit(1)
         if piece == IMPOSSIBLE:
             raise DualSLMError("a piece that nobody can do", got=piece, do="leave it out")
         return piece * piece
