@@ -29,6 +29,12 @@ from dualslm.training.feature_cache import FrameCache, Rule
 
 ray = pytest.importorskip("ray", reason="needs pip install 'dualslm[ray]'")
 START_S = 300.0  # longest wait for a task to begin, on a machine that is busy with other tests
+PATIENCE = {
+    "USAGE_STATS_ENABLED": "0",
+    "agent_register_timeout_ms": "600000",
+    "health_check_timeout_ms": "60000",
+    "worker_register_timeout_seconds": "600",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,10 @@ def machines() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     paths = [str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray gives a machine 30 s to start, which are too few beside other work: its clock runs slower here.
+    # Ray allows its parts some seconds to start and to answer, which are too few beside other tests.
+    for name, allowed in PATIENCE.items():
+        patch.setenv(f"RAY_{name}", allowed)
+    # A constant of Ray's gives a machine 30 s to start: the clock that measures them runs slower here.
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() / 20})
     patch.setattr("ray._private.node.time", clock)
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
