@@ -148,7 +148,7 @@ def _cluster(args: argparse.Namespace, device: str | None = None) -> Any:
     """The cluster that the options name, for a `with` block; None where they name none."""
     if args.ray is None:
         return nullcontext()
-    from dualslm.cluster import Cluster
+    from dualslm.data.cluster import Cluster
 
     return Cluster(args.ray, device or args.device)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from dualslm import __version__
 from dualslm.cli.options import add_ray, start_torch
+from dualslm.data.progress import Progress
 from dualslm.errors import DualSLMError
-from dualslm.progress import Progress
 
 if TYPE_CHECKING:
     from dualslm.conversation import View
@@ -156,7 +156,7 @@ def _questions(
 
 def _predict_on_cluster(args: argparse.Namespace, out: Path) -> None:
     """The same as tasks of a cluster, one for each that runs at a time, because each loads the systems."""
-    from dualslm.cluster import Cluster
+    from dualslm.data.cluster import Cluster
     from dualslm.evaluation import predict
 
     with Cluster(args.ray, args.device) as cluster, Progress("asking: shares", cluster.slots) as progress:

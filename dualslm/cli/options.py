@@ -167,7 +167,7 @@ def start_torch() -> None:
     Also turns off the warnings and progress bars of transformers, which would stand among our own lines.
     """
     if "torch" not in sys.modules:  # a program that has imported it has chosen for itself
-        from dualslm import threads
+        from dualslm.cli import threads
 
         print(f"dualslm: {threads.settle()}", file=sys.stderr, flush=True)
     from transformers.utils import logging

@@ -17,16 +17,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dualslm.cluster import Each
 from dualslm.data import voice
+from dualslm.data.cluster import Each
 from dualslm.data.manifest import moved
 from dualslm.data.manifest_index import rows
+from dualslm.data.progress import Progress
 from dualslm.data.tasks import Clip
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.voice import Voice
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing
-from dualslm.progress import Progress
 
 MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
 TERCILES = (1 / 3, 2 / 3)

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dualslm.data.progress import Progress
 from dualslm.errors import DualSLMError
-from dualslm.progress import Progress
 from dualslm.tiny.style import Style, parse_style
 
 RATE = 16_000  # Hz

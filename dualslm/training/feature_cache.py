@@ -34,11 +34,11 @@ from torch import Tensor
 from dualslm import audio
 from dualslm.audio import FRAMES_PER_SECOND, layers_kept, load
 from dualslm.conversation import Speech
+from dualslm.data.progress import Pace
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
-from dualslm.progress import Pace
 
 META = "cache.json"
 PART = 256  # recordings in a part

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dualslm.conversation import SOURCES
+from dualslm.data.progress import Progress
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.loss import Loss
-from dualslm.progress import Progress
 from dualslm.recipe import Recipe, Stage
 from dualslm.training.dataset import StageDataset, TrainingSample
 

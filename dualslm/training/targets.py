@@ -21,14 +21,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dualslm.cluster import Each
 from dualslm.conversation import Conversation, Reply
+from dualslm.data.cluster import Each
 from dualslm.data.manifest import caption_of, moved, read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
+from dualslm.data.progress import Progress
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
-from dualslm.progress import Progress
 from dualslm.recipe import Recipe
 from dualslm.training.reasoning import ALOUD, UNMARKED, separate
 from dualslm.training.teacher import Teacher, messages

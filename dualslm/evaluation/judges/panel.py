@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dualslm.data.progress import Progress
 from dualslm.evaluation.judges.run import Outcome, Show, compare, judge, verdicts
 from dualslm.evaluation.judges.sanity import calibration, controls, trust
 from dualslm.evaluation.judges.spec import JudgeSpec
 from dualslm.evaluation.judges.tables import summary
-from dualslm.progress import Progress
 
 VERDICTS = "verdicts.jsonl"
 PAIRS = "pairs.jsonl"

@@ -21,7 +21,7 @@ from support.targetskit import RECIPE, lines
 from support.trainkit import make
 
 from dualslm.cli import main as cli
-from dualslm.cluster import Cluster
+from dualslm.data.cluster import Cluster
 from dualslm.errors import DualSLMError
 from dualslm.recipe import to_toml
 from dualslm.tiny import WEIGHTS
@@ -42,7 +42,7 @@ def machines() -> Iterator[Any]:
     """A cluster whose head does no work, and two machines of one CPU each."""
     from ray.cluster_utils import Cluster as Machines
 
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     patch = pytest.MonkeyPatch()
     paths = [str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -100,7 +100,7 @@ def test_a_piece_that_kills_every_process_is_given_up(machines: Any, tmp_path: P
 
 
 def test_no_cluster_and_no_gpu_are_said_in_a_line(machines: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(Path(__file__).parents[1] / "recipes" / "small.toml")
+    recipe = str(Path(__file__).parents[2] / "recipes" / "small.toml")
     assert cli.main(["features", recipe, "--ray", machines.address, "--device", "cuda"]) == 2
     assert "the cluster can run no task: got no cuda" in capsys.readouterr().err
     assert cli.main(["features", recipe, "--ray", "local", "--shard", "1/2"]) == 2

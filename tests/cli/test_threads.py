@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dualslm import threads
+from dualslm.cli import threads
 
 VERBS = """
 import sys

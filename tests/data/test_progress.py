@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from support.trainkit import make
 
-from dualslm import progress
-from dualslm.progress import Pace, Progress
+from dualslm.data import progress
+from dualslm.data.progress import Pace, Progress
 from dualslm.training.train import encode, train
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("dualslm.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("dualslm.data.progress.time.monotonic", lambda: self.now)
 
 
 def test_a_line_at_once_and_then_every_so_often(
