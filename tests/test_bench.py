@@ -149,7 +149,7 @@ def test_every_step_is_done_once_a_round(bench: Any) -> None:
     module = bench("train_step")
     done: list[str] = []
     steps = {name: lambda at_once, name=name: done.append(name) for name in ("a", "b", "c")}
-    rows = {name: {"at_once": 4} for name in steps} | {"d": {"fault": "does not fit"}}
+    rows: dict[str, Any] = {name: {"at_once": 4} for name in steps} | {"d": {"fault": "does not fit"}}
     module._go_round(steps, rows, 2, "cpu")
     assert done == ["a", "b", "c", "b", "c", "a"]
     assert [len(rows[name]["rounds_s"]) for name in steps] == [2, 2, 2]
@@ -289,7 +289,7 @@ def test_features_are_measured_beside_what_plan_says(root: Path, tmp_path: Path)
     script(root, "features", "--quick", "--out", str(tmp_path / "r.json"))
     result = json.loads((tmp_path / "r.json").read_text())
     assert len(result["ratios"]) == 2
-    assert result["predicted"] > 2, "clips of 1 to 10 s are much shorter than the window"
+    assert result["predicted"] > 1.5, "clips of 1 to 10 s are shorter than its window of 8 s on the whole"
 
 
 def test_decoding_is_measured(root: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Ray is an optional extra, which is imported when a cluster is named. No torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections import deque
@@ -114,7 +115,7 @@ def _connected(address: str) -> Any:
     print(f"dualslm: connecting to the Ray cluster {address}", file=sys.stderr, flush=True)
     try:
         # Workers' lines would stand among ours, each with a prefix; what they find comes back as results.
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         do = "give HOST:PORT of its head, auto on one of its machines, or local"
         raise DualSLMError("no Ray cluster there", got=f"{address}: {error}", do=do) from error
