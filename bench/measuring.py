@@ -21,6 +21,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dualslm.model.dualslm import DualSLM
+
+HERTZ = 10.0  # embeddings of L a second in the paper
 DOES_NOT_FIT = "does not fit"  # stands in a result in place of a figure
 Found = TypeVar("Found")
 
@@ -93,6 +96,22 @@ def fitting(do: Callable[[int], Found], samples: int, together: int = 1) -> tupl
             return None
         at_once //= 2
     return at_once, found
+
+
+def skipping(model: DualSLM, per_second: float) -> DualSLM:
+    """The model with so many embeddings of L a second, at the cost of choosing them.
+
+    How many an aligned adapter leaves depends on its training and on the speech; a fresh one is silent nowhere.
+    """
+    chosen = model.ling.spoken
+
+    def spoken(embeds_LD: torch.Tensor) -> torch.Tensor:
+        chosen(embeds_LD)
+        left = max(1, round(len(embeds_LD) * per_second / HERTZ))
+        return embeds_LD[torch.linspace(0, len(embeds_LD) - 1, left, device=embeds_LD.device).long()]
+
+    model.ling.spoken = spoken  # type: ignore[method-assign]
+    return model
 
 
 def free_memory() -> None:

@@ -1,12 +1,19 @@
 """One optimizer step, ours and others', in one run on the same sizes and lengths.
 
-    python bench/train_step.py [--size cpu|small|full] [--rounds 5] [--out docs/results/train_step.json]
+    python bench/train_step.py [--size cpu|small|full] [--rounds 5] [--quick] [--out docs/results/train_step.json]
 
-Only the step named "+ dropout in P" has dropout: others train without, and on a CPU it prevents the fused attention
-kernel. `cpu` has the shares of work that encoder, LLM body and output head have at Whisper-large-v3 and Qwen2.5-7B
-(`full`); `small` only shows that everything runs. Prints seconds, ratios, the FLOPs that PyTorch counts, the ratio that
-they predict and the share of it that is reached, and the memory of a step. A batch that does not fit the memory goes
-through the model in halves, quarters and so on, whose gradients are summed; its row has the number of samples at once.
+A round goes through all steps once, and each ratio is that of two times of one round: a machine whose load changes
+changes it for both. The median of the rounds' ratios is given, with the lowest and the highest. On a card, which cannot
+hold everybody's models, the steps of one maker go round together.
+
+"ours" has the paper's settings. "+ L skipped" leaves `--per-second` embeddings of L a second, as an aligned adapter
+with `linguistic.skip` does; "+ short windows" encodes live with `window = "clip"`, so compare it with "- the cache of
+frames". Only the step named "+ dropout in P" has dropout: others train without, and on a CPU it prevents the fused
+attention kernel. `cpu` has the shares of work that encoder, LLM body and output head have at Whisper-large-v3 and
+Qwen2.5-7B (`full`); `small` only shows that everything runs. Prints seconds, ratios, the FLOPs that PyTorch counts, the
+ratio that they predict and the share of it that is reached, and the memory of a step. A batch that does not fit the
+memory goes through the model in halves, quarters and so on, whose gradients are summed; its row has the number of
+samples at once.
 """
 
 from __future__ import annotations
@@ -34,13 +41,14 @@ from measuring import (
     free_memory,
     memory_of,
     seconds_of,
+    skipping,
     write_result,
 )
 from rich.console import Console
 from rich.table import Table
 from rivals import Shape, Step, Work, accumulated, built, qwen2_audio, slam, ultravox, voxtral
 from support.factory import tokenizer
-from tables import step_cells
+from tables import STEP_HEADINGS, step_rows
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -57,9 +65,11 @@ SHAPES = {
     "cpu": Shape(192, 6, 3, 768, 128, 512, 12, 8, 2, 2688, 9360, 128),
     "full": Shape(1280, 32, 20, 5120, 128, 3584, 28, 28, 4, 18944, 152064, 2048),
 }
+PER_SECOND = 4.0  # embeddings of L with skip, unless given
 NEVER_SHARE = 2.0  # a share of saved work above 1: no prefix is read by itself
 COUNTED = 4  # samples at once while FLOPs are counted: attention as plain products needs much memory
 OURS = "ours"
+SKIPPED = "+ L skipped"
 Row: TypeAlias = dict[str, Any]
 RIVALS: dict[str, Callable[[Shape, Work, str, torch.dtype], Step]] = {
     "Qwen2-Audio (transformers)": qwen2_audio,
@@ -92,32 +102,42 @@ def ours(
     device: str,
     dtype: torch.dtype,
     parts: tuple[SpeechEncoder, FrozenLM] | None = None,
+    per_second: float = PER_SECOND,
 ) -> dict[str, Step]:
-    """Our step, and the same with each optimization left out."""
+    """Our step by the paper's settings, with less work, and with each optimization left out."""
     encoder, llm = parts or frozen_parts(shape, device, dtype)
+    short = SpeechEncoder(encoder.whisper, encoder.features, window="clip")
     model = DualSLM(encoder, llm, paralinguistic={"dropout": 0.0}, linguistic={"hidden": shape.hidden}).train()
     dropping = DualSLM(encoder, llm, linguistic={"hidden": shape.hidden}).train()
-    adamw = torch.optim.AdamW([*model.adapters.parameters(), *dropping.adapters.parameters()], lr=1e-4)
+    less = {"hidden": shape.hidden, "skip": True}
+    skipped = skipping(DualSLM(short, llm, paralinguistic={"dropout": 0.0}, linguistic=less).train(), per_second)
+    trained = [weight for each in (model, dropping, skipped) for weight in each.adapters.parameters()]
+    adamw = torch.optim.AdamW(trained, lr=1e-4)
     count = round(50 * work.seconds)  # encoder frames of a recording
     layers = torch.randn(1, work.samples, count, shape.d_speech, device=device, dtype=torch.bfloat16)
     frames = Frames(layers, torch.full((work.samples,), count, device=device))
     prompts_that_share = _prompts(shape, work, work.branches)
 
     def step(
-        loss: Callable[[list[Prompt], Hear], Loss], prompts: list[Prompt] = prompts_that_share, *, live: bool = False
+        loss: Callable[[list[Prompt], Hear], Loss],
+        prompts: list[Prompt] = prompts_that_share,
+        *,
+        live: Hear | None = None,
     ) -> Step:
         def mean(part: slice) -> torch.Tensor:
             cached = Frames(frames.layers_NBTD[:, part], frames.lengths_B[part])
-            return loss(prompts[part], model.hear if live else lambda _: cached).mean
+            return loss(prompts[part], live or (lambda _: cached)).mean
 
         return accumulated(mean, adamw, work.samples)
 
     return {
         OURS: step(model),
+        SKIPPED: step(skipped),
+        "+ L skipped, short windows, no cache": step(skipped, live=skipped.hear),
         "- a prefix shared": step(model, _prompts(shape, work, 1)),
         "- the gradient-free prefix": step(partial(model, min_saved_share=NEVER_SHARE)),
         "- logits at targets alone": step(partial(_all_logits, model)),
-        "- the cache of frames": step(model, live=True),
+        "- the cache of frames": step(model, live=model.hear),
         "+ dropout in P": step(dropping),
     }
 
@@ -153,41 +173,47 @@ def _prompts(shape: Shape, work: Work, branches: int) -> list[Prompt]:
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(size: str, samples: int, rounds: int, device: str) -> Iterator[Row]:
-    """Every step of every workload: seconds (median), FLOPs, memory."""
+def measure(size: str, samples: int, rounds: int, device: str, per_second: float = PER_SECOND) -> Iterator[Row]:
+    """Every step of every workload: seconds (of each round, and their median), FLOPs, memory."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    everybody = (OURS, *RIVALS)
     for work in works(samples):
         sizes = (SHAPES[size], work, device, dtype)
-        for maker in (OURS, *RIVALS):
-            make = partial(ours, *sizes) if maker == OURS else partial(_rival, maker, *sizes)
-            together = work.branches if maker == OURS else 1
-            for name, row in _rows(maker, make, work.samples, together, rounds, device):
+        for makers in [(maker,) for maker in everybody] if device == "cuda" else [everybody]:
+            steps: dict[str, Step] = {}
+            rows: dict[str, Row] = {}
+            for maker in makers:
+                own = attempt(partial(_steps, maker, sizes, per_second))
+                steps |= own or {}
+                together = work.branches if maker == OURS else 1
+                found = {name: _row(step, work.samples, together, device) for name, step in (own or {}).items()}
+                rows |= found or {maker: {"fault": DOES_NOT_FIT}}
+            _go_round(steps, rows, rounds, device)
+            for name, row in rows.items():
                 yield {"work": work.name, "step": name, **row}
-            free_memory()  # before the next maker's models: together they do not fit a card
+            del steps, own
+            free_memory()  # before the next models: together they do not fit a card
 
 
-def _rival(name: str, shape: Shape, work: Work, device: str, dtype: torch.dtype) -> dict[str, Step]:
-    return {name: RIVALS[name](shape, work, device, dtype)}
+def _steps(maker: str, sizes: tuple[Shape, Work, str, torch.dtype], per_second: float) -> dict[str, Step]:
+    return ours(*sizes, per_second=per_second) if maker == OURS else {maker: RIVALS[maker](*sizes)}
 
 
-def _rows(
-    maker: str, make: Callable[[], dict[str, Step]], samples: int, together: int, rounds: int, device: str
-) -> Iterator[tuple[str, Row]]:
-    """A row for each step of one maker."""
-    steps = attempt(make)
-    if steps is None:
-        yield maker, {"fault": DOES_NOT_FIT}
-        return
-    rows = {name: _row(step, samples, together, device) for name, step in steps.items()}
-    times: dict[str, list[float | None]] = {name: [] for name, row in rows.items() if "fault" not in row}
-    for _ in range(rounds):  # in turns, so that all steps meet the same state of the machine
-        for name, seconds in times.items():
-            run = partial(steps[name], rows[name]["at_once"])
-            seconds.append(attempt(partial(seconds_of, run, device)))
-    for name, row in rows.items():
+def _go_round(steps: dict[str, Step], rows: dict[str, Row], rounds: int, device: str) -> None:
+    """Does every step that fits once a round, beginning with another each time, and writes the times into its row."""
+    names = [name for name, row in rows.items() if "fault" not in row]
+    times: dict[str, list[float | None]] = {name: [None] * rounds for name in names}
+    for turn in range(rounds):
+        first = turn % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            times[name][turn] = attempt(partial(seconds_of, partial(steps[name], rows[name]["at_once"]), device))
+    for name in names:
         # A step that just fitted may fail later, when memory is in smaller pieces: it needs one time at least.
-        measured = [one for one in times.get(name, []) if one is not None]
-        yield name, {"seconds": statistics.median(measured), **row} if measured else {"fault": DOES_NOT_FIT}
+        measured = [one for one in times[name] if one is not None]
+        if measured:
+            rows[name] = {"seconds": statistics.median(measured), "rounds_s": times[name], **rows[name]}
+        else:
+            rows[name] = {"fault": DOES_NOT_FIT}
 
 
 def _row(step: Step, samples: int, together: int, device: str) -> Row:
@@ -211,10 +237,9 @@ def _peak(step: Step, device: str, at_once: int) -> int:
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     """One table for each workload: the times, their ratio to ours, and the ratio that the FLOPs predict."""
     for name in dict.fromkeys(row["work"] for row in result["rows"]):
-        table = Table("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB", title=name)
-        own = [row for row in result["rows"] if row["work"] == name]
-        for row in own:
-            table.add_row(*step_cells(row, own[0], result["samples"]))
+        table = Table(*STEP_HEADINGS, title=name)
+        for cells in step_rows([row for row in result["rows"] if row["work"] == name], result["samples"]):
+            table.add_row(*cells)
         yield table
 
 
@@ -225,13 +250,17 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SHAPES), default="full" if gpu else "cpu")
     parser.add_argument("--samples", type=int, default=48 if gpu else 8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--per-second", type=float, default=PER_SECOND, help="embeddings of L that skipping leaves")
+    parser.add_argument("--quick", action="store_true", help="the smallest size, two rounds: only that it runs")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
+    if args.quick:
+        args.size, args.samples, args.rounds = "small", 4, 2
     device = "cuda" if gpu else "cpu"
     as_trained(device)
-    settings = {"size": args.size, "samples": args.samples, "rounds": args.rounds}
+    settings = {"size": args.size, "samples": args.samples, "rounds": args.rounds, "per_second": args.per_second}
     result: dict[str, Any] = {**about(), **settings, "rows": []}
-    for row in measure(args.size, args.samples, args.rounds, device):
+    for row in measure(args.size, args.samples, args.rounds, device, args.per_second):
         result["rows"].append(row)
         write_result(result, args.out)
         Console(stderr=True).print(f"{row['work']}: {row['step']} {row.get('seconds', row.get('fault'))}")

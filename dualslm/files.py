@@ -154,12 +154,13 @@ class replacing:
 
     Args:
         path: final path of the file; its folder must exist.
+        writer: name of this writer, for a file that several may write at once, each of them the same bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writer: str = "") -> None:
         self.path = path
         # In the same folder, because a rename is atomic only within one file system.
-        self.partial = path.with_name(f".{path.name}.partial")
+        self.partial = path.with_name(f".{path.name}{writer and '.'}{writer}.partial")
 
     def __enter__(self) -> Path:
         self.partial.unlink(missing_ok=True)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dualslm import tiny
+from dualslm.conversation import Conversation
+from dualslm.inference.session import Session
+from dualslm.model.generation import GenerationSettings
 from dualslm.recipe import load
 from dualslm.training.shapes import KNOWN_LLMS
 
@@ -27,8 +35,8 @@ def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.syspath_prepend(str(root / folder))
     yield importlib.import_module
     # Each test gets modules of its own: some of them patch their constants.
-    for name in ("full_size", "data_paths", "scale", "tables", "train_step", "step_profile", "rivals", "measuring"):
-        sys.modules.pop(name, None)
+    for path in [*root.glob("bench/*.py"), *root.glob("docs/build/*.py")]:
+        sys.modules.pop(path.stem, None)
 
 
 def test_every_measure_of_full_size_has_a_floor_and_most_a_rival(bench: Any) -> None:
@@ -119,12 +127,42 @@ def test_no_row_is_lost_where_memory_is_short(bench: Any, monkeypatch: pytest.Mo
     assert row["at_once"] == 2
     rest = list(rows)
     assert rest[-1] == {"work": "transcription", "step": "short", "fault": "does not fit"}
+    assert all(len(row["rounds_s"]) == 1 for row in rest[:-1])
     assert all(row["at_once"] == 4 for row in rest[:-1])
     assert not any(step() for step in made), "no model outlives its row"
     cells = bench("tables").step_cells
-    assert cells(row, rest[0], 4)[0] == "short, 2 at once"
-    assert cells(rest[-1], rest[0], 4) == ["short", "does not fit", *[""] * 5]
-    assert cells(rest[0], rest[-1], 4)[2] == "", "no ratio to what was not measured"
+    assert cells(row, rest[0], 4, {})[0] == "short, 2 at once"
+    assert cells(rest[-1], rest[0], 4, {}) == ["short", "does not fit", *[""] * 6]
+    assert cells(rest[0], rest[-1], 4, {})[2] == "", "no ratio to what was not measured"
+
+
+def test_a_ratio_is_of_two_times_of_one_round(bench: Any) -> None:
+    ratios = bench("tables").round_ratios
+    ours = {"seconds": 2.0, "rounds_s": [1.0, 2.0, 8.0]}  # the machine got slower
+    other = {"seconds": 4.0, "rounds_s": [3.0, 4.0, 24.0]}
+    assert ratios(other, ours) == "3.00 [2.00, 3.00]"
+    assert ratios({**other, "rounds_s": [3.0, None, 24.0]}, ours) == "3.00 [3.00, 3.00]"
+    assert ratios({"seconds": 4.0}, ours) == "2.00", "an older result has the medians alone"
+
+
+def test_every_step_is_done_once_a_round(bench: Any) -> None:
+    module = bench("train_step")
+    done: list[str] = []
+    steps = {name: lambda at_once, name=name: done.append(name) for name in ("a", "b", "c")}
+    rows: dict[str, Any] = {name: {"at_once": 4} for name in steps} | {"d": {"fault": "does not fit"}}
+    module._go_round(steps, rows, 2, "cpu")
+    assert done == ["a", "b", "c", "b", "c", "a"]
+    assert [len(rows[name]["rounds_s"]) for name in steps] == [2, 2, 2]
+
+
+def test_a_shorter_l_is_less_work(bench: Any) -> None:
+    module = bench("train_step")
+    work = module.Work("transcription", 2, 12, 4.0, 4, branches=1)
+    steps = module.ours(module.SHAPES["small"], work, "cpu", torch.float32, per_second=4.0)
+    flops = {name: bench("measuring").count_flops(steps[name]) for name in (module.OURS, module.SKIPPED)}
+    assert flops[module.SKIPPED] < 0.8 * flops[module.OURS]
+    live, short = "- the cache of frames", "+ L skipped, short windows, no cache"
+    assert bench("measuring").count_flops(steps[short]) < 0.5 * bench("measuring").count_flops(steps[live])
 
 
 def test_tables_of_full_size_show_what_does_not_fit(bench: Any) -> None:
@@ -192,3 +230,78 @@ def test_the_model_of_scaling_loses_by_what_it_sends_and_by_what_does_not_divide
     assert own[0] == 1.0
     assert own == sorted(own, reverse=True)
     assert all(row["sum_s"] == 0 for row in rows if row["gpus"] == 1)
+
+
+# ---------------------------------------------------------------------- speed beside others
+
+
+def script(root: Path, name: str, *arguments: str) -> str:
+    """What a benchmark prints, run by itself as a user runs it."""
+    ran = subprocess.run(
+        [sys.executable, str(root / "bench" / f"{name}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_training_step_of_all_goes_round_quickly(root: Path, tmp_path: Path) -> None:
+    script(root, "train_step", "--quick", "--out", str(tmp_path / "r.json"))
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["work"] for row in rows} == {"dialogue", "transcription"}
+    assert all(len(row["rounds_s"]) == 2 for row in rows)
+    assert {"ours", "+ L skipped", "Ultravox style", "Qwen2-Audio (transformers)"} <= {row["step"] for row in rows}
+
+
+def test_the_first_token_is_measured_each_way_at_each_turn(root: Path, tmp_path: Path) -> None:
+    printed = script(root, "first_token", "--quick", "--out", str(tmp_path / "r.json"))
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert row["rounds"][0].keys() == {"paper", "short windows, L skipped"}
+    assert all(len(times) == 2 and min(times) > 0 for times in row["rounds"][0].values())
+    assert "last turn / first" in printed
+
+
+def test_a_cascade_pays_for_its_recognizer(bench: Any, tmp_path: Path) -> None:
+    first_token = bench("first_token")
+    stub = "import sys, time, json; print('ready', flush=True)\nfor line in sys.stdin:\n time.sleep(0.5)\n"
+    stub += " print(json.dumps({'text': 'i lost my keys', 'from': line.strip()}), flush=True)"
+    model = tiny.load()
+    with bench("worker").Worker([sys.executable, "-c", stub]) as worker:
+        way = first_token.cascade(worker, tmp_path)
+        session = Session(model, Conversation("Hello."), generation=GenerationSettings(max_new_tokens=4))
+        assert way(session, np.zeros(16_000, np.float32)) > 0.5
+    assert session.conversation.turns[0].parts == ("i lost my keys",)
+    with pytest.raises(RuntimeError, match="ended"), bench("worker").Worker([sys.executable, "-c", "pass"]):
+        pass
+
+
+def test_turns_have_one_length_and_differ(bench: Any) -> None:
+    turns = bench("first_token").turns_of(sorted(tiny.CLIPS.glob("*.wav"))[:2], 20.0, 3)
+    assert {len(turn) for turn in turns} == {320_000}
+    assert not (turns[0] == turns[1]).all()
+
+
+def test_features_are_measured_beside_what_plan_says(root: Path, tmp_path: Path) -> None:
+    script(root, "features", "--quick", "--out", str(tmp_path / "r.json"))
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert len(result["ratios"]) == 2
+    assert result["predicted"] > 1.5, "clips of 1 to 10 s are shorter than its window of 8 s on the whole"
+
+
+def test_decoding_is_measured(root: Path, tmp_path: Path) -> None:
+    assert "tokens/s" in script(root, "decoding", "--quick", "--out", str(tmp_path / "r.json"))
+    rounds = json.loads((tmp_path / "r.json").read_text())["rounds"]
+    assert len(rounds) == 2
+    assert all(one["ours"]["tokens"] > 1 for one in rounds)
+
+
+def test_the_wire_carries_less_without_silence(root: Path, tmp_path: Path) -> None:
+    script(root, "wire", "--width", "8", "--seconds", "4", "--out", str(tmp_path / "r.json"))
+    whole, skipped = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert whole["positions, turn 1"] - skipped["positions, turn 1"] == 4 * (10 - 4)
+    assert whole["positions, turn 10"] - skipped["positions, turn 10"] == 10 * 4 * (10 - 4)
+    assert skipped["bytes, turn 10"] < whole["bytes, turn 10"]

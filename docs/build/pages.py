@@ -55,9 +55,8 @@ def train_step(result: dict[str, Any]) -> str:
     ]
     for work in dict.fromkeys(row["work"] for row in result["rows"]):
         own = [row for row in result["rows"] if row["work"] == work]
-        lines += [f"{work}:\n", _row("step", "s", "times ours", "TFLOP", "times ours", "reached", "GB")]
-        lines += ["|---|" + "--:|" * 6]
-        lines += [*(_row(*tables.step_cells(row, own[0], result["samples"])) for row in own), ""]
+        lines += [f"{work}:\n", _row(*tables.STEP_HEADINGS), "|---|" + "--:|" * (len(tables.STEP_HEADINGS) - 1)]
+        lines += [*(_row(*cells) for cells in tables.step_rows(own, result["samples"])), ""]
     return "\n".join(lines)
 
 
@@ -126,8 +125,12 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "latency": ("serve", latency),
         "full_size": ("full_size", tables.full_size),
         "data_paths": ("data_paths", tables.data_paths),
+        "first_token": ("first_token", tables.first_token),
+        "features": ("features", tables.features),
+        "decoding": ("decoding", tables.decoding),
     },
     "serve.md": {
+        "wire": ("wire", tables.wire),
         "talks": ("serve", tables.conversations),
         "vllm": ("serve", tables.vllm),
         "load": ("load", tables.load),

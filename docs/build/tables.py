@@ -9,24 +9,56 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+SKIPPED = "+ L skipped"  # our step with a shorter L, in bench/train_step.py
+SHORT = "short windows, L skipped"  # our way with less work, in bench/first_token.py
+WIRE_UNITS = {"positions": 1, "bytes": 1000}
+STEP_HEADINGS = ("step", "s", "times ours", "times ours skipped", "TFLOP", "times ours", "reached", "GB")
 
-def step_cells(one: dict[str, Any], own: dict[str, Any], samples: int) -> list[str]:
-    """The cells of one optimizer step: s, times ours, TFLOP, times ours, share of the predicted ratio, GB."""
+
+def step_rows(rows: list[dict[str, Any]], samples: int) -> list[list[str]]:
+    """The cells of every optimizer step of a workload; the first row is ours by the paper's settings."""
+    skipped = next((row for row in rows if row["step"] == SKIPPED), {})
+    return [step_cells(row, rows[0], samples, skipped) for row in rows]
+
+
+def step_cells(one: dict[str, Any], own: dict[str, Any], samples: int, skipped: dict[str, Any]) -> list[str]:
+    """The cells of one step, as `STEP_HEADINGS` names them.
+
+    Args:
+        one: row of the step.
+        own: row of our step by the paper's settings.
+        samples: samples of a step.
+        skipped: row of our step with a shorter L; empty where it was not measured.
+    """
     name = one["step"] + in_parts(one.get("at_once"), samples)
     if "fault" in one:
-        return [name, one["fault"], *[""] * 5]
+        return [name, one["fault"], *[""] * (len(STEP_HEADINGS) - 2)]
     measured = _times(one, own, "seconds")
     predicted = _times(one, own, "tflop")
     # Above 100 %: slower than its FLOPs say, beside ours.
     reached = measured / predicted if measured and predicted else None
-    figures = (
-        (one["seconds"], ".3f"),
-        (measured, ".2f"),
-        (one["tflop"], ".3f"),
-        (predicted, ".2f"),
-        (reached, ".0%"),
-    )
-    return [name, *(_shown(value, form) for value, form in figures), f"{one['memory_gb']:.2f}"]
+    return [
+        name,
+        _shown(one["seconds"], ".3f"),
+        round_ratios(one, own),
+        round_ratios(one, skipped),
+        _shown(one["tflop"], ".3f"),
+        _shown(predicted, ".2f"),
+        _shown(reached, ".0%"),
+        f"{one['memory_gb']:.2f}",
+    ]
+
+
+def round_ratios(one: dict[str, Any], own: dict[str, Any]) -> str:
+    """The median ratio of two rows' times in one round, with the lowest and the highest of the rounds.
+
+    Of results without the times of each round it is the ratio of the medians.
+    """
+    pairs = zip(one.get("rounds_s", []), own.get("rounds_s", []), strict=False)
+    ratios = [first / second for first, second in pairs if first and second]
+    if not ratios:
+        return _shown(_times(one, own, "seconds"), ".2f")
+    return _spread(ratios)
 
 
 def _times(one: dict[str, Any], other: dict[str, Any], what: str) -> float | None:
@@ -165,6 +197,75 @@ def load(result: dict[str, Any]) -> str:
         "most after any round, MiB": max(memory),
     }
     return "\n".join([_head(result), "| | |\n|---|--:|", *(row(name, f"{value}") for name, value in what.items()), ""])
+
+
+def first_token(result: dict[str, Any]) -> str:
+    """Seconds to the first token of spoken turns, each way, and their ratio to ours with short windows."""
+    lines = [
+        _head(result),
+        row("turn, s", "way", "first token, s", "times ours short [lowest, highest]", "last turn / first"),
+        "|--:|---|--:|--:|--:|",
+    ]
+    for one in result["rows"]:
+        for way in one["rounds"][0]:
+            times = [value for turns in one["rounds"] for value in turns[way]]
+            spread = _spread(turn_ratios(one["rounds"], way))
+            growth = median(turns[way][-1] / turns[way][0] for turns in one["rounds"])
+            lines.append(row(f"{one['seconds']:g}", way, f"{median(times):.3f}", spread, f"{growth:.2f}"))
+    return "\n".join([*lines, ""])
+
+
+def turn_ratios(rounds: list[dict[str, list[float]]], way: str) -> list[float]:
+    """How many times as long a way takes as ours with short windows: of each round, the median of its turns."""
+    return [median(other / own for other, own in zip(one[way], one[SHORT], strict=True)) for one in rounds]
+
+
+def features(result: dict[str, Any]) -> str:
+    """`features` with the encoder's own windows and with short ones."""
+    seconds = {rule: sum(one[rule] for one in result["rounds"]) for rule in ("full", "clip")}
+    lines = [
+        _head(result),
+        row("clips of 1 to 10 s", "s, full windows", "s, short ones", "times [lowest, highest]", "`plan` says"),
+        "|--:|--:|--:|--:|--:|",
+        row(
+            f"{result['clips']:,}, {result['hours']:g} h",
+            *(f"{value:.0f}" for value in seconds.values()),
+            _spread(result["ratios"]),
+            f"{result['predicted']:.2f}",
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def decoding(result: dict[str, Any]) -> str:
+    """Tokens a second of one reply, ours and llama.cpp's."""
+    lines = [_head(result), row("", "tokens/s", "times ours [lowest, highest]"), "|---|--:|--:|"]
+    rates = {
+        way: [(one[way]["tokens"] - 1) / one[way]["rest"] for one in result["rounds"]] for way in result["rounds"][0]
+    }
+    for way, own in rates.items():
+        spread = _spread([rate / ours for rate, ours in zip(own, rates["ours"], strict=True)])
+        lines.append(row(way, f"{median(own):.1f}", spread))
+    return "\n".join([*lines, ""])
+
+
+def wire(result: dict[str, Any]) -> str:
+    """Positions and bytes of a request to vLLM, by the length of its spoken turns."""
+    turns = [1, result["turns"]]
+    lines = [
+        f"`{result['command']}`; {result['width']:,} wide, {result['dtype']}; skipped: {result['per_second']:g} "
+        "embeddings of L a second.\n",
+        row("turn, s", "", *(f"turn {turn}, {what}" for turn in turns for what in ("positions", "kB"))),
+        "|--:|---|" + "--:|" * 4,
+    ]
+    for one in result["rows"]:
+        cells = [f"{one[f'{what}, turn {turn}'] / unit:,.0f}" for turn in turns for what, unit in WIRE_UNITS.items()]
+        lines.append(row(f"{one['seconds']:g}", one["way"], *cells))
+    return "\n".join([*lines, ""])
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def _head(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from dualslm.cli.options import (
     model_of,
     new_conversation,
     questions_of,
+    start_torch,
     tone_of,
 )
 from dualslm.errors import DualSLMError, new_console
@@ -59,6 +60,7 @@ def _chat(args: argparse.Namespace) -> int:
     view = View() if view_text is None else View.parse(view_text)
     past = None if past_text is None else View.parse(past_text)
     voice = Voice() if args.speak else None
+    start_torch()
     generation = generation_of(args)
     microphone, no_microphone = _microphone()
     model = model_of(args)

@@ -9,15 +9,20 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm import __version__
-from dualslm.cli.options import print_json
+from dualslm.cli.options import add_ray, print_json, start_torch
+from dualslm.data.progress import Progress
 from dualslm.errors import DualSLMError, new_console, one_line
 
 if TYPE_CHECKING:
+    from dualslm.conversation import View
+    from dualslm.evaluation.items import Exam
+    from dualslm.evaluation.predict import Answered, Plan
     from dualslm.evaluation.systems.item import Item, System
 
 EMBEDDED = "tiny"  # name of the embedded model among the systems, and of its corpus
@@ -68,6 +73,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a longer answer is cut off")
     add("--seed", type=int, default=0, metavar="N", help="seed of questions and resamples (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless given")
+    add_ray(parser)
     _add_judges(parser.add_argument_group("judges of replies (docs/judges.md)"))
     parser.set_defaults(verb=_eval)
 
@@ -125,34 +131,80 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, out: Path) -> None:
     """Asks every system and writes the predictions."""
-    from dualslm.cli.options import quiet_transformers
     from dualslm.conversation import View
-    from dualslm.evaluation import items, predict
+    from dualslm.evaluation import predict
     from dualslm.evaluation.metrics import wer
 
     views = [View.parse(text) for text in args.view]
     manifests = [Path(path) for path in args.on] or _tiny_manifests(out, args)
-    # Two figures unless one is asked for: what the wording of a prompt does, or of the history, is part of the result.
-    prompts = list(dict.fromkeys(args.prompts or items.PROMPTS))
-    history = list(dict.fromkeys(args.history or ["speech", "text"]))
-    exam = items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed, prompts=prompts, history=history)
+    exam = _exam(args, manifests)
     if args.only != "predict" and any(item.task == "asr" for item in exam.items):
         wer.require_whisper()  # now, and not after hours of answers
-    quiet_transformers()
-    _use_own_gpu()
-    asked = predict.plan(exam, _systems(args, exam.items), views, args.batch)
+    if args.ray is not None:
+        _predict_on_cluster(args, out)
+    else:
+        start_torch()
+        _use_own_gpu()
+        asked, settings = _questions(args, views, exam, manifests)
+        with Progress("asking", None) as progress:
+            predict.run(out, asked, settings, command=command(), versions=versions(), show=progress.update)
+    if args.instruments and not int(os.environ.get("RANK", "0")):
+        _run_diagnostics(args, out, manifests)
+
+
+def _exam(args: argparse.Namespace, manifests: Sequence[Path]) -> Exam:
+    from dualslm.evaluation import items
+
+    return items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed, **_figures(args))
+
+
+def _figures(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The prompts and histories asked with: two figures unless one is asked for, as wording is part of the result."""
+    from dualslm.evaluation import items
+
+    prompts = list(dict.fromkeys(args.prompts or items.PROMPTS))
+    return {"prompts": prompts, "history": list(dict.fromkeys(args.history or ["speech", "text"]))}
+
+
+def _questions(
+    args: argparse.Namespace, views: Sequence[View], exam: Exam, manifests: Sequence[Path]
+) -> tuple[Plan, dict[str, Any]]:
+    """The jobs of the systems that the options name, which are loaded for it, and what they follow from."""
+    from dualslm.evaluation import predict
+
     settings = {
         "manifests": predict.manifests(manifests),
         "views": [str(view) for view in views],
         "tasks": args.task,
-        "prompts": prompts,
-        "history": history,
+        **_figures(args),
         **{key: getattr(args, key) for key in ("limit", "seed", "batch")},
     }
-    with _Bar("asking") as bar:
-        predict.run(out, asked, settings, command=command(), versions=versions(), show=bar)
-    if args.instruments and not int(os.environ.get("RANK", "0")):
-        _run_diagnostics(args, out, manifests)
+    return predict.plan(exam, _systems(args, exam.items), views, args.batch), settings
+
+
+def _predict_on_cluster(args: argparse.Namespace, out: Path) -> None:
+    """The same as tasks of a cluster, one for each that runs at a time, because each loads the systems."""
+    from dualslm.data.cluster import Cluster
+    from dualslm.evaluation import predict
+
+    with Cluster(args.ray, args.device) as cluster, Progress("asking: shares", cluster.slots) as progress:
+        share = partial(_answer_share, argparse.Namespace(**{**vars(args), "device": cluster.device}), out)
+        done = []
+        for answered in cluster.map(share, [(index, cluster.slots) for index in range(cluster.slots)]):
+            done.append(answered)
+            progress.advance()
+    predict.assemble(out, done, command=command(), versions=versions())
+
+
+def _answer_share(args: argparse.Namespace, out: Path, share: tuple[int, int]) -> Answered:
+    """A task: one share of the jobs."""
+    from dualslm.conversation import View
+    from dualslm.evaluation import predict
+
+    views = [View.parse(text) for text in args.view]
+    manifests = [Path(path) for path in args.on]
+    asked, settings = _questions(args, views, _exam(args, manifests), manifests)
+    return predict.answer(out, asked, settings, share)
 
 
 def _run_diagnostics(args: argparse.Namespace, out: Path, manifests: Sequence[Path]) -> None:
@@ -257,9 +309,10 @@ def _tiny_manifests(out: Path, args: argparse.Namespace) -> list[Path]:
     from dualslm.tiny import testset
 
     # several processes would write the same files at once
-    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        do = "start one, or give --on"
-        raise DualSLMError("one process speaks the tiny test set", got=f"{count} processes", do=do)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 or args.ray is not None:
+        got = f"{count} processes" if args.ray is None else "a cluster"
+        raise DualSLMError("one process speaks the tiny test set", got=got, do="start one, or give --on")
     return testset.write(out / "talks", seed=args.seed, processes=min(4, os.cpu_count() or 1))
 
 
@@ -297,8 +350,8 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
     if wanted is None and rows and {row["corpus"] for row in rows} == {EMBEDDED}:
         from dualslm.tiny import judge as rule
 
-        with _Bar("judging") as bar:
-            found = rule.judged(rows, out, seed=args.seed, show=bar)
+        with Progress("judging", None) as progress:
+            found = rule.judged(rows, out, seed=args.seed, show=progress.update)
     elif wanted is None:
         return None, True
     else:
@@ -313,27 +366,6 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
         found = panel.run(wanted, out, rows, cards, seed=args.seed)
     print("\n".join(map(one_line, found.lines)), file=sys.stderr)
     return found.report, found.enough
-
-
-class _Bar:
-    """A progress bar on standard error; the block gets a function of the number done and the total.
-
-    Args:
-        label: label of the bar.
-    """
-
-    def __init__(self, label: str) -> None:
-        from rich.progress import Progress
-
-        self.progress = Progress(console=new_console(stderr=True), transient=True)
-        self.task = self.progress.add_task(label, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.progress.start()
-        return lambda done, total: self.progress.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
 
 
 def command() -> str:

@@ -33,7 +33,7 @@ from dualslm.cli.options import (
     model_of,
     new_conversation,
     print_json,
-    quiet_transformers,
+    start_torch,
     tone_of,
 )
 from dualslm.cli.recipes import add_recipes
@@ -281,7 +281,7 @@ def _train(args: argparse.Namespace) -> int:
     from dualslm.recipe import load
 
     recipe = load(args.recipe, args.set)  # a mistake in it is reported before torch is imported
-    quiet_transformers()
+    start_torch()
     from dualslm.training.train import train
 
     out = Path(args.out or Path("runs") / Path(args.recipe).stem)
@@ -311,7 +311,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    quiet_transformers()
+    start_torch()
     from dualslm.tiny import demo
 
     demo.main()
@@ -373,6 +373,7 @@ def _tone(args: argparse.Namespace) -> Speech:
 
 def _without_speech(utterances: Sequence[Utterance]) -> dict[str, NoSpeechError]:
     """The recordings in which nobody speaks, by name, each with the error that says so."""
+    start_torch()
     from dualslm.inference.voice_activity import NoSpeechError, require_speech
 
     found = {}

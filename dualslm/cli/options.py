@@ -66,6 +66,12 @@ def add_any_sound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-sound", action="store_true", help=about)
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that spreads the work over a Ray cluster."""
+    about = "do it on a Ray cluster, which does again what dies: HOST:PORT, auto or local (needs dualslm[ray])"
+    parser.add_argument("--ray", metavar="ADDRESS", help=about)
+
+
 def add_cuda_graphs(parser: argparse.ArgumentParser, when: str = "") -> None:
     """Adds the option that decodes with CUDA graphs.
 
@@ -173,9 +179,9 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
     _fetch_parts(args)
     fetches = announce_downloads([args.model, args.encoder, args.llm])
+    start_torch(progress=fetches)
     # on standard error, because standard output is for replies
     with nullcontext() if fetches else new_console(stderr=True).status("loading the model"):
-        quiet_transformers(progress=fetches)
         from dualslm import tiny
         from dualslm.model.dualslm import DualSLM
 
@@ -244,12 +250,18 @@ def announce_downloads(names: Sequence[str | None]) -> bool:
     return fetched
 
 
-def quiet_transformers(*, progress: bool = False) -> None:
-    """Turns off the warnings of transformers, which would stand among our own lines, and its progress bars.
+def start_torch(*, progress: bool = False) -> None:
+    """Before the first import of torch: chooses its threads and says so, the first line that a user sees.
+
+    Also turns off the warnings of transformers, which would stand among our own lines, and its progress bars.
 
     Args:
         progress: whether the bars stay, because something large is being fetched.
     """
+    if "torch" not in sys.modules:  # a program that has imported it has chosen for itself
+        from dualslm.cli import threads
+
+        print(f"dualslm: {threads.settle()}", file=sys.stderr, flush=True)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

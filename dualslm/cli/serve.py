@@ -14,6 +14,7 @@ from dualslm.cli.options import (
     model_of,
     new_conversation,
     questions_of,
+    start_torch,
 )
 from dualslm.errors import DualSLMError
 
@@ -63,6 +64,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    for name in POSITIVE:
+        if (value := getattr(args, name)) <= 0:
+            raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
+    if args.waiting < 0:
+        raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
+    if args.cuda_graphs and args.vllm is not None:
+        raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
+    start_torch()
     try:
         from dualslm.serve.run import Settings, check_certificate, check_origin, listen, run
     except ModuleNotFoundError as error:
@@ -72,11 +81,6 @@ def _serve(args: argparse.Namespace) -> int:
     from dualslm.serve.limits import Limits
     from dualslm.tiny import CLIPS
 
-    for name in POSITIVE:
-        if (value := getattr(args, name)) <= 0:
-            raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
-    if args.waiting < 0:
-        raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
     limits = Limits(
         body=args.max_body * 2**20,
         audio=args.max_audio,
@@ -102,8 +106,6 @@ def _serve(args: argparse.Namespace) -> int:
         # from the environment alone: any user of the machine can read the arguments of a process
         vllm_key=os.environ.get("DUALSLM_VLLM_KEY") or None,
     )
-    if args.cuda_graphs and args.vllm is not None:
-        raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
     check_certificate(args.ssl_certfile, args.ssl_keyfile)
     # first, because loading takes long: a port in use is reported at once
     listening = listen(args.host, args.port)

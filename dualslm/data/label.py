@@ -11,19 +11,21 @@ import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from rich.progress import Progress
 
 from dualslm.data import voice
+from dualslm.data.cluster import Each
 from dualslm.data.manifest import moved
 from dualslm.data.manifest_index import rows
+from dualslm.data.progress import Progress
 from dualslm.data.tasks import Clip
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.voice import Voice
-from dualslm.errors import DualSLMError, new_console
+from dualslm.errors import DualSLMError
 from dualslm.files import read_text, replacing
 
 MEASURED: Mapping[str, str] = {"pitch": "Hz", "energy": "dB of full scale", "tempo": "syllables a second"}
@@ -113,7 +115,9 @@ class Labelling:
         return {**clip, "labels": labels, "measured": values}
 
 
-def label(source: Path, out: Path, labelling: Labelling, *, workers: int = 1, ask: bool = False) -> dict[str, Any]:
+def label(
+    source: Path, out: Path, labelling: Labelling, *, workers: int = 1, ask: bool = False, each: Each | None = None
+) -> dict[str, Any]:
     """Writes a manifest with labels, and a report beside it.
 
     Args:
@@ -122,6 +126,7 @@ def label(source: Path, out: Path, labelling: Labelling, *, workers: int = 1, as
         labelling: thresholds; receives the measurements.
         workers: number of processes that measure.
         ask: add the measured attributes to the tasks of lines that have tasks.
+        each: measures on many machines (`Cluster.map`), in place of the processes.
 
     Returns:
         The report: thresholds with units, labels by value, and recordings that cannot be read, by reason.
@@ -132,7 +137,7 @@ def label(source: Path, out: Path, labelling: Labelling, *, workers: int = 1, as
     if out.resolve() == source.resolve():
         raise DualSLMError("the new manifest would replace the old one", got=str(out), do="give another name")
     voice.require()
-    _measure_all(source, labelling, workers)
+    _measure_all(source, labelling, workers, each)
     if not labelling.voices:
         reason = next(iter(labelling.faults.values()), "no recordings")
         raise DualSLMError(f"nothing in {source} can be measured", got=reason, do="check the paths of the audio")
@@ -195,7 +200,7 @@ def thresholds_of(report: Path) -> dict[str, Thresholds]:
 # ---------------------------------------------------------------------- measuring
 
 
-def _measure_all(source: Path, labelling: Labelling, workers: int) -> None:
+def _measure_all(source: Path, labelling: Labelling, workers: int, each: Each | None) -> None:
     jobs: dict[str, str] = {}  # transcript by path: a recording of several lines is measured once
     for _, row in rows(source):
         parts = (part for turn in row["turns"] for part in turn["parts"])
@@ -204,23 +209,32 @@ def _measure_all(source: Path, labelling: Labelling, workers: int) -> None:
             jobs.setdefault(path, str(clip.get("transcript") or ""))
             # One line may name the gender and another may not.
             labelling.genders[path] = labelling.genders.get(path) or ATTRIBUTES["gender"].value(clip)
-    with Progress(console=new_console(stderr=True)) as bar:
-        results = bar.track(_measured(list(jobs.items()), workers), len(jobs), description="measuring")
-        for path, result in zip(jobs, results, strict=True):
+    with Progress("measuring", len(jobs)) as progress:
+        for path, result in zip(jobs, _measured(list(jobs.items()), workers, each), strict=True):
+            progress.advance()
             if isinstance(result, Voice):
                 labelling.voices[path] = result
             else:
                 labelling.faults[path] = result
 
 
-def _measured(jobs: Sequence[tuple[str, str]], workers: int) -> Iterator[Voice | str]:
+def _measured(jobs: Sequence[tuple[str, str]], workers: int, each: Each | None) -> Iterator[Voice | str]:
     """The measurements in the order of the jobs, so that the output does not depend on the number of workers."""
+    if each is not None:
+        chunks = (jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK))
+        yield from chain.from_iterable(each(_measure_chunk, chunks))
+        return
     if workers <= 1:
         yield from map(_measure, jobs)
         return
     # Spawned, because forking copies a process whose threads may hold locks.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(_measure, jobs, CHUNK)
+
+
+def _measure_chunk(jobs: Sequence[tuple[str, str]]) -> list[Voice | str]:
+    voice.require()  # this machine may lack what the first one has
+    return [_measure(job) for job in jobs]
 
 
 def _measure(job: tuple[str, str]) -> Voice | str:

@@ -2,8 +2,8 @@
 
 A job is one batch of items of one task, asked of one system through one view. Which items share a batch follows from
 the manifests alone, and a job is written whole or not at all. So a run that was killed, or that any number of
-processes share, ends with the same bytes. Processes are those of torchrun or accelerate (RANK, WORLD_SIZE): each
-writes a work file of its own, and the first one puts them together. No torch.
+processes share, ends with the same bytes. Processes are those of torchrun or accelerate (RANK, WORLD_SIZE), or tasks of
+a cluster: each writes a work file of its own, and the first one puts them together. No torch.
 """
 
 from __future__ import annotations
@@ -144,16 +144,58 @@ def run(
     Raises:
         DualSLMError: the folder holds predictions of other settings.
     """
+    share = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    done = answer(out, asked, settings, share, show)
+    # The first process alone puts the answers together.
+    return out / PREDICTIONS if share[0] else assemble(out, [done], command=command, versions=versions)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one process did of the jobs, and what it knows of all of them.
+
+    Attributes:
+        stated: settings, with the cards of the systems.
+        jobs: number of all jobs.
+        skipped: number of questions that are not asked, by reason.
+        took_s: time that it took, in s.
+        cpu_s: time of its CPUs, in s.
+    """
+
+    stated: Mapping[str, Any]
+    jobs: int
+    skipped: Mapping[str, int]
+    took_s: float
+    cpu_s: float
+
+
+def answer(
+    out: Path,
+    asked: Plan,
+    settings: Mapping[str, Any],
+    share: tuple[int, int],
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> Answered:
+    """Does one process's share of the jobs, into a work file of its own; what any process has done stays done.
+
+    Args:
+        out: folder of the predictions.
+        asked: all jobs.
+        settings: what the jobs follow from.
+        share: (i, n): share i of n, counted from 0.
+        show: called with the number of jobs that are done and the number of its own.
+
+    Raises:
+        DualSLMError: the folder holds predictions of other settings.
+    """
     out.mkdir(parents=True, exist_ok=True)
     cards = {job.system.name: card(job.system) for job in asked.jobs}
     # Through JSON and back, so that they compare equal to what a file holds: tuples become lists.
     stated = json.loads(json.dumps({**settings, "systems": list(cards.values())}))
-    final = out / PREDICTIONS
-    if final.exists():
+    rank, world = share
+    if (out / PREDICTIONS).exists():
         _check_settings(out, _settings_of(out), stated)
-        return final
-    rank = int(os.environ.get("RANK", "0"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+        return Answered(stated, len(asked.jobs), asked.skipped, 0.0, 0.0)
     done = _done(out, stated)
     # Shared by turn, not by job: the views of one batch stay in one process, which encodes its recordings once.
     own = [index for index, job in enumerate(asked.jobs) if job.turn % world == rank and index not in done]
@@ -170,13 +212,9 @@ def run(
             file.flush()
             os.fsync(file.fileno())
     show(len(own), len(own))
-    if rank:
-        return final
-    times = {
-        "took_s": round(time.monotonic() - started, 1),
-        "cpu_s": round(time.process_time() - cpu_started, 1),
-    }
-    return _assemble(out, asked, stated, {"command": command, "versions": dict(versions or {}), **times})
+    took_s = round(time.monotonic() - started, 1)
+    cpu_s = round(time.process_time() - cpu_started, 1)
+    return Answered(stated, len(asked.jobs), asked.skipped, took_s, cpu_s)
 
 
 def manifests(paths: Sequence[Path]) -> list[dict[str, str]]:
@@ -280,13 +318,36 @@ def _settings_of(out: Path) -> dict[str, Any]:
     return dict(meta["settings"])
 
 
-def _assemble(out: Path, asked: Plan, stated: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
-    """Waits for the other processes, then writes all lines in the order of the jobs."""
-    while len(done := _done(out, stated)) < len(asked.jobs):
+def assemble(
+    out: Path, shares: Sequence[Answered], *, command: str = "", versions: Mapping[str, str] | None = None
+) -> Path:
+    """Waits for processes that are still at work, then writes all lines in the order of the jobs.
+
+    Args:
+        out: folder of the predictions.
+        shares: what `answer` gave: of all processes that are known of, at least one.
+        command: command line that the user gave, for the record.
+        versions: versions of the packages, for the record.
+
+    Returns:
+        The file of predictions.
+    """
+    if (out / PREDICTIONS).exists():
+        return out / PREDICTIONS
+    stated, jobs, skipped = shares[0].stated, shares[0].jobs, shares[0].skipped
+    while len(done := _done(out, stated)) < jobs:
         time.sleep(POLL_SECONDS)
-    lines = [line for index in range(len(asked.jobs)) for line in done[index]]
-    skipped = dict(sorted(asked.skipped.items()))
-    meta = {**record, "settings": stated, "seed": stated.get("seed"), "n": len(lines), "skipped": skipped}
+    lines = [line for index in range(jobs) for line in done[index]]
+    meta = {
+        "command": command,
+        "versions": dict(versions or {}),
+        "took_s": max(share.took_s for share in shares),
+        "cpu_s": round(sum(share.cpu_s for share in shares), 1),
+        "settings": stated,
+        "seed": stated.get("seed"),
+        "n": len(lines),
+        "skipped": dict(sorted(skipped.items())),
+    }
     # The predictions come last: where they are, the meta file is too, and `run` takes the folder as finished.
     with replacing(out / META) as partial:
         partial.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualslm.errors import DualSLMError, new_console
+from dualslm.data.progress import Progress
+from dualslm.errors import DualSLMError
 from dualslm.tiny.style import Style, parse_style
 
 RATE = 16_000  # Hz
@@ -185,12 +186,12 @@ def render_many(jobs: Sequence[Job], processes: int, *, progress: bool = True) -
     Yields:
         (N,) 16-bit samples of each job, 16 kHz mono, in which the shipped clips are stored too.
     """
-    from rich.progress import track
 
-    def tracked(results: Iterator[NDArray[np.int16]]) -> Iterable[NDArray[np.int16]]:
-        if not progress:
-            return results
-        return track(results, "speaking", total=len(jobs), console=new_console(stderr=True))
+    def tracked(results: Iterator[NDArray[np.int16]]) -> Iterator[NDArray[np.int16]]:
+        with Progress("speaking", len(jobs), active=progress) as shown:
+            for result in results:
+                shown.advance()
+                yield result
 
     if jobs:
         _extra("espeakng_loader")  # a missing package is reported here, once, and not by every process of a pool

@@ -35,6 +35,7 @@ from torch import Tensor
 from dualslm import audio
 from dualslm.audio import FRAMES_PER_SECOND, layers_kept, load
 from dualslm.conversation import Speech
+from dualslm.data.progress import Pace
 from dualslm.errors import DualSLMError, one_line
 from dualslm.files import locked, replacing, sha256, system_error
 from dualslm.model.encoder import Frames, SpeechEncoder
@@ -91,7 +92,7 @@ def duration(path: str | Path) -> float:
 
 
 def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def build(
@@ -144,7 +145,7 @@ def _build(
     if (folder / META).exists():
         _check_rule(folder, rule)
     else:
-        with replacing(folder / META) as partial:
+        with replacing(folder / META, f"{shard[0]}-of-{shard[1]}") as partial:  # all shards may begin at once
             partial.write_text(json.dumps(asdict(rule), indent=1) + "\n")
     own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
     if check:
@@ -156,6 +157,13 @@ def _build(
     # No part is ever written over: it may be of a build that was killed, or of other recordings.
     numbers = [int(file.stem.rsplit("-", 1)[1]) for file in folder.glob(f"part-{shard[0]}-*.json")]
     first = 1 + max(numbers, default=-1)
+    pace = Pace(len(todo))
+    done = 0
+
+    def encoded(count: int) -> None:
+        if pace.due():
+            say(f"features: {pace.stated(done + count)}")
+
     for number, loaded in enumerate(_prefetched(parts)):
         new = [
             (row, samples)
@@ -165,7 +173,8 @@ def _build(
         ]
         if new:
             part = folder / f"part-{shard[0]}-{first + number:05d}"
-            _write_part(encoder, new, part, rule, every_layer)
+            _write_part(encoder, new, part, rule, every_layer, encoded)
+        done += len(loaded)
         say(f"features: part {number + 1} of {len(parts)}, {len(loaded)} recordings")
     known = _listed(folder)
     return Counter(known[path].get("fault", "usable") for path in own)
@@ -309,7 +318,14 @@ def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], No
         _write_list(folder / part, [row for row in _read_list(folder / part) if row["audio"] not in replaced])
 
 
-def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path, rule: Rule, every_layer: bool) -> None:
+def _write_part(
+    encoder: SpeechEncoder,
+    loaded: Iterable[Recording],
+    part: Path,
+    rule: Rule,
+    every_layer: bool,
+    encoded: Callable[[int], None],
+) -> None:
     rows = []
     frames = {}
     readable: list[tuple[dict[str, Any], NDArray[np.float32]]] = []
@@ -321,13 +337,14 @@ def _write_part(encoder: SpeechEncoder, loaded: Iterable[Recording], part: Path,
         readable.sort(key=lambda one: len(one[1]))  # neighbours share a window
     for start in range(0, len(readable), ENCODER_BATCH):
         batch = readable[start : start + ENCODER_BATCH]
-        encoded = encoder.encode([samples for _, samples in batch], every_layer=every_layer, layer=rule.layer)
+        found = encoder.encode([samples for _, samples in batch], every_layer=every_layer, layer=rule.layer)
         for index, (row, _) in enumerate(batch):
-            row["frames"] = int(encoded.lengths_B[index])
-            frames_NTD = encoded.layers_NBTD[:, index, : row["frames"]]
+            row["frames"] = int(found.lengths_B[index])
+            frames_NTD = found.layers_NBTD[:, index, : row["frames"]]
             # Contiguous, or the file would hold the padding of the whole batch.
             frames[row["audio"]] = frames_NTD.to("cpu", getattr(torch, rule.dtype)).contiguous()
             row["frames_sha256"] = _frames_hash(frames[row["audio"]])
+        encoded(start + len(batch))
     try:
         with replacing(part.with_suffix(".safetensors")) as partial:
             save_file(frames, partial)

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, wait_for_everyone
 from rich import box
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dualslm.conversation import SOURCES
+from dualslm.data.progress import Progress
 from dualslm.errors import new_console, one_line
 from dualslm.files import naming, replacing
 from dualslm.model.dualslm import DualSLM
@@ -100,16 +100,6 @@ class RunLog:
         self.skipped_file = out / "skipped.jsonl"
         self.curves_file = out / "curves.png"
         self.active = active
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=new_console(stderr=True),
-            disable=not active,
-        )
 
     def start_stage(self, stage: Stage, steps: int, done: int) -> StageStats:
         """Begins a stage, or resumes it after `done` steps.
@@ -119,8 +109,8 @@ class RunLog:
         if self.active:
             for file in (self.metrics_file, self.skipped_file):
                 _keep_lines(file, lambda row: row["stage"] != stage.name or row["step"] <= done)
-            self.progress.start()
-            self.task = self.progress.add_task(stage.name, total=steps, completed=done)
+        self.progress = Progress(stage.name, steps, done, active=self.active)
+        self.progress.start()
         wait_for_everyone()  # every process reads the file below, and must not see a line that is to be deleted
         rows = list(_rows(self.metrics_file))
         last_steps = {row["stage"]: row["step"] for row in rows if row["stage"] != stage.name}
@@ -134,8 +124,7 @@ class RunLog:
 
     def log_step(self, stats: StageStats, step: int, lr: float, accelerator: Accelerator, *, force: bool) -> None:
         """Shows a step; writes a line of metrics at every tenth step, and where `force` says so."""
-        if self.active:
-            self.progress.update(self.task, completed=step)
+        self.progress.update(step)
         if step % LOG_EVERY and not force:
             return
         row = self._gather(stats, step, lr)
@@ -146,7 +135,7 @@ class RunLog:
             scalars |= {f"{stats.stage}/loss/{key}": value for key, value in row["loss_by_view"].items()}
             accelerator.log(scalars, step=stats.steps_before + step)
             losses = "  ".join(f"{kind} {value:.3f}" for kind, value in row["loss"].items())
-            self.progress.update(self.task, description=f"{stats.stage}  {losses}")
+            self.progress.update(step, label=f"{stats.stage}  {losses}")
 
     def _gather(self, stats: StageStats, step: int, lr: float) -> dict[str, Any]:
         """One line of metrics from the counts of all processes since the last line."""
@@ -185,10 +174,9 @@ class RunLog:
 
     def finish_stage(self, stats: StageStats) -> None:
         """Ends a stage: closes its progress bar, prints its mixture, draws the curves."""
+        self.progress.stop()
         if not self.active:
             return
-        self.progress.stop()
-        self.progress.remove_task(self.task)
         new_console(stderr=True).print(mixture(stats))
         draw_curves(list(_rows(self.metrics_file)), self.curves_file)
 

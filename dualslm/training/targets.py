@@ -14,20 +14,20 @@ import json
 import os
 import re
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.progress import Progress
-
 from dualslm.conversation import Conversation, Reply
+from dualslm.data.cluster import Each
 from dualslm.data.manifest import caption_of, moved, read_conversation
 from dualslm.data.manifest_index import TARGETS, rows
+from dualslm.data.progress import Progress
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
-from dualslm.errors import DualSLMError, new_console
+from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 from dualslm.model.reasoning import ALOUD, UNMARKED, separate
 from dualslm.recipe import Recipe
@@ -96,7 +96,9 @@ def jobs_of(recipe: Recipe, out: str | None = None) -> list[Job]:
     return [Job((path,), path.with_suffix(TARGETS)) for path in asking]
 
 
-def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int | None = None) -> dict[str, Any]:
+def write(
+    job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int | None = None, each: Each = map
+) -> dict[str, Any]:
     """Writes the targets of one job, or resumes it where it was stopped.
 
     Args:
@@ -105,6 +107,7 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
         seed: seed of prompts, captions and, where tokens are drawn, of replies.
         batch: number of examples that are answered at once.
         limit: largest number of examples; all when None.
+        each: what does everything that needs the LLM: `map` does it here, `Cluster.map` on many machines.
 
     Returns:
         The report.
@@ -113,7 +116,7 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
         DualSLMError: targets of another LLM or of other settings are there already, a manifest that cannot be read, or
             a server that does not answer.
     """
-    provenance = writer.about
+    [provenance] = each(lambda one: one.about, [writer])
     settings = {**provenance, "seed": seed, "batch": batch, "limit": limit, "sources": _hashes(job.sources)}
     if job.out.exists():
         return _finished(job, settings)
@@ -121,18 +124,22 @@ def write(job: Job, writer: Teacher, *, seed: int, batch: int = 16, limit: int |
     done = _resume(job, settings, batch)
     total = sum(1 for _ in islice(_examples(job, seed), limit))
     left = islice(_examples(job, seed), done, limit)
-    batches = iter(lambda: list(islice(left, batch)), [])
-    with job.work.open("ab") as file, Progress(console=new_console(stderr=True)) as progress:
-        steps = progress.track(batches, -(-(total - done) // batch), description="targets")
-        for number, examples in enumerate(steps, done // batch):
+    asked: deque[list[tuple[Row, Conversation]]] = deque()  # batches whose replies are awaited
+
+    def questions() -> Iterator[tuple[list[Conversation], int]]:
+        for number, examples in enumerate(iter(lambda: list(islice(left, batch)), []), done // batch):
+            asked.append(examples)
             # A batch's seed follows from its number, so a resumed run draws the same replies.
-            batch_seed = zlib.crc32(f"{seed}/{number}".encode())
-            replies = writer.write([conversation for _, conversation in examples], batch_seed)
-            for (row, conversation), reply in zip(examples, replies, strict=True):
+            yield [conversation for _, conversation in examples], zlib.crc32(f"{seed}/{number}".encode())
+
+    with job.work.open("ab") as file, Progress("targets", total, done) as progress:
+        for replies in each(lambda question: writer.write(*question), questions()):
+            for (row, conversation), reply in zip(asked.popleft(), replies, strict=True):
                 line = _line(row, conversation, reply, provenance)
                 file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())  # a crash of the machine loses one batch at most
+            progress.update(progress.done + len(replies))
     return _finish(job, settings)
 
 

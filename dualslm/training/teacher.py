@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -16,12 +17,14 @@ import torch
 
 from dualslm.conversation import Conversation, Part, Reply
 from dualslm.errors import DualSLMError
+from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.model.reasoning import opens_thought, text_with_marks
 from dualslm.openai_client import Client, key_of
 from dualslm.prompt import JOIN, Text, render, styled
+from dualslm.recipe import Quantize
 
 TAIL_TOKENS = 32  # in which a chat template opens a thought
 THOUGHT = "<think>\n"
@@ -97,6 +100,40 @@ class LocalTeacher:
         texts = [self.llm.tokenizer.decode(list(ids), skip_special_tokens=False) for ids in tails]
         opened = [THOUGHT if opens_thought(str(text)) else "" for text in texts]
         return [replace(reply, text=f"{tag}{reply.text.strip()}") for tag, reply in zip(opened, replies, strict=True)]
+
+
+@dataclass(frozen=True)
+class DeferredTeacher:
+    """A recipe's LLM, loaded where it is first asked: in this process, or in those of a cluster.
+
+    Attributes:
+        llm: path or id of the LLM.
+        quantize: fewer bits for its weights, as in a recipe.
+        device: device of the LLM; the best one there when None.
+        generation: settings of the replies.
+    """
+
+    llm: str
+    quantize: Quantize | None
+    device: str | None
+    generation: GenerationSettings
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Provenance."""
+        return _loaded(self).about
+
+    def write(self, examples: Sequence[Conversation], seed: int) -> list[Reply]:
+        """One batch, by the loaded LLM."""
+        return _loaded(self).write(examples, seed)
+
+
+@lru_cache(1)  # a process of a cluster does many tasks
+def _loaded(teacher: DeferredTeacher) -> LocalTeacher:
+    # the dtype of inference: no gradient flows through the teacher
+    device, dtype = resolve_device(teacher.device, None)
+    llm = FrozenLM.from_pretrained(teacher.llm, dtype=dtype, device=device, quantize=teacher.quantize)
+    return LocalTeacher(llm, teacher.generation)
 
 
 @dataclass

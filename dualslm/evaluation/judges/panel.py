@@ -5,16 +5,13 @@ The calibration comes first, so that every table of scores stands beside a state
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from dualslm.errors import new_console
+from dualslm.data.progress import Progress
 from dualslm.evaluation.judges.protocols import protocol
 from dualslm.evaluation.judges.run import Outcome, Show, compare, judge, verdicts
 from dualslm.evaluation.judges.sanity import calibration, controls, trust
@@ -120,11 +117,5 @@ def run(
 
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
-    # On stderr: with --json, stdout holds the report alone.
-    with Progress(console=new_console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task(name, total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield show
+    with Progress(name, None) as progress:
+        yield progress.update
