@@ -158,7 +158,7 @@ def _exam(args: argparse.Namespace, manifests: Sequence[Path]) -> Exam:
     return items.read(manifests, tasks=args.task, limit=args.limit, seed=args.seed, **_figures(args))
 
 
-def _figures(args: argparse.Namespace) -> dict[str, list[str]]:
+def _figures(args: argparse.Namespace) -> dict[str, Any]:
     """The prompts and histories asked with: two figures unless one is asked for, as wording is part of the result."""
     from dualslm.evaluation import items
 

@@ -57,7 +57,7 @@ def machines() -> Iterator[Any]:
     for _ in range(2):
         found.add_node(num_cpus=1, num_gpus=0)
     yield found
-    found.shutdown()
+    found.shutdown()  # type: ignore[no-untyped-call]
     patch.undo()
 
 
