@@ -61,7 +61,6 @@ def _chat(args: argparse.Namespace) -> int:
     past = None if past_text is None else View.parse(past_text)
     voice = Voice() if args.speak else None
     start_torch()
-    generation = generation_of(args)
     microphone, no_microphone = _microphone()
     model = model_of(args)
     if args.cuda_graphs:
@@ -74,7 +73,7 @@ def _chat(args: argparse.Namespace) -> int:
         conversation,
         view=view,
         past=past,
-        generation=generation,
+        generation=generation_of(args, model),
         context=context_of(args),
         questions=questions_of(args),
     )

@@ -225,7 +225,7 @@ def _ask(args: argparse.Namespace) -> int:
     if not utterances:  # no model is loaded to say nothing
         return 0
     model = model_of(args)
-    generation = generation_of(args)
+    generation = generation_of(args, model)
     conversation = new_conversation(args)
     for utterance in utterances:
         if not args.conversation:

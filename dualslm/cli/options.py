@@ -52,11 +52,9 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="the same replies again at a temperature above 0")
 
 
-def generation_of(args: argparse.Namespace) -> GenerationSettings:
-    """How replies are drawn, as the options of `add_generation` say."""
-    from dualslm.model.generation import GenerationSettings
-
-    return GenerationSettings(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+def generation_of(args: argparse.Namespace, model: DualSLM) -> GenerationSettings:
+    """How replies are drawn: as the checkpoint says, and as the options of `add_generation` do."""
+    return model.generation.changed(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
 
 
 def add_any_sound(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.continuous_batch import ContinuousBatch
 from dualslm.inference.describe import ASKED, Description, Questions, describe
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.generation import GREEDY, GenerationSettings, ReplyStreamer
+from dualslm.model.generation import GenerationSettings, ReplyStreamer
 from dualslm.model.llm import FrozenLM
 from dualslm.model.reasoning import begins_within
 from dualslm.prompt import Prompt, render
@@ -87,7 +87,7 @@ class Session:
         view: where the channels of the last spoken turn come from.
         past: where those of earlier spoken turns come from; as `view` when None. Words that a text source needs and
             a recording lacks are read from L, captions from P.
-        generation: settings of replies.
+        generation: settings of replies; the checkpoint's own unless given.
         context: positions that prompt and reply may take together; what the LLM was made for when None.
         questions: put to the LLM to describe a recording.
         audio_cache: embeddings of recordings, which several sessions may share.
@@ -104,7 +104,7 @@ class Session:
         *,
         view: View = NORMAL,
         past: View | None = None,
-        generation: GenerationSettings = GREEDY,
+        generation: GenerationSettings | None = None,
         context: int | None = None,
         questions: Questions = ASKED,
         audio_cache: AudioCache | None = None,
@@ -113,7 +113,7 @@ class Session:
         self.conversation = conversation if conversation is not None else Conversation()
         self.view = view
         self.past = past
-        self.generation = generation
+        self.generation = generation or model.generation
         self.questions = questions
         self.context = context_of(model.llm, context)
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)

@@ -59,6 +59,7 @@ class Card:
         linguistic: arguments of `LinguisticAdapter`.
         recipe: the recipe it was trained by.
         metrics: what was measured on it.
+        generation: settings of `GenerationSettings` that replies are drawn by unless others are asked for.
         limits: what it can and cannot understand, in a plain sentence about "it".
         license: of the adapters, by the hub's name for it, for example "apache-2.0".
         format: of this file.
@@ -78,6 +79,7 @@ class Card:
     linguistic: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
     limits: str | None = None
     license: str | None = None
     format: int = FORMAT

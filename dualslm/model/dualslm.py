@@ -82,6 +82,7 @@ class DualSLM(nn.Module):
         self.layer = self.para.layer
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
+        self.generation = GREEDY  # how replies are drawn unless they are asked for otherwise
         self.limits = UNTRAINED  # what it can and cannot understand, in words that follow "this model"
 
     @property
@@ -180,7 +181,7 @@ class DualSLM(nn.Module):
         *,
         view: View | str = NORMAL,
         system: str | None = None,
-        generation: GenerationSettings = GREEDY,
+        generation: GenerationSettings | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -195,7 +196,8 @@ class DualSLM(nn.Module):
                 messages as OpenAI's clients write them; or a list of any of these, for a list of replies.
             view: sources of the two channels of spoken turns, a `View` or for example "speech,none".
             system: system text, where `said` brings none.
-            generation: settings of the reply; greedy, at most 256 tokens unless given. What follows overrides them.
+            generation: settings of the reply; the checkpoint's own unless given (greedy, at most 256 tokens). What
+                follows overrides them.
             max_new_tokens: length at which the reply is cut off, in tokens.
             temperature: 0 takes the likeliest token each time.
             top_p: draws from the likeliest tokens that together have this probability.
@@ -207,24 +209,26 @@ class DualSLM(nn.Module):
         several = isinstance(said, list) and not are_messages(said)
         conversations = [Conversation.of(one, system) for one in cast("list[Said]", said if several else [said])]
         prompts = [render(conversation, self.llm.tokenizer, view) for conversation in conversations]
-        settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        settings = (generation or self.generation).changed(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
         texts = self.generate(prompts, generation=settings)
         thinks = (_thinks(self.llm.tokenizer, prompt) for prompt in prompts)
         replies = [answer(text, opened) for text, opened in zip(texts, thinks, strict=True)]
         return replies if several else replies[0]
 
     def generate(
-        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings = GREEDY
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings | None = None
     ) -> list[str]:
         """The replies to rendered prompts, for example with frames from a cache.
 
         Args:
             prompts: from `dualslm.prompt.render`.
             hear: gives the frames of recordings; `self.hear` when None.
-            generation: settings of the replies.
+            generation: settings of the replies; the checkpoint's own unless given.
         """
         with torch.no_grad():
-            return [reply.text for reply in self.llm.generate(self.embed(prompts, hear), generation)]
+            return [reply.text for reply in self.llm.generate(self.embed(prompts, hear), generation or self.generation)]
 
     def stream(
         self,
@@ -232,7 +236,7 @@ class DualSLM(nn.Module):
         *,
         view: View | str = NORMAL,
         system: str | None = None,
-        generation: GenerationSettings = GREEDY,
+        generation: GenerationSettings | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -242,7 +246,9 @@ class DualSLM(nn.Module):
 
         No piece splits a character.
         """
-        settings = generation.changed(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        settings = (generation or self.generation).changed(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
         prompt = render(Conversation.of(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
@@ -349,6 +355,7 @@ class DualSLM(nn.Module):
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
         model.limits = card.limits or UNSTATED
+        model.generation = _generation(card)
         if cuda_graphs:
             frozen.enable_cuda_graphs()
         return model
@@ -403,6 +410,7 @@ class DualSLM(nn.Module):
             recipe=self.recipe,
             metrics=self.metrics,
             limits=None if unknown else self.limits,
+            generation=self.generation.beyond_the_first,
             paralinguistic=self.settings["paralinguistic"],
             linguistic=self.settings["linguistic"],
         )
@@ -418,6 +426,14 @@ def _thinks(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
     """Whether the reply to a prompt begins within a thought."""
     last = prompt.segments[-1]
     return isinstance(last, Text) and begins_within(tokenizer, last.ids)
+
+
+def _generation(card: Card) -> GenerationSettings:
+    try:
+        return replace(GREEDY, **card.generation)
+    except TypeError as error:
+        do = "use a newer version, or take the setting out of its card"
+        raise DualSLMError("the checkpoint asks for settings that are not known", got=str(error), do=do) from error
 
 
 def _audio(clip: Speech) -> Any:

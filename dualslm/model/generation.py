@@ -80,7 +80,7 @@ class GenerationSettings:
     def as_openai(self) -> dict[str, Any]:
         """The settings as fields of an OpenAI-compatible request; what another server draws by is stated here alone."""
         fields = {"max_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        fields |= self._beyond_the_first
+        fields |= self.beyond_the_first
         if self.response_format is not None:
             fields["response_format"] = json.loads(self.response_format)
         return fields if self.seed is None else {**fields, "seed": self.seed}
@@ -89,7 +89,7 @@ class GenerationSettings:
     def stated(self) -> dict[str, Any]:
         """As provenance has it: the seed is that of the run, and newer settings stand there where they are used."""
         first = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        return first | self._beyond_the_first
+        return first | self.beyond_the_first
 
     @property
     def penalizes(self) -> bool:
@@ -97,7 +97,7 @@ class GenerationSettings:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
     @property
-    def _beyond_the_first(self) -> dict[str, Any]:
+    def beyond_the_first(self) -> dict[str, Any]:
         """Settings that are not at their defaults, without the four that are always stated."""
         always = ("max_new_tokens", "temperature", "top_p", "seed", "response_format")
         return {

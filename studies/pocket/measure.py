@@ -61,6 +61,7 @@ class Exam:
         manifests: folder of the manifests of `corpora`.
         most: number of recordings of a set at most.
         whisper: hub id or folder of the whole Whisper.
+        min_token_count: that of L's alignment, which words.toml has.
     """
 
     checkpoint: str
@@ -69,6 +70,7 @@ class Exam:
     manifests: Path
     most: int
     whisper: str
+    min_token_count: int = 12
 
     @cached_property
     def model(self) -> DualSLM:
@@ -80,9 +82,7 @@ class Exam:
         """The tokens that the training manifests are aligned with: no other was ever taught to L."""
         parts = self.sets("words-train", None) | self._some("words-altered") | self._some("words-synthetic")
         texts = (clip(row)["transcript"] for rows in parts.values() for row in rows)
-        stages = self.model.recipe.get("stages", ())
-        min_count = max((stage.get("min_token_count", 0) for stage in stages), default=0)
-        return Spelling(self.model.llm.tokenizer, texts, min_count).tokens_V
+        return Spelling(self.model.llm.tokenizer, texts, self.min_token_count).tokens_V
 
     @cached_property
     def values(self) -> dict[str, list[str]]:

@@ -6,16 +6,14 @@ What learnt from MELD's texts or from RAVDESS is refused: neither may be shipped
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
 
 from dualslm import pocket
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
 from dualslm.model import checkpoint
 from dualslm.model.dualslm import DualSLM
+from studies.pocket.replies import REPLY
 
 ADAPTERS = pocket.ADAPTERS
 LICENCE = "cc-by-sa-4.0"  # that of the telephone calls and of DailyTalk's texts, which asks for the same
@@ -36,14 +34,12 @@ def write(model: str, out: Path) -> None:
     Raises:
         DualSLMError: it learnt from what may not be shipped.
     """
-    loaded = DualSLM.from_pretrained(model, load_llm=False)
+    loaded = DualSLM.from_pretrained(model, encoder=pocket.ENCODER, llm=pocket.LLM)
     learnt = json.dumps(loaded.recipe).lower()
     if found := [name for name in UNSHIPPABLE if name in learnt]:
         raise DualSLMError(f"{model} may not be shipped", got=f"it learnt from {', '.join(found)}", do="leave it out")
-    named = {"encoder": pocket.ENCODER, "llm": pocket.LLM}
-    loaded.save_pretrained(out, license=LICENCE, limits=LIMITS, **named)
-    weights = {name: tensor.to(torch.float16) for name, tensor in load_file(out / checkpoint.WEIGHTS).items()}
-    with replacing(out / checkpoint.WEIGHTS) as partial:
-        save_file(weights, partial, metadata={"format": "pt"})
+    loaded.generation = replace(loaded.generation, repetition_penalty=REPLY.repetition_penalty)
+    loaded.adapters.half()
+    loaded.save_pretrained(out, license=LICENCE, limits=LIMITS)
     size = (out / checkpoint.WEIGHTS).stat().st_size / 1e6
     print(f"{out}: {size:.0f} MB")

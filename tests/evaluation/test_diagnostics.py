@@ -29,7 +29,7 @@ from dualslm.evaluation.diagnostics.items import Item, Material, of_rows
 from dualslm.evaluation.diagnostics.probes import fitted, probes
 from dualslm.evaluation.diagnostics.run import DIAGNOSTICS, measure, run
 from dualslm.model.encoder import Frames
-from dualslm.model.generation import GREEDY, GenerationSettings
+from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import Hear
 from dualslm.prompt import Prompt
 from dualslm.tiny import ADAPTERS, world
@@ -223,7 +223,7 @@ class Transcriber(Rigged):
     """Writes the transcript, whatever the instruction is."""
 
     def generate(
-        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings = GREEDY
+        self, prompts: Sequence[Prompt], *, hear: Hear | None = None, generation: GenerationSettings | None = None
     ) -> list[str]:
         answers = super().generate(prompts, hear=hear, generation=generation)
         return [said(prompt.clips[-1]) if prompt.clips else one for prompt, one in zip(prompts, answers, strict=True)]
