@@ -13,7 +13,7 @@ Dimensions: T tokens of a prompt, K tokens of a reply, R rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,15 @@ from dualslm.audio import FRAMES_PER_SECOND
 from dualslm.conversation import P_ONLY, Conversation, Speech, View
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.describe import Description, Question, Questions
+from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import text_of
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
+from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import label_log_probs
 from dualslm.prompt import render
 
 MAX_PIECES = 24  # of L that are left out in turn, which bounds the work
+MAX_POSITIONS = 8192  # of all rows that are read at once
 MIN_PIECE = 2  # embeddings of L in a piece: 0.2 s at 10 a second
 
 Degrees = Mapping[str, float]
@@ -71,7 +74,7 @@ def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard
         prompts += [render(conversation, tokenizer, P_ONLY, supervise="last") for conversation in answered]
     if not prompts:
         return {}
-    scores = torch.stack([one_K.sum() for one_K in _reply_log_probs(audio_cache, audio_cache.embed(prompts))])
+    scores = torch.stack([one_K.sum() for one_K in _reply_log_probs(audio_cache.model.llm, audio_cache.embed(prompts))])
     counts = [len(questions.attributes[name].values) for name in known]
     return {
         name: dict(zip(questions.attributes[name].values, some.softmax(0).tolist(), strict=True))
@@ -91,22 +94,39 @@ def influence(audio_cache: AudioCache, conversation: Conversation, reply: str, v
     Raises:
         DualSLMError: a recording that cannot be used.
     """
+    return weighed(audio_cache.model, weighed_prompts(audio_cache, conversation, reply, view))
+
+
+def weighed_prompts(audio_cache: AudioCache, conversation: Conversation, reply: str, view: View) -> list[PromptEmbeds]:
+    """The conversation with its reply, as it is, without P and without L; see `influence`."""
     whole = conversation.copy().assistant(reply)
     views = [view, View("none", view.ling), View(view.para, "none")]
     tokenizer = audio_cache.model.llm.tokenizer
     prompts = [render(whole, tokenizer, one, history=view, supervise="last", cut_off=True) for one in views]
-    full, no_para, no_ling = audio_cache.embed(prompts)
+    return audio_cache.embed(prompts)
+
+
+def weighed(model: DualSLM, prompts: Sequence[PromptEmbeds], go_on: Callable[[], None] = lambda: None) -> Influence:
+    """What the reply in `weighed_prompts` rests on.
+
+    Args:
+        model: its LLM tells how likely the reply is.
+        prompts: from `weighed_prompts`.
+        go_on: called between two parts of the work; what it raises ends it.
+    """
+    full, no_para, no_ling = prompts
     spans = _spans(full)
     pieces_left_out = [full.without(span) for span in spans]
-    full_K, no_para_K, no_ling_K, *without = _reply_log_probs(audio_cache, [full, no_para, no_ling, *pieces_left_out])
+    rows = [full, no_para, no_ling, *pieces_left_out]
+    full_K, no_para_K, no_ling_K, *without = _reply_log_probs(model.llm, rows, go_on)
     ids = full.labels_T[full.labels_T != IGNORE_INDEX].tolist()
-    seconds = audio_cache.model.ling.stack / FRAMES_PER_SECOND
+    seconds = model.ling.stack / FRAMES_PER_SECOND
     first = spans[0].start if spans else 0
     pieces = [
         ((span.start - first) * seconds, (span.stop - first) * seconds, float((full_K - one_K).sum()))
         for span, one_K in zip(spans, without, strict=True)
     ]
-    tokens = [text_of(tokenizer, [token]) for token in ids]
+    tokens = [text_of(model.llm.tokenizer, [token]) for token in ids]
     return Influence(tokens, (full_K - no_para_K).tolist(), (full_K - no_ling_K).tolist(), pieces)
 
 
@@ -134,9 +154,16 @@ def _spans(prompt: PromptEmbeds) -> list[range]:
     return [range(start + at, start + min(at + step, length)) for at in range(0, length, step)]
 
 
-def _reply_log_probs(audio_cache: AudioCache, prompts: Sequence[PromptEmbeds]) -> list[Tensor]:
+def _reply_log_probs(
+    llm: FrozenLM, prompts: Sequence[PromptEmbeds], go_on: Callable[[], None] = lambda: None
+) -> list[Tensor]:
     """The log-probability of each token of each prompt's reply (K), in nats."""
-    return [
-        log_probs_KV.gather(1, labels_K[:, None])[:, 0].cpu()
-        for log_probs_KV, labels_K in label_log_probs(audio_cache.model.llm, prompts)
-    ]
+    rows = max(1, MAX_POSITIONS // max(len(prompt.keys) for prompt in prompts))
+    found = []
+    for start in range(0, len(prompts), rows):
+        go_on()
+        found += [
+            log_probs_KV.gather(1, labels_K[:, None])[:, 0].cpu()
+            for log_probs_KV, labels_K in label_log_probs(llm, prompts[start : start + rows])
+        ]
+    return found

@@ -10,34 +10,40 @@ From a request to its reply: the route `chat` encodes the prompt, `_Completion` 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import FastAPI, File, Form, Request, Security, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from dualslm import __version__
 from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
 from dualslm.inference.backend import Piece
+from dualslm.serve.caller import CALLER, Keys, Memory
+from dualslm.serve.docs_page import add_docs
 from dualslm.serve.errors import RefusedError, add_error_handlers, openai_error
 from dualslm.serve.explain_routes import add_explain_routes
-from dualslm.serve.limits import Limits, Queue
+from dualslm.serve.fairness import FairThreads, Queue
+from dualslm.serve.hosts import Hosts
+from dualslm.serve.json_body import BoundedRoute
+from dualslm.serve.limits import Limits
 from dualslm.serve.metrics import Metrics
-from dualslm.serve.middleware import BodyLimitMiddleware
+from dualslm.serve.middleware import BodyLimitMiddleware, GateMiddleware
 from dualslm.serve.openai_schema import ChatRequest, Envelope, Usage, check_speech, load_speech, parse_chat, usage
 from dualslm.serve.page import mount
 from dualslm.serve.service import Ask, EncodedPrompt, Service
 
 T = TypeVar("T")
 DEFAULT_LIMITS = Limits()
+DECODE_THREADS = 4  # one of them is left to other clients, however much one sends
 Format = Literal["json", "text", "verbose_json"]
 
 
@@ -46,9 +52,10 @@ def app(
     *,
     name: str = "dualslm",
     limits: Limits = DEFAULT_LIMITS,
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     page: bool = True,
     clips: Path | None = None,
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """The server's application.
 
@@ -56,29 +63,42 @@ def app(
         service: encodes and replies; closed with the application.
         name: name of the model, which requests have to give.
         limits: limits of requests.
-        key: bearer token that requests must bring; none is asked for when None.
+        key: bearer token that requests must bring, or several, whose owners learn nothing of each other; none is
+            asked for when None.
         page: whether the web page is served at /.
         clips: folder of example recordings for the page.
+        hosts: names with a dot in them that the server answers to; see `hosts.Hosts`.
     """
     server = Server(service, name, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        server.threads.close()
         await service.close()
 
-    api = FastAPI(title="dualslm", version=__version__, lifespan=lifespan, description="An LLM that hears.")
+    # FastAPI's own pages of documentation load scripts from elsewhere, and need no key
+    api = FastAPI(
+        title="dualslm",
+        version=__version__,
+        lifespan=lifespan,
+        description="An LLM that hears.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     api.state.service = service
+    api.router.route_class = BoundedRoute
     add_error_handlers(api)
-    api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout, metrics=server.metrics)
-
-    async def authorized(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        # in constant time, so that the time of a refusal tells nothing about the key
-        if key is not None and not hmac.compare_digest(f"Bearer {key}".encode(), given.encode()):
-            raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
-
-    needs_key = [Depends(authorized)]
+    keys = [key] if isinstance(key, str) else list(key or ())
+    # the last one added is asked first
+    api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout)
+    api.add_middleware(
+        GateMiddleware, hosts=Hosts(hosts), keys=Keys(keys), memory=Memory(limits.memory), metrics=server.metrics
+    )
+    # says so in the documentation; the gate has checked the key before the body was read
+    needs_key = [Security(HTTPBearer(auto_error=False))] if keys else []
+    add_docs(api)
     _add_state_routes(api, server, needs_key)
     _add_chat_route(api, server, needs_key)
     _add_audio_routes(api, server, needs_key)
@@ -102,6 +122,7 @@ class Server:
         self.name = name
         self.limits = limits
         self.queue = Queue(limits)
+        self.threads = FairThreads(DECODE_THREADS, "decoder")
         self.metrics = Metrics(service, self.queue)
         self.created = int(time.time())
 
@@ -133,6 +154,8 @@ class Server:
                 raise RefusedError(499, "The client has left.", "client_left")
             raise RefusedError(504, f"No answer within {timeout:g} s.", "timeout")
         finally:
+            if not job.done():
+                CALLER.get().gone.set()  # what a thread does for it ends as soon as it looks
             for task in (job, client_left):
                 task.cancel()
             # until both have ended: the backend must be rid of the request before its slot is given to the next
@@ -147,8 +170,8 @@ class Server:
 
     async def read_upload(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
-        speech = await asyncio.to_thread(load_speech, await file.read(), self.limits)
-        await asyncio.to_thread(check_speech, speech, self.limits)
+        speech = await self.threads.run(load_speech, await file.read(), self.limits)
+        await self.threads.run(check_speech, speech, self.limits)
         return speech
 
 
@@ -163,7 +186,7 @@ def _add_chat_route(api: FastAPI, server: Server, needs_key: list[Any]) -> None:
         began = time.perf_counter()
         async with server.admitted(request) as slot:
             # in a thread, because decoding the recordings would hold up everybody's tokens
-            parsed = asyncio.to_thread(parse_chat, body, server.limits, server.service.system)
+            parsed = server.threads.run(parse_chat, body, server.limits, server.service.system)
             ask = await server.wait_for(request, parsed)
             # encoded before the response starts: what is wrong with a prompt still gets a status of its own
             prompt = await server.wait_for(request, server.service.encode(ask))

@@ -14,6 +14,7 @@ from dualslm.errors import DualSLMError
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.voice_activity import NoSpeechError
 
+MAX_MESSAGE_CHARACTERS = 500  # a message quotes what was sent
 MAX_REPORTED_FIELDS = 3  # a malformed list has an error for each of its items; the first few say enough
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -32,8 +33,11 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
+        if len(message) > MAX_MESSAGE_CHARACTERS:
+            message = message[: MAX_MESSAGE_CHARACTERS - 1] + "…"
         self.status = status
-        self.message = message
+        # half a surrogate pair, which JSON can spell out, is no text that could be sent back
+        self.message = message.encode(errors="replace").decode()
         self.code = code
         self.retry_after = retry_after
 
@@ -47,7 +51,7 @@ class RefusedError(Exception):
 def openai_error(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
     """An error as a refusal with its status, and as OpenAI's JSON object."""
     refused = _refusal(error)
-    param = _field_names(error)[0] if isinstance(error, RequestValidationError) else None
+    param = _field_names(error)[0][:MAX_MESSAGE_CHARACTERS] if isinstance(error, RequestValidationError) else None
     return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": param}
 
 
@@ -79,7 +83,7 @@ def _refusal(error: Exception) -> RefusedError:
         return RefusedError(400, str(error), "invalid_value")
     if isinstance(error, RequestValidationError):
         # 400 as OpenAI gives it, not FastAPI's 422: its client raises BadRequestError for 400 alone
-        reported = zip(_field_names(error), error.errors()[:MAX_REPORTED_FIELDS], strict=False)
+        reported = zip(_field_names(error), error.errors(), strict=False)
         return RefusedError(400, "; ".join(f"{name}: {one['msg']}" for name, one in reported), "invalid_value")
     if isinstance(error, TimeoutError):
         return RefusedError(504, "The reply took too long.", "timeout")
@@ -91,5 +95,6 @@ def _refusal(error: Exception) -> RefusedError:
 
 
 def _field_names(error: RequestValidationError) -> list[str]:
-    """The field that each part of a validation error is about, for example `messages.0.content`."""
-    return [".".join(str(step) for step in one["loc"] if step != "body") or "body" for one in error.errors()]
+    """The field that each of the first parts of a validation error is about, for example `messages.0.content`."""
+    reported = error.errors()[:MAX_REPORTED_FIELDS]
+    return [".".join(str(step) for step in one["loc"] if step != "body") or "body" for one in reported]

@@ -12,14 +12,15 @@ import binascii
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dualslm.audio import SAMPLE_RATE, TooLongError, load
+from dualslm.audio import SAMPLE_RATE, SampleBudget, TooLongError, load
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.inference.voice_activity import require_speech
 from dualslm.model.generation import GenerationSettings
+from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.service import Ask
@@ -27,6 +28,10 @@ from dualslm.serve.service import Ask
 DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
 MAX_REPLY_TOKENS = 32_768  # what a request may ask for; the context limits it further
 MAX_STOP_TEXTS = 4  # as OpenAI
+MAX_STOP_CHARACTERS = 256  # of one: each piece of a reply is compared with every beginning of it
+MAX_NAME_CHARACTERS = 256  # of a model's name, a view and the like
+MAX_ITEMS = 4096  # of any list; `Limits` has fewer for most
+CACHED_STEP = 16  # positions: exact counts would tell where two prompts begin to differ
 
 
 class _Strict(BaseModel):
@@ -45,6 +50,13 @@ class ToneCaption(_Strict):
     """A tone in words."""
 
     caption: str = Field(min_length=1)
+
+
+T = TypeVar("T")
+# The first wrong item of a list is enough: a list of a million would otherwise have a million errors.
+Items: TypeAlias = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Name: TypeAlias = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+StopText: TypeAlias = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 
 
 class TextPart(_Strict):
@@ -71,7 +83,7 @@ class SystemMessage(_Strict):
     """The system text; at the beginning only."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     name: str | None = None
 
 
@@ -79,7 +91,7 @@ class UserMessage(_Strict):
     """A turn of the user's."""
 
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: str | Items[UserPart]
     name: str | None = None
 
 
@@ -87,13 +99,13 @@ class AssistantMessage(_Strict):
     """An earlier reply."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
     refusal: None = None
     audio: None = None
     tool_calls: None = None
     function_call: None = None
-    annotations: list[Any] | None = None
+    annotations: Items[Any] | None = None
 
 
 AnyMessage: TypeAlias = SystemMessage | UserMessage | AssistantMessage
@@ -110,12 +122,14 @@ class StreamOptions(_Strict):
 class ChatRequest(_Strict):
     """A conversation to be answered."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1)
-    view: str = Field("speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"])
+    model: Name
+    messages: Items[Message] = Field(min_length=1)
+    view: Name = Field(
+        "speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"]
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = Field(None, description="at most 4 texts before which the reply ends")
+    stop: StopText | Items[StopText] | None = Field(None, description="at most 4 texts before which the reply ends")
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -126,7 +140,7 @@ class ChatRequest(_Strict):
     logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     user: str | None = Field(None, description="changes nothing")
     metadata: dict[str, str] | None = Field(None, description="changes nothing")
@@ -179,32 +193,38 @@ def check_speech(speech: Speech, limits: Limits) -> None:
         require_speech(speech)
 
 
-def load_speech(data: bytes, limits: Limits, **known: Any) -> Speech:
+def load_speech(data: bytes, limits: Limits, budget: SampleBudget | None = None, **known: Any) -> Speech:
     """A recording from the bytes of a file.
 
     Args:
         data: the file.
-        limits: limit of its seconds.
+        limits: limits of its seconds and of what decoding it costs.
+        budget: what is left for the recordings of the request; for this one alone when None.
         **known: further fields of `Speech`.
 
     Raises:
         RefusedError: a recording that is too long.
         DualSLMError: no audio.
     """
+    caller = CALLER.get()
+    caller.check_wanted()
+    budget = budget or SampleBudget(limits.decoded, limits.decoded)
     try:
         # decoding stops at the limit: a small file of compressed silence would otherwise fill the memory
-        return Speech(load(data, longest=limits.audio), **known)
+        samples = load(data, longest=limits.audio, budget=budget)
     except TooLongError as error:
         raise RefusedError(413, str(error), "audio_too_long") from error
+    caller.take(samples.nbytes)
+    return Speech(samples, **known)
 
 
-def load_base64_speech(audio: AudioData, limits: Limits, **known: Any) -> Speech:
+def load_base64_speech(audio: AudioData, limits: Limits, budget: SampleBudget | None = None, **known: Any) -> Speech:
     """`load_speech` for a recording in base64."""
     try:
         data = base64.b64decode(audio.data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(400, f"The audio is not base64: {error}.", "invalid_audio") from error
-    return load_speech(data, limits, **known)
+    return load_speech(data, limits, budget, **known)
 
 
 def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | None) -> Conversation:
@@ -242,6 +262,7 @@ class _Recordings:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.seconds = 0.0
+        self.budget = SampleBudget(limits.decoded, limits.decoded_together)
 
     def speech(self, part: AudioPart) -> Speech:
         """A spoken part, with the recording or the caption whose tone it takes."""
@@ -254,7 +275,7 @@ class _Recordings:
         return self._load(part.input_audio, tone=tone, transcript=part.transcript, caption=part.caption)
 
     def _load(self, audio: AudioData, **known: Any) -> Speech:
-        speech = load_base64_speech(audio, self.limits, **known)
+        speech = load_base64_speech(audio, self.limits, self.budget, **known)
         self.seconds += len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
         if self.seconds > self.limits.speech:
             message = f"The recordings are longer than {self.limits.speech:g} s together."
@@ -284,14 +305,14 @@ def usage(prompt: int, audio: int, reused: int, drawn: int) -> Usage:
     Args:
         prompt: positions of the prompt.
         audio: positions of the prompt that are P or L.
-        reused: positions of the prompt that came from the prefix cache.
+        reused: positions of the prompt that came from the prefix cache; given in steps of `CACHED_STEP`.
         drawn: tokens of the reply.
     """
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=drawn,
         total_tokens=prompt + drawn,
-        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused},
+        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused // CACHED_STEP * CACHED_STEP},
     )
 
 
