@@ -17,7 +17,16 @@ from dualslm.cli.options import (
 )
 from dualslm.errors import DualSLMError
 
-POSITIVE = ("max_body", "max_audio", "max_speech", "max_turns", "running", "timeout", "keep")  # options of `serve`
+POSITIVE = (
+    "max_body",
+    "max_memory",
+    "max_audio",
+    "max_speech",
+    "max_turns",
+    "running",
+    "timeout",
+    "keep",
+)  # options of `serve`
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:

@@ -137,10 +137,10 @@ class VLLMBackend:
         return name, served[name]
 
 
-def _failed(what: str, told: str) -> UnavailableError:
+def _failed(what: str, shown: str) -> UnavailableError:
     """The error that a client is told; what vLLM itself says may name machines and folders, and goes to the log."""
     _log_error(what)
-    return UnavailableError("vLLM gave up on this reply", got=told, do="ask again in a moment")
+    return UnavailableError("vLLM gave up on this reply", got=shown, do="ask again in a moment")
 
 
 def _log_error(what: str) -> None:

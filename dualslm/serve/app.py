@@ -18,16 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, File, Form, Request, Security, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from dualslm import __version__
 from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import Speech
 from dualslm.inference.backend import Piece
-from dualslm.serve.caller import CALLER, Keys, Memory
+from dualslm.serve.caller import CALLER, HeldBytes, Keys
 from dualslm.serve.docs_page import add_docs
 from dualslm.serve.errors import RefusedError, add_error_handlers, openai_error
 from dualslm.serve.explain_routes import add_explain_routes
@@ -94,10 +93,15 @@ def app(
     # the last one added is asked first
     api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout)
     api.add_middleware(
-        GateMiddleware, hosts=Hosts(hosts), keys=Keys(keys), memory=Memory(limits.memory), metrics=server.metrics
+        GateMiddleware, hosts=Hosts(hosts), keys=Keys(keys), memory=HeldBytes(limits.memory), metrics=server.metrics
     )
-    # says so in the documentation; the gate has checked the key before the body was read
-    needs_key = [Security(HTTPBearer(auto_error=False))] if keys else []
+
+    async def authorized() -> None:
+        # the gate has checked the key before the body was read; a route that it took for an open one is refused here
+        if keys and not CALLER.get().key:
+            raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
+
+    needs_key = [Depends(authorized)]
     add_docs(api)
     _add_state_routes(api, server, needs_key)
     _add_chat_route(api, server, needs_key)

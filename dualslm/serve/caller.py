@@ -23,7 +23,7 @@ IPV6_PREFIX = 64  # bits: whoever has one address of IPv6 has all that begin ali
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class Memory:
+class HeldBytes:
     """The bytes that all requests hold together: bodies that arrived, and recordings that were decoded.
 
     Args:
@@ -67,25 +67,33 @@ class Caller:
         gone: set when the client left, or the request's time is up: work for it is not worth going on.
     """
 
-    def __init__(self, name: str = "", key: str = "", memory: Memory | None = None) -> None:
+    def __init__(self, name: str = "", key: str = "", memory: HeldBytes | None = None) -> None:
         self.name = name
         self.key = key
         self.gone = Event()
         self._memory = memory
         self._held = 0
+        self._lock = Lock()  # a thread may still decode for a request that has ended
 
     def take(self, size: int) -> None:
-        """Holds some more bytes until the request ends; see `Memory.take`."""
-        if self._memory is not None:
-            self._memory.take(self.name, size)
-            self._held += size
+        """Holds some more bytes until the request ends; see `HeldBytes.take`.
+
+        Raises:
+            RefusedError: there is no room for them, or the request has ended.
+        """
+        with self._lock:
+            self.check_wanted()
+            if self._memory is not None:
+                self._memory.take(self.name, size)
+                self._held += size
 
     def end(self) -> None:
         """Gives everything back and ends the work that is still done."""
-        self.gone.set()
-        if self._memory is not None:
-            self._memory.give_back(self.name, self._held)
-        self._held = 0
+        with self._lock:
+            self.gone.set()
+            if self._memory is not None:
+                self._memory.give_back(self.name, self._held)
+            self._held = 0
 
     def check_wanted(self) -> None:
         """Ends long work in a thread whose result nobody waits for.

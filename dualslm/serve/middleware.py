@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dualslm.serve.caller import CALLER, Caller, Keys, Memory, client_name
+from dualslm.serve.caller import CALLER, Caller, HeldBytes, Keys, client_name
 from dualslm.serve.errors import RefusedError, openai_error
 from dualslm.serve.hosts import Hosts
 
@@ -49,7 +49,7 @@ class GateMiddleware:
         metrics: where responses are counted.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Hosts, keys: Keys, memory: Memory, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts, keys: Keys, memory: HeldBytes, metrics: Metrics) -> None:
         self.app = app
         self.hosts = hosts
         self.keys = keys

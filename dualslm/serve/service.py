@@ -232,8 +232,7 @@ class Service:
     async def _encode_waiting(self) -> None:
         """Encodes batch after batch until no request waits."""
         CALLER.set(Caller("all"))  # this task's own: it works for all clients, and goes by turns with each
-        while self._waiting:
-            batch = self._next_batch()
+        while batch := self._next_batch():
             results = await self._encoder.run(self._encode_batch, [one.prompt for one in batch])
             for one, result in zip(batch, results, strict=True):
                 if one.encoded.cancelled():  # while it was encoded
@@ -266,7 +265,7 @@ class Service:
     def _encode_batch(self, prompts: Sequence[Prompt]) -> Sequence[PromptEmbeds | Exception]:
         """For each prompt its embeddings, or why it has none. Runs in the encoder's thread."""
         try:
-            embeds = self.audio_cache.embed(prompts) if prompts else []
+            embeds = self.audio_cache.embed(prompts)
         except Exception as error:
             return [error for _ in prompts]
         self.batches += 1

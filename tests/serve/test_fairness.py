@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dualslm.serve.caller import CALLER, Caller, Memory, client_name
+from dualslm.serve.caller import CALLER, Caller, HeldBytes, client_name
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.fairness import FairThreads, Queue
 from dualslm.serve.limits import Limits
@@ -163,7 +163,7 @@ def test_work_that_nobody_waits_for_is_not_begun() -> None:
 
 
 def test_memory_is_shared_and_given_back() -> None:
-    memory = Memory(100)
+    memory = HeldBytes(100)
     greedy = Caller("greedy", memory=memory)
     greedy.take(50)
     with pytest.raises(RefusedError) as caught:
@@ -174,7 +174,9 @@ def test_memory_is_shared_and_given_back() -> None:
     for one in (greedy, modest):
         one.end()
     assert not memory.held
-    greedy.take(50)
+    with pytest.raises(RefusedError):  # by a thread that still works for it: nobody would give it back
+        greedy.take(50)
+    assert not memory.held
 
 
 def test_a_block_of_ipv6_is_one_client() -> None:
