@@ -93,21 +93,18 @@ class _Protocol(H11Protocol):
     def shutdown(self) -> None:
         """Ends the connection with its reply; one whose request does not come to its end is closed."""
         super().shutdown()
-        self.loop.call_later(STALLED_BODY_S, self._close_stalled)
+        self.loop.call_later(STALLED_BODY_S, self._close_unfinished)
 
-    def _close_stalled(self) -> None:
-        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+    def _close_unfinished(self) -> None:
+        """Closes a connection whose request is not here as a whole."""
+        if self._is_idle() or self.cycle.more_body:
             self.transport.abort()
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _await_header(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_S, self._no_header)
-
-    def _no_header(self) -> None:
-        if self.transport.get_protocol() is self and self._is_idle():
-            self.transport.abort()
+        self._header_timer = self.loop.call_later(HEADER_S, self._close_unfinished)
 
     def _stop_timer(self) -> None:
         if self._header_timer is not None:

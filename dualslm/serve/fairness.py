@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from functools import partial
@@ -59,18 +59,18 @@ class Queue:
             RefusedError: too many wait already, and no client more than this one.
         """
         client = CALLER.get().name
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        one = (client, place)
+        entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one = (client, entry)
         self._waiting.append(one)
         self._let_in()
-        if not place.done() and len(self._waiting) > self.limits.waiting:
+        if not entry.done() and len(self._waiting) > self.limits.waiting:
             self._refuse_one()
         try:
-            await place
+            await entry
         except BaseException:
             if one in self._waiting:
                 self._waiting.remove(one)
-            elif not place.cancelled() and place.exception() is None:  # let in at the moment at which it left
+            elif not entry.cancelled() and entry.exception() is None:  # let in at the moment at which it left
                 self._leave(client)
             raise
         try:
@@ -88,23 +88,23 @@ class Queue:
         """Gives free places to the clients that have fewest."""
         while self._waiting and self.running < self.limits.running:
             one = min(self._waiting, key=lambda waiting: self._running[waiting[0]])
-            client, place = one
+            client, entry = one
             if self._running[client] >= self._most_of_one:
                 return
             self._waiting.remove(one)
-            if not place.done():
+            if not entry.done():
                 self._running[client] += 1
-                place.set_result(None)
+                entry.set_result(None)
 
     def _refuse_one(self) -> None:
         """Refuses the last request of the client of which most wait."""
         numbers = Counter(client for client, _ in self._waiting)
         # of two that wait alike, the one that came last
         last = max(range(len(self._waiting)), key=lambda index: (numbers[self._waiting[index][0]], index))
-        _, place = self._waiting.pop(last)
-        if not place.done():
+        _, entry = self._waiting.pop(last)
+        if not entry.done():
             message = "The server is full: ask again in a moment."
-            place.set_exception(RefusedError(429, message, "server_full", retry_after=1))
+            entry.set_exception(RefusedError(429, message, "server_full", retry_after=1))
 
 
 class FairThreads:
@@ -142,8 +142,13 @@ class FairThreads:
         context = copy_context()
         job = self._pool.submit(partial(context.run, partial(work, *args, **kwargs)))
         loop = asyncio.get_running_loop()
-        # the thread is free when its work has ended, whoever has left meanwhile
-        job.add_done_callback(lambda _: _soon(loop, partial(self._end, client, perf_counter() - began)))
+
+        def ended(_: Future[T]) -> None:
+            # the thread is free when its work has ended, whoever has left meanwhile
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._end, client, perf_counter() - began)
+
+        job.add_done_callback(ended)
         return await asyncio.wrap_future(job)
 
     def close(self) -> None:
@@ -174,9 +179,3 @@ class FairThreads:
     def _used(self, client: str) -> float:
         seconds, last = self._spent.get(client, (0.0, 0.0))
         return float(seconds * 0.5 ** ((perf_counter() - last) / HALF_LIFE_S))
-
-
-def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """Has an event loop do something, unless it is gone."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(work)

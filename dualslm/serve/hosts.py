@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from dualslm.serve.errors import RefusedError
 
@@ -42,32 +41,21 @@ class Hosts:
             RefusedError: with status 421 or 403.
         """
         host = headers.get(b"host", b"").decode("latin-1")
-        if host and not self._answers_to(host):
+        name = _name(host)
+        if host and not (ANY in self._names or name in self._names or _is_local(name)):
             wrong = f"This server does not answer to the name {host[:100]!r}; start it with --allow-host."
             raise RefusedError(421, wrong, "unknown_host")
         if method not in SAFE_METHODS and not self._from_own_site(host, headers):
             raise RefusedError(403, "A page of another site may not send requests here.", "cross_site")
 
-    def _answers_to(self, host: str) -> bool:
-        name = _name(host)
-        return ANY in self._names or name in self._names or _is_local(name)
-
     def _from_own_site(self, host: str, headers: Mapping[bytes, bytes]) -> bool:
         origin = headers.get(b"origin", b"").decode("latin-1")
-        from_host = _host_of(origin)
+        from_host = origin.partition("//")[2]  # empty for a page from a file, whose origin is "null"
         listed = _name(from_host) in self._names
         site = headers.get(b"sec-fetch-site")
         if site is not None:  # all browsers of today, where the page came over TLS or from this machine
             return site in OWN_SITES or listed
         return not origin or listed or from_host.lower() == host.lower()
-
-
-def _host_of(origin: str) -> str:
-    """Host and port of an origin; empty where it has none, as that of a page from a file ("null")."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
 
 
 def _name(host: str) -> str:

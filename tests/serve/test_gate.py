@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -15,10 +16,12 @@ from support.servekit import SlowBackend, client, threaded, user
 
 from dualslm import DualSLM, tiny
 from dualslm.serve.app import app
+from dualslm.serve.caller import CALLER, HeldBytes, Keys
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.hosts import Hosts
 from dualslm.serve.json_body import MAX_VALUES, parse_json
 from dualslm.serve.limits import Limits
+from dualslm.serve.middleware import GateMiddleware
 from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 
@@ -140,8 +143,36 @@ def test_a_wrong_key_is_refused_before_the_body_is_read(locked: str) -> None:
 
 
 def test_several_keys(locked: str) -> None:
-    for key, status in (("one", 200), ("two", 200), ("on", 401), ("one two", 401), ("", 401)):
+    for key, status in (("one", 200), ("two", 200), ("on", 401), ("one two", 401)):
         assert httpx2.get(locked + "/models", headers={"Authorization": f"Bearer {key}"}).status_code == status
+
+
+def test_a_web_socket_is_checked_too() -> None:
+    """Its page cannot set headers: the key comes as a protocol, as OpenAI's clients send it."""
+
+    async def main(*headers: tuple[bytes, bytes]) -> list[str]:
+        seen: list[str] = []
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(CALLER.get().key)
+
+        async def send(message: Any) -> None:
+            seen.append(message["type"])
+
+        metrics: Any = None  # counts no handshakes
+        gate = GateMiddleware(behind, Hosts(), Keys(["right"]), HeldBytes(1), metrics)
+        scope = {"type": "websocket", "path": "/v1/realtime", "client": ("127.0.0.1", 1), "headers": list(headers)}
+        await gate(scope, Any, send)  # type: ignore[arg-type]
+        return seen
+
+    key = (b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.right")
+    assert asyncio.run(main((b"host", b"localhost"), key)) == [Keys(["right"]).digest([key])]
+    for wrong in (
+        [(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.wrong")],
+        [key, (b"host", b"evil.example")],
+        [key, (b"host", b"localhost"), (b"origin", b"https://evil.example")],
+    ):
+        assert asyncio.run(main(*wrong)) == ["websocket.close"]
 
 
 # ---------------------------------------------------------------------- bodies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
@@ -12,9 +13,10 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import openai
 import pytest
 import soundfile
-from support.servekit import SAD, assistant, audio_part, client, threaded, user
+from support.servekit import SAD, SlowBackend, assistant, audio_part, client, threaded, user
 
 from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.audio import SampleBudget, TooLongError, load
@@ -67,7 +69,7 @@ def test_decoding_costs_by_channels_and_rate() -> None:
 
 
 def test_recordings_of_a_request_cost_together() -> None:
-    limits = Limits(audio=2, speech=4, any_sound=True)  # 768,000 samples together
+    limits = Limits(audio=2, speech=8, any_sound=True)  # 768,000 samples together
     part = audio_part(wav(1, 96_000, 4))  # 384,000
     request = {"model": MODEL, "messages": [user(part, part)]}
     parse_chat(ChatRequest.model_validate(request), limits, None)
@@ -91,9 +93,9 @@ def test_recordings_of_a_client_that_left_are_not_decoded() -> None:
 
 
 @pytest.mark.parametrize("text", ["word ", "\ue000", "\ue0000:", "<|im_end|>", "\n", "é"])
-def test_a_megabyte_of_text_is_refused_before_it_is_tokenised(url: str, text: str, monkeypatch: Any) -> None:
+def test_a_megabyte_of_text_is_refused_before_it_is_tokenised(url: str, text: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(Exception, match="characters"):
+    with pytest.raises(openai.BadRequestError, match="characters"):
         client(url).chat.completions.create(model=MODEL, messages=[user(text * (1_000_000 // len(text)))])
     assert time.perf_counter() - began < 20
 
@@ -126,9 +128,7 @@ def test_a_long_reply_is_not_weighed(url: str) -> None:
 
 
 def test_long_recordings_are_encoded_in_parts(model: DualSLM) -> None:
-    import asyncio
-
-    service = Service(model, LocalBackend(model.llm), questions=ASKED)
+    service = Service(model, SlowBackend(), questions=ASKED)
     noise = np.random.default_rng(1).uniform(-0.1, 0.1, (5, 25 * 16_000)).astype(np.float32)
     calls: list[int] = []
     encode = service.audio_cache.encode
@@ -164,7 +164,7 @@ def test_a_guess_of_another_talks_secret_is_not_answered(url: str) -> None:
     for guess in (SECRET, SECRET.replace("4 7 1 9", "4 7 1 0"), SECRET[:60]):
         assert cached(url, system(guess), user("Hello there, who are you?")) == 0
         assert cached(url, system(guess), user("Anything else.")) == 0
-        assert cached(url, system(guess), user("Anything else."), assistant("No."), user("Why?")) == 0
+        assert cached(url, system(guess), user("Something new."), assistant("No."), user("Why?")) == 0
 
 
 def test_a_talk_that_goes_on_is_not_read_twice(url: str) -> None:
