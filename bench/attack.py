@@ -226,12 +226,12 @@ def of_text(text: str, size: int) -> Callable[[str], str]:
     return lambda url: sent(url, "chat/completions", body)
 
 
-def wide_clips() -> Callable[[str], str]:
-    """Eight requests with recordings that cost as much to decode as an hour of speech each."""
+def wide_clips(seconds: int) -> Callable[[str], str]:
+    """Eight requests with recordings of which a second costs as much to decode as 96 of speech."""
     file = io.BytesIO()
     # silence, which FLAC makes a thousand times as short
     with soundfile.SoundFile(file, "w", 192_000, 8, format="FLAC") as sound:
-        for _ in range(119):
+        for _ in range(seconds):
             sound.write(np.zeros((192_000, 8), np.int16))
     data = base64.b64encode(file.getvalue()).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
@@ -243,6 +243,12 @@ def long_reply(url: str) -> str:
     """A reply of 140 kB to be explained."""
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "word " * 28_000}]
     return sent(url, "influence", {"model": "dualslm", "messages": messages})
+
+
+def explained(url: str) -> str:
+    """As much as may be explained, eight times at once."""
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "a b c d e " * 170}]
+    return at_once([lambda: sent(url, "influence", {"model": "dualslm", "messages": messages})] * 8)
 
 
 def many_requests(url: str) -> str:
@@ -399,7 +405,9 @@ def attacked(checkout: Path, *, quick: bool) -> list[Row]:
         ("a megabyte of text", of_text("word ", 10**6)),
         ("300 kB of placeholder characters", of_text("\ue0000:", 300_000)),
         ("a reply of 140 kB to be explained", long_reply),
-        ("8 clips of 119 s, 8 channels, 192 kHz", wide_clips()),
+        ("8 replies of 900 positions to be explained", explained),
+        ("8 clips of 119 s, 8 channels, 192 kHz", wide_clips(119)),
+        ("8 clips of 29 s, 8 channels, 192 kHz", wide_clips(29)),
         ("200 requests at once", many_requests),
         ("a secret of 4 digits in 40 guesses", guesses),
         ("a page of another site", other_sites),
