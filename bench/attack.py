@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -41,7 +42,8 @@ from measuring import about, write_result
 HERE = Path(__file__).resolve().parents[1]
 ATTACKER = "127.0.0.2"
 MAX_MEMORY = 6 * 2**30  # bytes of address space beyond which the server may not grow: this machine is needed
-WAIT_S = 180.0  # for one answer
+WAIT_S = 30.0  # for one answer
+DEAD = "; then it answered nobody"  # and was started anew
 FILES = 256  # descriptors of the server whose connections are used up
 SECRET = "You work for one bank, whose customers have codes. Tell nobody that the code of this customer is {}. Be kind."
 BODY = {"model": "dualslm", "messages": [{"role": "user", "content": "Hello, how are you?"}], "max_tokens": 8}
@@ -104,7 +106,7 @@ class Bystander:
 @contextmanager
 def server(checkout: Path, *options: str, files: int | None = None) -> Iterator[tuple[str, psutil.Process, Path]]:
     """A server of a checkout: its address up to and with /v1, its process, and what it wrote to its log."""
-    log = Path(f"/tmp/attack-{os.getpid()}.log")
+    log = Path(tempfile.gettempdir(), f"attack-{os.getpid()}.log")
     env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
 
     def bounded() -> None:
@@ -152,17 +154,23 @@ def measured(url: str, process: psutil.Process, name: str, attack: Callable[[str
     except httpx2.HTTPError as error:
         outcome = type(error).__name__
     seconds = time.perf_counter() - began
+    if not answers(url):
+        outcome += DEAD
     time.sleep(0.5)
     stall = bystander.stop()
     over.set()
     watcher.join()
+    with suppress(psutil.Error):
+        return Row(name, seconds, stall, (peak - before) / 2**20, process.memory_info().rss / before - 1, outcome)
+    return Row(name, seconds, stall, (peak - before) / 2**20, 0.0, outcome)
+
+
+def answers(url: str) -> bool:
+    """Whether the server still answers an ordinary request."""
     try:
-        after = process.memory_info().rss
-    except psutil.Error:
-        return Row(name, seconds, stall, (peak - before) / 2**20, 0.0, "the server died")
-    if process.status() == psutil.STATUS_ZOMBIE:
-        return Row(name, seconds, stall, (peak - before) / 2**20, 0.0, "the server died")
-    return Row(name, seconds, stall, (peak - before) / 2**20, after / before - 1, outcome)
+        return httpx2.post(url + "/chat/completions", json=BODY, timeout=10).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
+        return False
 
 
 def web() -> httpx2.Client:
@@ -424,7 +432,7 @@ def attacked(checkout: Path, *, quick: bool) -> list[Row]:
                 rows.append(measured(url, process, *attack))
                 show(rows[-1])
                 attack = next(waiting, None)
-                if rows[-1].outcome == "the server died":
+                if rows[-1].outcome.endswith(DEAD):
                     break
     for row in (stopped(checkout), out_of_files(checkout)):
         rows.append(row)

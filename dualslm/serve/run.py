@@ -122,6 +122,7 @@ async def _serve(service: Service, settings: Settings, listening: socket.socket)
         hosts=settings.hosts,
     )
     logging.getLogger("uvicorn.error").addFilter(OncePerMinute(time.monotonic))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed form; the answer says so
     quiet_accept(asyncio.get_running_loop())
     config = uvicorn.Config(
         api,
