@@ -232,6 +232,14 @@ def test_the_model_of_scaling_loses_by_what_it_sends_and_by_what_does_not_divide
     assert all(row["sum_s"] == 0 for row in rows if row["gpus"] == 1)
 
 
+def test_attacks_are_shown_beside_those_on_another_checkout(bench: Any) -> None:
+    row = {"attack": "a", "seconds": 1.0, "stall": 0.5, "peak": 3.0, "kept": 0.01, "outcome": "413"}
+    was = {**row, "seconds": 142.0, "outcome": "the server died"}
+    result = {"command": "", "machine": "", "torch": "", "transformers": "", "before": [was], "after": [row]}
+    made = bench("tables").attack(result)
+    assert "| a | 1.0 | 0.50 | 3 | +1% | 413 | 142.0 s, silence 0.5 s, the server died |" in made
+
+
 # ---------------------------------------------------------------------- speed beside others
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md, docs/serve.md and docs/scale.md from the result files.
+"""Writes the tables of docs/benchmarks.md, docs/serve.md, docs/threats.md and docs/scale.md from the result files.
 
     python docs/build/pages.py [--check]
 
@@ -135,6 +135,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "vllm": ("serve", tables.vllm),
         "load": ("load", tables.load),
     },
+    "threats.md": {"attack": ("attack", tables.attack)},
     "scale.md": {
         "processes": ("scale", tables.processes),
         "scaling": ("scale", tables.scaling),

@@ -182,6 +182,22 @@ def vllm(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def attack(result: dict[str, Any]) -> str:
+    """What each attack did to the server, and to that of another checkout where one was attacked too."""
+    before = {row["attack"]: row for row in result.get("before", ())}
+    lines = [
+        f"`{result['command']}`; {result['machine']}.\n",
+        "| attack | s | bystander's longest silence, s | MiB more at most | kept | outcome | before |",
+        "|---|--:|--:|--:|--:|---|---|",
+    ]
+    for row in result["after"]:
+        was = before.get(row["attack"])
+        told = "" if was is None else f"{was['seconds']:.1f} s, silence {was['stall']:.1f} s, {was['outcome']}"
+        figures = f"{row['seconds']:.1f} | {row['stall']:.2f} | {row['peak']:.0f} | {row['kept']:+.0%}"
+        lines.append(f"| {row['attack']} | {figures} | {row['outcome']} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
 def load(result: dict[str, Any]) -> str:
     """Lost and wrong replies of many conversations, and the server's memory."""
     memory = [one["rss_mib"] for one in result["rounds"]]

@@ -12,6 +12,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
@@ -57,6 +58,19 @@ class TooLongError(DualSLMError):
     """A recording that is longer than the limit."""
 
 
+@dataclass
+class SampleBudget:
+    """What decoding may cost, in samples of all channels: a second of eight channels at 192 kHz costs as 96 of speech.
+
+    Attributes:
+        one: most of one recording.
+        left: what is left for this recording and those that follow.
+    """
+
+    one: int
+    left: int
+
+
 class Recording(NamedTuple):
     """A decoded recording.
 
@@ -77,7 +91,9 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS) -> Samples:
+def load(
+    audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS, budget: SampleBudget | None = None
+) -> Samples:
     """Gives any recording as 16 kHz mono samples; one that is cut off is read as far as it goes, with a warning.
 
     Args:
@@ -85,6 +101,7 @@ def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS)
             `media`, of webm or m4a; or floating-point samples (N,) in [-1, 1].
         rate: sampling rate of `audio` in Hz; read only where `audio` is an array.
         longest: greatest length in s of a file given as bytes; decoding stops there.
+        budget: what decoding a file given as bytes may cost; decoding stops there too, and what it cost is taken off.
 
     Returns:
         Samples (N,), float32, at least one, all finite. An array that already is of that form is not copied.
@@ -95,16 +112,18 @@ def load(audio: Audio, rate: int = SAMPLE_RATE, *, longest: float = MAX_SECONDS)
     """
     if isinstance(audio, np.ndarray):
         return _resample(_from_array(audio, rate), rate, "the array")
-    samples, fault = read(audio, longest=longest)
+    samples, fault = read(audio, longest=longest, budget=budget)
     if fault is not None:
         log.warning("%s is read as far as it goes, %.1f s: %s", _name(audio), len(samples) / SAMPLE_RATE, fault)
     return samples
 
 
-def read(audio: str | os.PathLike[str] | bytes, *, longest: float = MAX_SECONDS) -> Recording:
+def read(
+    audio: str | os.PathLike[str] | bytes, *, longest: float = MAX_SECONDS, budget: SampleBudget | None = None
+) -> Recording:
     """The samples of a file, and how it is cut off or damaged; see `load`."""
     if isinstance(audio, bytes):
-        return _decode(io.BytesIO(audio), _name(audio), longest)
+        return _decode(io.BytesIO(audio), _name(audio), longest, budget)
     if not isinstance(audio, (str, os.PathLike)):
         raise DualSLMError(
             "this is not audio",
@@ -203,14 +222,14 @@ def _check_head(file: BinaryIO, name: str) -> bytes:
     return head
 
 
-def _decode(file: BinaryIO, name: str, longest: float) -> Recording:
+def _decode(file: BinaryIO, name: str, longest: float, budget: SampleBudget | None = None) -> Recording:
     head = _check_head(file, name)
     if (demuxer := containers.demuxer_of(head)) is not None:
-        return _read_media(containers.open_media(file, demuxer, name, longest), name, longest)
+        return _read_media(containers.open_media(file, demuxer, name, longest), name, longest, budget)
     contents = containers.look(file)
     with _opened(file, contents, name) as sound:
         try:
-            samples, fault = _read(sound, contents, name, longest)
+            samples, fault = _read(sound, contents, name, longest, budget)
         except soundfile.LibsndfileError as error:
             raise _undecoded(error, name) from error
         return Recording(_resample(samples, sound.samplerate, name), fault)
@@ -230,9 +249,12 @@ def _undecoded(error: soundfile.LibsndfileError, name: str) -> DualSLMError:
     return DualSLMError(f"cannot decode {name}", got=got, do="give an undamaged wav, flac, mp3 or ogg file")
 
 
-def _read(file: _Stream, contents: containers.Contents, name: str, longest: float) -> Recording:
+def _read(
+    file: _Stream, contents: containers.Contents, name: str, longest: float, budget: SampleBudget | None
+) -> Recording:
     """All samples of a file, mixed to one channel; a header over the limits is refused before anything is decoded."""
     _check_format(file.samplerate, file.channels, name)
+    longest, name = _affordable(longest, file.samplerate, file.channels, name, budget)
     limit = int(longest * file.samplerate)
     unknown = file.frames == np.iinfo(np.int64).max  # what libsndfile gives for a stream without a length
     # libsndfile only estimates the length of an mp3.
@@ -242,6 +264,7 @@ def _read(file: _Stream, contents: containers.Contents, name: str, longest: floa
     # One sample beyond the limit is enough to tell that a file is too long. The empty array keeps the dtype where
     # the file holds no sample at all.
     samples = np.concatenate([np.empty(0, np.float32), *_blocks(file, limit + 1)])
+    _spend(len(samples) * file.channels, budget)
     _check_length(len(samples), file.samplerate, name, longest)
     fault = contents.fault
     if stated is not None and len(samples) < stated:
@@ -252,21 +275,35 @@ def _read(file: _Stream, contents: containers.Contents, name: str, longest: floa
     return Recording(samples, fault)
 
 
-def _read_media(media: containers.Media, name: str, longest: float) -> Recording:
+def _read_media(media: containers.Media, name: str, longest: float, budget: SampleBudget | None) -> Recording:
     """All samples of a file that PyAV or ffmpeg decodes, mixed to one channel."""
     _check_rate(media.rate, name)
     blocks = [np.empty(0, np.float32)]
     count = 0
     for block_CN in media.blocks:
         _check_format(media.rate, len(block_CN), name)
+        if not count:
+            longest, name = _affordable(longest, media.rate, len(block_CN), name, budget)
         blocks.append(block_CN.mean(axis=0, dtype=np.float32))
         count += len(blocks[-1])
+        _spend(block_CN.size, budget)
         _check_length(count, media.rate, name, longest)  # at each block, so that decoding stops there
     samples = np.concatenate(blocks)
     fault = None
     if media.seconds is not None and count < (media.seconds - MEDIA_SLACK_S) * media.rate:
         fault = f"cut off: {count / media.rate:.1f} of {media.seconds:.1f} s"
     return Recording(_resample(samples, media.rate, name), fault)
+
+
+def _affordable(longest: float, rate: int, channels: int, name: str, budget: SampleBudget | None) -> tuple[float, str]:
+    """The greatest length in s that limit and budget allow, and a name that says why it is less than the limit."""
+    seconds = longest if budget is None else min(budget.one, budget.left) / (rate * channels)
+    return (longest, name) if seconds >= longest else (seconds, f"{name}, of {channels} channels at {rate} Hz,")
+
+
+def _spend(samples: int, budget: SampleBudget | None) -> None:
+    if budget is not None:
+        budget.left = max(0, budget.left - samples)
 
 
 def _blocks(file: _Stream, most: int) -> Iterator[Samples]:
@@ -321,7 +358,7 @@ def _check_rate(rate: int, name: str) -> None:
 def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECONDS) -> None:
     if samples > longest * rate:
         raise TooLongError(
-            f"{name} is longer than {longest:g} s", got=f"at least {samples // rate} s", do="cut it in shorter turns"
+            f"{name} is longer than {longest:.4g} s", got=f"at least {samples // rate} s", do="cut it in shorter turns"
         )
 
 

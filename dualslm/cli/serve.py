@@ -18,7 +18,16 @@ from dualslm.cli.options import (
 )
 from dualslm.errors import DualSLMError
 
-POSITIVE = ("max_body", "max_audio", "max_speech", "max_turns", "running", "timeout", "keep")  # options of `serve`
+POSITIVE = (
+    "max_body",
+    "max_memory",
+    "max_audio",
+    "max_speech",
+    "max_turns",
+    "running",
+    "timeout",
+    "keep",
+)  # options of `serve`
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +38,26 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add("--vllm", metavar="URL", help="let this vLLM server run the LLM, for example http://localhost:8001/v1")
     add("--vllm-model", metavar="NAME", help="name of the LLM in vLLM (default: its first)")
     add("--name", default="dualslm", help="name of this model in requests")
-    add("--api-key", metavar="KEY", help="key that requests must bring (default: DUALSLM_API_KEY, else no key)")
+    add(
+        "--api-key",
+        metavar="KEY",
+        action="append",
+        help="key that requests must bring, or several (default: those in DUALSLM_API_KEY, else no key)",
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name that clients call this server by, where it has a dot; * is any",
+    )
     add("--max-body", type=int, default=32, metavar="MIB", help="longest request")
     add("--max-audio", type=float, default=120, metavar="S", help="longest recording")
     add("--max-speech", type=float, default=1800, metavar="S", help="most seconds of recordings in a request")
     add("--max-turns", type=int, default=128, metavar="N", help="most messages of a conversation")
     add("--running", type=int, default=32, metavar="N", help="requests that are answered at once")
     add("--waiting", type=int, default=128, metavar="N", help="requests that wait; one more gets status 429")
+    add("--max-memory", type=int, default=1024, metavar="MIB", help="size of all requests that are being read")
     add("--timeout", type=float, default=300, metavar="S", help="longest time for one request")
     add_old_name(parser, "--patience", "--timeout", type=float)
     add(
@@ -69,6 +91,9 @@ def _serve(args: argparse.Namespace) -> int:
             raise DualSLMError(f"--{name.replace('_', '-')} makes no sense", got=value, do="give more than 0")
     if args.waiting < 0:
         raise DualSLMError("--waiting makes no sense", got=args.waiting, do="give 0 or more")
+    if args.max_memory < 4 * args.max_body:
+        do = f"give {4 * args.max_body} or more, or a smaller --max-body"
+        raise DualSLMError("--max-memory is too small for --max-body", got=args.max_memory, do=do)
     if args.cuda_graphs and args.vllm is not None:
         raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
     start_torch()
@@ -90,11 +115,14 @@ def _serve(args: argparse.Namespace) -> int:
         waiting=args.waiting,
         timeout=args.timeout,
         any_sound=args.any_sound,
+        memory=args.max_memory * 2**20,
     )
     settings = Settings(
         name=args.name,
         limits=limits,
-        key=args.api_key or os.environ.get("DUALSLM_API_KEY") or None,
+        key=args.api_key or os.environ.get("DUALSLM_API_KEY", "").split(),
+        # whoever names an address to listen on calls the server by that name
+        hosts=[args.host, *args.allow_host],
         page=not args.no_page,
         cache_bytes=args.keep * 2**20,
         clips=CLIPS,

@@ -24,10 +24,13 @@ from torch import Tensor
 
 from dualslm.audio import FRAMES_PER_SECOND
 from dualslm.conversation import P_ONLY, Conversation, Speech, View
+from dualslm.errors import DualSLMError
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.describe import Description, Question, Questions, describe
+from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import text_of
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
+from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import label_log_probs
 from dualslm.prompt import Prompt, render
 
@@ -39,6 +42,7 @@ OTHER_WORDS = (
     "A thief took my bicycle.",
     "It was a long day.",
 )
+MAX_POSITIONS = 8192  # of all rows that are read at once
 MIN_PIECE = 2  # embeddings of L in a piece: 0.2 s at 10 a second
 
 Degrees = Mapping[str, float]
@@ -81,7 +85,7 @@ def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard
         prompts += [render(conversation, tokenizer, P_ONLY, supervise="last") for conversation in answered]
     if not prompts:
         return {}
-    scores = torch.stack([one_K.sum() for one_K in _reply_log_probs(audio_cache, audio_cache.embed(prompts))])
+    scores = torch.stack([one_K.sum() for one_K in _reply_log_probs(audio_cache.model.llm, audio_cache.embed(prompts))])
     counts = [len(questions.attributes[name].values) for name in known]
     return {
         name: dict(zip(questions.attributes[name].values, some.softmax(0).tolist(), strict=True))
@@ -104,6 +108,62 @@ def influence(
     Raises:
         DualSLMError: a recording that cannot be used.
     """
+    voice = last_voice(conversation)
+    heard = None if voice is None else describe(audio_cache, voice, questions)
+    return weighed(audio_cache.model, weighed_prompts(audio_cache, conversation, reply, view, questions, heard))
+
+
+def last_voice(conversation: Conversation) -> Speech | None:
+    """The recording whose channels are swapped, in its own voice; None where the last turn has none."""
+    speeches = conversation.turns[-1].speeches
+    return replace(speeches[-1], tone=None) if speeches else None
+
+
+def cannot_be_weighed(got: str, longest: int) -> DualSLMError:
+    """The error of a conversation that is too long for `influence`."""
+    do = f"weigh conversations of up to {longest} positions with their reply"
+    return DualSLMError("this reply cannot be weighed", got=got, do=do)
+
+
+@dataclass(frozen=True)
+class WeighedPrompts:
+    """A conversation with its reply, as it is and with a channel swapped.
+
+    Attributes:
+        full: as it is.
+        para: in the voice's other emotions, or without P; none where P was not heard.
+        ling: after other words; none where L was not heard.
+    """
+
+    full: PromptEmbeds
+    para: Sequence[PromptEmbeds]
+    ling: Sequence[PromptEmbeds]
+
+
+def weighed_prompts(
+    audio_cache: AudioCache,
+    conversation: Conversation,
+    reply: str,
+    view: View,
+    questions: Questions,
+    heard: Description | None,
+    *,
+    longest: int | None = None,
+) -> WeighedPrompts:
+    """The prompts from whose likelihoods `weighed` tells what a reply rests on.
+
+    Args:
+        audio_cache: encodes the recordings.
+        conversation: ends with a spoken user turn.
+        reply: that was given.
+        view: in which it was given.
+        questions: whose values are the emotions that are put in.
+        heard: what is heard in `last_voice`; None where there is none.
+        longest: positions of the conversation with its reply, at most; any number when None.
+
+    Raises:
+        DualSLMError: a recording that cannot be used, or a conversation that is longer.
+    """
     tokenizer = audio_cache.model.llm.tokenizer
 
     def answered(change: Callable[[Speech], Speech], one: View) -> Prompt:
@@ -112,7 +172,6 @@ def influence(
         whole = Conversation(conversation.system, [*before, replace(last, parts=tuple(parts))]).assistant(reply)
         return render(whole, tokenizer, one, history=view, supervise="last", cut_off=True)
 
-    heard = _heard(audio_cache, conversation, questions)
     tones = _other_tones(heard, questions) if view.para != "none" else []
     swapped_para = [answered(methodcaller("in_the_tone_of", tone), view) for tone in tones]
     if view.para != "none" and not tones:  # nothing is known of tones that might be swapped
@@ -121,33 +180,43 @@ def influence(
         answered(partial(replace, transcript=words), View(view.para, "text"))
         for words in (_other_words(heard) if view.ling != "none" else [])
     ]
-    prompts = [answered(lambda speech: speech, view), *swapped_para, *swapped_ling]
-    full, *others = audio_cache.embed(prompts)
+    whole = answered(lambda speech: speech, view)
+    # before anything is encoded: all the others are as long, but for a few words
+    if longest is not None and (positions := audio_cache.length(whole)) > longest:
+        raise cannot_be_weighed(f"{positions} positions with the reply", longest)
+    full, *others = audio_cache.embed([whole, *swapped_para, *swapped_ling])
+    return WeighedPrompts(full, others[: len(swapped_para)], others[len(swapped_para) :])
+
+
+def weighed(model: DualSLM, prompts: WeighedPrompts, go_on: Callable[[], None] = lambda: None) -> Influence:
+    """What the reply in `weighed_prompts` rests on.
+
+    Args:
+        model: its LLM tells how likely the reply is.
+        prompts: from `weighed_prompts`.
+        go_on: called between two parts of the work; what it raises ends it.
+    """
+    full = prompts.full
     spans = _spans(full)
-    full_K, *without = _reply_log_probs(audio_cache, [full, *others, *(full.without(span) for span in spans)])
+    rows = [full, *prompts.para, *prompts.ling, *(full.without(span) for span in spans)]
+    full_K, *without = _reply_log_probs(model.llm, rows, go_on)
     lost = [full_K - one_K for one_K in without]
-    para_RK = lost[: len(swapped_para)]
-    ling_RK = lost[len(swapped_para) : len(others)]
+    swapped = len(prompts.para) + len(prompts.ling)
+    para_RK, ling_RK = lost[: len(prompts.para)], lost[len(prompts.para) : swapped]
     none_K = torch.zeros_like(full_K)
-    seconds = audio_cache.model.ling.stack / FRAMES_PER_SECOND
+    seconds = model.ling.stack / FRAMES_PER_SECOND
     first = spans[0].start if spans else 0
     pieces = [
         ((span.start - first) * seconds, (span.stop - first) * seconds, float(one_K.sum()))
-        for span, one_K in zip(spans, lost[len(others) :], strict=True)
+        for span, one_K in zip(spans, lost[swapped:], strict=True)
     ]
     ids = full.labels_T[full.labels_T != IGNORE_INDEX].tolist()
     return Influence(
-        [text_of(tokenizer, [token]) for token in ids],
+        [text_of(model.llm.tokenizer, [token]) for token in ids],
         (torch.stack(para_RK).amax(0) if para_RK else none_K).tolist(),
         (torch.stack(ling_RK).amin(0) if ling_RK else none_K).tolist(),
         pieces,
     )
-
-
-def _heard(audio_cache: AudioCache, conversation: Conversation, questions: Questions) -> Description | None:
-    """What is heard of the last recording, in its own voice; None where the last turn has no recording."""
-    speeches = conversation.turns[-1].speeches
-    return describe(audio_cache, replace(speeches[-1], tone=None), questions) if speeches else None
 
 
 def _other_tones(heard: Description | None, questions: Questions) -> list[Speech]:
@@ -192,9 +261,16 @@ def _spans(prompt: PromptEmbeds) -> list[range]:
     return [range(start + at, start + min(at + step, length)) for at in range(0, length, step)]
 
 
-def _reply_log_probs(audio_cache: AudioCache, prompts: Sequence[PromptEmbeds]) -> list[Tensor]:
+def _reply_log_probs(
+    llm: FrozenLM, prompts: Sequence[PromptEmbeds], go_on: Callable[[], None] = lambda: None
+) -> list[Tensor]:
     """The log-probability of each token of each prompt's reply (K), in nats."""
-    return [
-        log_probs_KV.gather(1, labels_K[:, None])[:, 0].cpu()
-        for log_probs_KV, labels_K in label_log_probs(audio_cache.model.llm, prompts)
-    ]
+    rows = max(1, MAX_POSITIONS // max(len(prompt.keys) for prompt in prompts))
+    found = []
+    for start in range(0, len(prompts), rows):
+        go_on()
+        found += [
+            log_probs_KV.gather(1, labels_K[:, None])[:, 0].cpu()
+            for log_probs_KV, labels_K in label_log_probs(llm, prompts[start : start + rows])
+        ]
+    return found

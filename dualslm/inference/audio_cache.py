@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dualslm.audio import frame_count, load
+from dualslm.audio import FRAMES_PER_SECOND, frame_count, load
 from dualslm.conversation import Channel, Speech
 from dualslm.model.inputs import PromptEmbeds, splice
 from dualslm.prompt import Prompt, Slot
@@ -73,6 +73,22 @@ class AudioCache:
         )
         self._drop_oldest()
         return spliced
+
+    def missing(self, prompt: Prompt) -> list[Speech]:
+        """The recordings of a prompt that would be encoded now, each once."""
+        slots = (segment for segment in prompt.segments if isinstance(segment, Slot))
+        asked = {self.digest(speech): speech for speech in (prompt.clips[slot.clip] for slot in slots)}
+        return [speech for digest, speech in asked.items() if digest not in self._kept]
+
+    @torch.no_grad()
+    def encode(self, speeches: Sequence[Speech]) -> None:
+        """Encodes recordings ahead of the prompts in which they stand."""
+        self._encoded(speeches)
+        self._drop_oldest()
+
+    def seconds(self, speech: Speech) -> float:
+        """The length of a recording in s."""
+        return self._info(speech).frames / FRAMES_PER_SECOND
 
     def length(self, prompt: Prompt) -> int:
         """The positions that a prompt takes; nothing is encoded for it."""

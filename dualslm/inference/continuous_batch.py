@@ -93,10 +93,11 @@ class ContinuousBatch:
         assert len(self.requests) < self.size, "the batch is full"
         self._read_drawn()  # all rows must stand at the same position before one is added
         self._release_static()
-        keys: list[Hashable] = list(prompt.keys)
+        # salted at its first position, a prompt has no beginning in common with those of other salts
+        keys: list[Hashable] = [(prompt.salt, prompt.keys[0]), *prompt.keys[1:]]
         reused = 0
         known: KeysValues = []
-        if self.llm.keeps_every_position:
+        if self.llm.keeps_every_position and prompt.reuse:
             reused, known = self.prefix_cache.shared(keys)
         read = self.llm.prefill([prompt.embeds_TD[reused:]], _prefilled(self.llm, reused, known))
         sampler = Sampler(generation, self.llm.device)

@@ -21,6 +21,7 @@ from dualslm.model.llm import FrozenLM
 from dualslm.model.reasoning import begins_within
 
 JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
+JOIN_POSITIONS = 1024  # read for prompts, after which the others have their next token first
 
 
 @dataclass(eq=False)
@@ -133,9 +134,10 @@ class LocalBackend:
                 for request in [request for request, job in self._jobs.items() if job.client_gone]:
                     self.batch.leave(request)  # whoever asked has hung up
                     del self._jobs[request]
+                positions = 0
                 for _ in range(JOINS_PER_STEP):
-                    if self._waiting and len(self.batch.requests) < self.batch.size:
-                        self._join(self._waiting.popleft())
+                    if self._waiting and positions < JOIN_POSITIONS and len(self.batch.requests) < self.batch.size:
+                        positions += self._join(self._waiting.popleft())
                 self._step()
             except Exception as error:  # out of memory, for one: these requests end, later ones may fit
                 for job in self._jobs.values():
@@ -150,15 +152,17 @@ class LocalBackend:
                 self._changed.wait()
             return bool(self._waiting or self._jobs)
 
-    def _join(self, job: _Job) -> None:
+    def _join(self, job: _Job) -> int:
+        """Adds a request to the batch; returns the positions that were read for it."""
         if job.client_gone:
-            return
+            return 0
         try:
             job.request = self.batch.join(job.prompt, job.generation)
         except Exception as error:
             job.send(_gave_up(error))
-        else:
-            self._jobs[job.request] = job
+            return len(job.prompt.keys)
+        self._jobs[job.request] = job
+        return job.request.positions - job.request.reused
 
     def _step(self) -> None:
         for request, token in self.batch.step() if self._jobs else []:

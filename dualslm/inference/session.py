@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,7 @@ from dualslm.model.llm import FrozenLM
 from dualslm.model.reasoning import begins_within
 from dualslm.prompt import Prompt, render
 
+CHARACTERS_PER_POSITION = 16  # more than any language has in a token: what is longer cannot fit, and is not tokenised
 REPLY_SHARE = 4  # at most one position in so many is kept free for the reply
 
 
@@ -288,18 +289,19 @@ def fitted(
     Raises:
         DualSLMError: the last exchange alone is too long.
     """
-    starts = [0, *_exchanges(conversation)[1:]]
-    prompts = {0: prompt_of(conversation)}
     if context is None:
-        return prompts[0], 0
+        return prompt_of(conversation), 0
+    starts = [0, *_exchanges(conversation)[1:]]
+    prompts: dict[int, Prompt] = {}
     free = context - min(most, context // REPLY_SHARE)
+    first = _first_of_a_size(conversation, starts, context * CHARACTERS_PER_POSITION)
 
     def fits(number: int) -> bool:
         if number not in prompts:
             prompts[number] = prompt_of(Conversation(conversation.system, conversation.turns[starts[number] :]))
         return length(prompts[number]) <= free
 
-    fewest = 0 if fits(0) else bisect_left(range(len(starts)), True, key=fits)
+    fewest = first if fits(first) else bisect_left(range(len(starts)), True, lo=first, key=fits)
     if fewest == len(starts):
         raise DualSLMError(
             "this turn is too long for the LLM's context",
@@ -312,6 +314,26 @@ def fitted(
     number = min(-(-fewest // step) * step, len(starts) - 1)
     fits(number)
     return prompts[number], starts[number]
+
+
+def _first_of_a_size(conversation: Conversation, starts: Sequence[int], most: int) -> int:
+    """The first exchange from which on the text has at most so many characters; what is longer is not tokenised.
+
+    Raises:
+        DualSLMError: the last exchange alone is longer.
+    """
+    sizes = [
+        sum(len(part) if isinstance(part, str) else len(part.transcript or "") for part in turn.parts)
+        for turn in conversation.turns
+    ]
+    for index, start in enumerate(starts):
+        if (size := len(conversation.system or "") + sum(sizes[start:])) <= most:
+            return index
+    raise DualSLMError(
+        "this turn is too long for the LLM's context",
+        got=f"{size} characters, where {most} are the most that can fit",
+        do="say it in several shorter turns",
+    )
 
 
 def _exchanges(conversation: Conversation) -> list[int]:

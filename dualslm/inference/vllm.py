@@ -12,6 +12,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
+import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +31,9 @@ from dualslm.model.reasoning import AnswerStream, begins_within, mark_ids
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # without a byte
+MAX_LOGGED = 500  # characters of an error
+
+log = logging.getLogger("dualslm.vllm")
 
 
 class VLLMBackend:
@@ -54,7 +60,8 @@ class VLLMBackend:
         key: str | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise DualSLMError("not a server", got=repr(url), do="write for example http://localhost:8000/v1")
+            got = repr(_without_password(url))
+            raise DualSLMError("not a server", got=got, do="write for example http://localhost:8000/v1")
         self.tokenizer = tokenizer
         self.url, self.stops = url.rstrip("/"), sorted(stops)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -93,12 +100,12 @@ class VLLMBackend:
                         if text or reason:
                             ended = ended or reason is not None
                             yield Piece(text, tokens, reason=reason, logprobs=_logprobs(choice))
-        except httpx2.HTTPError as error:
-            raise self._away(str(error) or type(error).__name__) from error
+        except (httpx2.HTTPError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise _failed(f"{type(error).__name__}: {error}", "no connection, or no answer of vLLM's") from error
         finally:
             self._open -= 1
         if not ended:  # a connection that was closed in the middle looks like an end
-            raise self._away("a reply without an end")
+            raise _failed("a reply without an end", "a reply without an end")
 
     def state(self) -> Mapping[str, float]:
         """See `Backend.state`."""
@@ -113,6 +120,9 @@ class VLLMBackend:
         # The stop tokens are those of the chat template; vLLM knows only the eos of the LLM's configuration.
         body |= {"stop": [text for text in stop if text], "stop_token_ids": self.stops, "stream": True}
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        salt = prompt.salt if prompt.reuse else secrets.token_hex(16)
+        if salt:
+            body["cache_salt"] = salt
         if (token_ids := prompt.token_ids) is not None:
             return body | {"prompt": token_ids}
         return body | {"prompt_embeds": packed(prompt.embeds_TD)}
@@ -120,11 +130,12 @@ class VLLMBackend:
     async def _refused(self, answer: httpx2.Response) -> None:
         if answer.status_code == httpx2.codes.OK:
             return
-        text = (await answer.aread()).decode(errors="replace")[:300]
-        got = f"status {answer.status_code}: {' '.join(text.split())}"
+        said = (await answer.aread()).decode(errors="replace")
+        got = f"status {answer.status_code}"
         if answer.status_code == httpx2.codes.BAD_REQUEST:
+            _log_error(f"{got}: {said}")
             raise DualSLMError("vLLM refuses this request", got=got, do="start it with --enable-prompt-embeds")
-        raise self._away(got)
+        raise _failed(f"{got}: {said}", got)
 
     def _served(self, headers: Mapping[str, str], wanted: str | None) -> tuple[str, int | None]:
         try:
@@ -132,14 +143,38 @@ class VLLMBackend:
             answer.raise_for_status()
             served = {one["id"]: one.get("max_model_len") for one in answer.json()["data"]}
         except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise self._away(str(error)) from error
+            url = _without_password(self.url)
+            got = _without_addresses(f"{type(error).__name__}: {error}")
+            do = "start it, or mend the address"
+            raise UnavailableError(f"vLLM at {url} does not answer", got=got, do=do) from None
         name = wanted or next(iter(served), "")
         if name not in served:
-            raise DualSLMError(f"{self.url} has no such model", got=repr(name), do=f"name one of {', '.join(served)}")
+            raise DualSLMError(
+                f"{_without_password(self.url)} has no such model",
+                got=repr(name),
+                do=f"name one of {', '.join(served)}",
+            )
         return name, served[name]
 
-    def _away(self, got: str) -> UnavailableError:
-        return UnavailableError(f"vLLM at {self.url} does not answer", got=got, do="start it, or mend the address")
+
+def _failed(what: str, shown: str) -> UnavailableError:
+    """The error that a client is told; what vLLM itself says may name machines and folders, and goes to the log."""
+    _log_error(what)
+    return UnavailableError("vLLM gave up on this reply", got=shown, do="ask again in a moment")
+
+
+def _log_error(what: str) -> None:
+    log.warning("vLLM: %s", _without_addresses(" ".join(what.split()))[:MAX_LOGGED])
+
+
+def _without_password(url: str) -> str:
+    """An address without the name and the password that may stand in it."""
+    return re.sub(r"[^/]*@", "", url)
+
+
+def _without_addresses(text: str) -> str:
+    """A text without the addresses that it quotes."""
+    return re.sub(r"\b\w+://\S+", "(address)", text)
 
 
 def packed(embeds_TD: Tensor) -> str:
@@ -155,7 +190,7 @@ async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
             continue
         event: dict[str, Any] = json.loads(line.removeprefix("data: "))
         if "error" in event:
-            raise UnavailableError("vLLM gave up on this reply", got=str(event["error"])[:200], do="ask again")
+            raise _failed(str(event["error"]), "an error in the middle of it")
         yield event
 
 
@@ -174,4 +209,4 @@ def _reason(choice: Mapping[str, Any]) -> Reason | None:
     reason = choice.get("finish_reason")
     if reason in (None, "stop", "length"):
         return reason
-    raise UnavailableError("vLLM ended this reply on its own", got=str(reason), do="ask again")
+    raise _failed(f"ended for {reason}", "an end of vLLM's own")

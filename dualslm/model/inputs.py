@@ -44,12 +44,16 @@ class PromptEmbeds:
         keys: what stands at each position; equal keys stand for equal embeddings.
         labels_T: token ids to be predicted at their positions, `IGNORE_INDEX` elsewhere.
         fixed: number of first positions on which neither a gradient nor the loss depends.
+        salt: prompts of different salts share nothing that was read.
+        reuse: whether what was read before may be reused at all; what is read now is kept either way.
     """
 
     embeds_TD: Tensor
     keys: Sequence[Key]
     labels_T: Tensor
     fixed: int = 0
+    salt: str = ""
+    reuse: bool = True
 
     @property
     def token_ids(self) -> list[int] | None:

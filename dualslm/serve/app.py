@@ -10,7 +10,6 @@ From a request to its reply: the route `chat` encodes the prompt, `Completion` t
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,17 +20,21 @@ from fastapi import Depends, FastAPI, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.requests import HTTPConnection
 
 from dualslm import __version__
 from dualslm.conversation import Speech
 from dualslm.serve.audio_routes import add_audio_routes
+from dualslm.serve.caller import CALLER, HeldBytes, Keys
 from dualslm.serve.completion import Completion
+from dualslm.serve.docs_page import add_docs
 from dualslm.serve.errors import RefusedError, add_error_handlers
 from dualslm.serve.explain_routes import add_explain_routes
-from dualslm.serve.limits import Limits, Queue
+from dualslm.serve.fairness import FairThreads, Queue
+from dualslm.serve.hosts import Hosts
+from dualslm.serve.json_body import BoundedRoute
+from dualslm.serve.limits import Limits
 from dualslm.serve.metrics import Metrics
-from dualslm.serve.middleware import BodyLimitMiddleware
+from dualslm.serve.middleware import BodyLimitMiddleware, GateMiddleware
 from dualslm.serve.openai_schema import ChatRequest, parse_chat
 from dualslm.serve.page import mount
 from dualslm.serve.realtime import add_realtime_route
@@ -41,6 +44,7 @@ from dualslm.serve.service import Ask, EncodedPrompt, Service
 
 T = TypeVar("T")
 DEFAULT_LIMITS = Limits()
+DECODE_THREADS = 4  # one of them is left to other clients, however much one sends
 
 
 def app(
@@ -48,9 +52,10 @@ def app(
     *,
     name: str = "dualslm",
     limits: Limits = DEFAULT_LIMITS,
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     page: bool = True,
     clips: Path | None = None,
+    hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> FastAPI:
     """The server's application.
@@ -59,9 +64,11 @@ def app(
         service: encodes and replies; closed with the application.
         name: name of the model, which requests have to give.
         limits: limits of requests.
-        key: bearer token that requests must bring; none is asked for when None.
+        key: bearer token that requests must bring, or several, whose owners learn nothing of each other; none is
+            asked for when None.
         page: whether the web page is served at /.
         clips: folder of example recordings for the page.
+        hosts: names with a dot in them that the server answers to; see `hosts.Hosts`.
         origins: origins whose pages may ask too (CORS); browsers let no other page read an answer.
     """
     server = Server(service, name, limits)
@@ -69,23 +76,43 @@ def app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        server.threads.close()
         await service.close()
 
-    api = FastAPI(title="dualslm", version=__version__, lifespan=lifespan, description="An LLM that hears.")
+    # FastAPI's own pages of documentation load scripts from elsewhere, and need no key
+    api = FastAPI(
+        title="dualslm",
+        version=__version__,
+        lifespan=lifespan,
+        description="An LLM that hears.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     api.state.service = service
+    api.router.route_class = BoundedRoute
     add_error_handlers(api)
-    api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout, metrics=server.metrics)
+    keys = [key] if isinstance(key, str) else list(key or ())
+    # the last one added is asked first
+    api.add_middleware(BodyLimitMiddleware, max_bytes=limits.body, timeout=limits.timeout)
+    api.add_middleware(
+        GateMiddleware,
+        hosts=Hosts(hosts, origins),
+        keys=Keys(keys),
+        memory=HeldBytes(limits.memory),
+        metrics=server.metrics,
+    )
     if origins:
         # outermost, so that a page of theirs can read a refusal too; keys travel in a header, never in cookies
         api.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
 
-    async def authorized(connection: HTTPConnection) -> None:
-        given = connection.headers.get("authorization", "")
-        # in constant time, so that the time of a refusal tells nothing about the key
-        if key is not None and not hmac.compare_digest(f"Bearer {key}".encode(), given.encode()):
+    async def authorized() -> None:
+        # the gate has checked the key before the body was read; a route that it took for an open one is refused here
+        if keys and not CALLER.get().key:
             raise RefusedError(401, "The API key is missing or wrong.", "invalid_api_key")
 
     needs_key = [Depends(authorized)]
+    add_docs(api)
     _add_state_routes(api, server, needs_key)
     _add_chat_route(api, server, needs_key)
     add_responses_route(api, server, needs_key)
@@ -111,6 +138,7 @@ class Server:
         self.name = name
         self.limits = limits
         self.queue = Queue(limits)
+        self.threads = FairThreads(DECODE_THREADS, "decoder")
         self.metrics = Metrics(service, self.queue)
         self.created = int(time.time())
 
@@ -142,6 +170,8 @@ class Server:
                 raise RefusedError(499, "The client has left.", "client_left")
             raise RefusedError(504, f"No answer within {timeout:g} s.", "timeout")
         finally:
+            if not job.done():
+                CALLER.get().gone.set()  # what a thread does for it ends as soon as it looks
             for task in (job, client_left):
                 task.cancel()
             # until both have ended: the backend must be rid of the request before its slot is given to the next
@@ -160,15 +190,15 @@ class Server:
             message = "response_format: no format can be enforced here; serve with --vllm, or ask for it in words."
             raise RefusedError(400, message, "invalid_value")
         # in a thread, because decoding the recordings would hold up everybody's tokens
-        parsed = asyncio.to_thread(parse_chat, body, self.limits, self.service.system)
+        parsed = self.threads.run(parse_chat, body, self.limits, self.service.system)
         ask = await self.wait_for(request, parsed)
         # encoded before the response starts: what is wrong with a prompt still gets a status of its own
         return ask, await self.wait_for(request, self.service.encode(ask))
 
     async def read_upload(self, file: UploadFile) -> Speech:
         """An uploaded recording."""
-        speech = await asyncio.to_thread(load_speech, await file.read(), self.limits)
-        await asyncio.to_thread(check_speech, speech, self.limits)
+        speech = await self.threads.run(load_speech, await file.read(), self.limits)
+        await self.threads.run(check_speech, speech, self.limits)
         return speech
 
 

@@ -19,7 +19,7 @@ from dualslm.audio import SAMPLE_RATE
 from dualslm.inference.backend import Piece
 from dualslm.serve.completion import sse
 from dualslm.serve.errors import RefusedError, openai_error
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Items, Name, Strict
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -35,7 +35,7 @@ class UploadForm(Strict):
     ignored = frozenset({"user", "metadata"})
 
     file: UploadFile
-    model: str
+    model: Name
 
     @model_validator(mode="before")
     @classmethod
@@ -52,12 +52,12 @@ class TranscriptionForm(UploadForm):
     response_format: Format = "json"
     stream: bool = False
     temperature: float = Field(0.0, ge=0, le=1, description="0, the default, takes the likeliest words")
-    language: str | None = Field(None, description="English alone", examples=["en"])
-    timestamp_granularities: list[str] = Field([], alias="timestamp_granularities[]", description="segment")
+    language: Name | None = Field(None, description="English alone", examples=["en"])
+    timestamp_granularities: Items[Name] = Field([], alias="timestamp_granularities[]", description="segment")
 
     @field_validator("language")
     @classmethod
-    def is_english(cls, language: str | None) -> str | None:
+    def is_english(cls, language: Name | None) -> str | None:
         """English, however it is spelt, or none."""
         if language and language.lower().replace("_", "-").split("-")[0] not in LANGUAGES:
             raise ValueError(f"{language!r} cannot be asked for: nobody says which language L holds; leave it out.")

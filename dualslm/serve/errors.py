@@ -15,6 +15,7 @@ from dualslm.inference.backend import UnavailableError
 from dualslm.inference.voice_activity import NoSpeechError
 from dualslm.serve.strict import wrong_fields
 
+MAX_MESSAGE_CHARACTERS = 500  # a message quotes what was sent
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 log = logging.getLogger("dualslm.serve")
@@ -33,7 +34,7 @@ class RefusedError(Exception):
     def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = shown(message)
         self.code = code
         self.retry_after = retry_after
 
@@ -44,10 +45,18 @@ class RefusedError(Exception):
         return ERROR_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
 
+def shown(text: str) -> str:
+    """A text that quotes what was sent, cut off and as one that can be sent back."""
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        text = text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    # half a surrogate pair, which JSON can spell out, is no text
+    return text.encode(errors="replace").decode()
+
+
 def openai_error(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
     """An error as a refusal with its status, and as OpenAI's JSON object."""
     refused = _refusal(error)
-    param = next(wrong_fields(error))[0] if isinstance(error, RequestValidationError) else None
+    param = shown(next(wrong_fields(error))[0]) if isinstance(error, RequestValidationError) else None
     return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": param}
 
 

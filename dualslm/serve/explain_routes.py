@@ -5,7 +5,6 @@ Degrees and influence need the LLM's own likelihoods, so they exist where its we
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 
 from dualslm.errors import DualSLMError
-from dualslm.inference.attribution import Degrees, degrees, influence
+from dualslm.inference.attribution import Degrees, cannot_be_weighed, degrees, last_voice, weighed, weighed_prompts
 from dualslm.inference.describe import Description, Questions
+from dualslm.inference.session import CHARACTERS_PER_POSITION
+from dualslm.serve.caller import CALLER
 from dualslm.serve.openai_schema import ChatRequest, parse_chat
 from dualslm.serve.recordings import AudioData, check_speech, load_base64_speech
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Name, Strict
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
 
-MAX_WEIGHED_POSITIONS = 1024  # of a prompt whose reply is weighed: two dozen copies of it are one batch
+MAX_WEIGHED_POSITIONS = 1024  # of a prompt and its reply that is weighed: two dozen copies of it are read
 
 
 class DescribeRequest(Strict):
     """A recording to be described."""
 
-    model: str
+    model: Name
     input_audio: AudioData
 
 
@@ -57,8 +58,8 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         """The words from L alone; the attributes from P alone, with the share of each choice where it is known."""
         server.check_model(body.model)
         async with server.admitted(request):
-            speech = await asyncio.to_thread(load_base64_speech, body.input_audio, server.limits)
-            await asyncio.to_thread(check_speech, speech, server.limits)
+            speech = await server.threads.run(load_base64_speech, body.input_audio, server.limits)
+            await server.threads.run(check_speech, speech, server.limits)
             description = await server.wait_for(request, service.describe(speech))
             shares: Mapping[str, Degrees] = {}
             if service.llm_is_local:
@@ -74,8 +75,8 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         """The emotion of a recording from moment to moment, from P alone; null in a window where none is named."""
         server.check_model(body.model)
         async with server.admitted(request):
-            speech = await asyncio.to_thread(load_base64_speech, body.input_audio, server.limits)
-            await asyncio.to_thread(check_speech, speech, server.limits)
+            speech = await server.threads.run(load_base64_speech, body.input_audio, server.limits)
+            await server.threads.run(check_speech, speech, server.limits)
             windows = await server.wait_for(request, service.trace_emotion(speech))
         return {"windows": [{"from": start, "to": end, "emotion": emotion} for start, end, emotion in windows]}
 
@@ -86,24 +87,38 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         if not service.llm_is_local:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
         async with server.admitted(request):
-            parsed = asyncio.to_thread(parse_chat, body, server.limits, service.system)
+            parsed = server.threads.run(parse_chat, body, server.limits, service.system)
             ask = await server.wait_for(request, parsed)
             turns = ask.conversation.turns
             if len(turns) < 2 or turns[-1].role != "assistant":
                 do = "end the conversation with the reply"
                 raise DualSLMError("no reply to weigh", got="another last message", do=do)
             reply = "".join(part for part in turns.pop().parts if isinstance(part, str))
-            # encoded here already, because only then is its length known, which bounds the memory below
+            # by its characters first, which are counted and not tokenised; then by its positions
+            if not reply.strip() or len(reply) > MAX_WEIGHED_POSITIONS * CHARACTERS_PER_POSITION:
+                raise cannot_be_weighed(f"a reply of {len(reply)} characters", MAX_WEIGHED_POSITIONS)
+            # encoded here already, because only then is it known whether the conversation is short enough
             prompt = await server.wait_for(request, service.encode(ask))
             positions = len(prompt.embeds.keys)
-            if positions > MAX_WEIGHED_POSITIONS or not reply.strip():
-                got = f"{positions} positions before a reply of {len(reply)} characters"
-                do = f"weigh conversations of up to {MAX_WEIGHED_POSITIONS} positions"
-                raise DualSLMError("this reply cannot be weighed", got=got, do=do)
+            if prompt.left_out_turns or positions > MAX_WEIGHED_POSITIONS:
+                got = f"{positions} positions before it, and {prompt.left_out_turns} turns left out"
+                raise cannot_be_weighed(got, MAX_WEIGHED_POSITIONS)
+            voice = last_voice(ask.conversation)
+            heard = None if voice is None else await server.wait_for(request, service.describe(voice))
             work = service.run_in_encoder_thread(
-                influence, service.audio_cache, ask.conversation, reply, ask.view, service.questions
+                weighed_prompts,
+                service.audio_cache,
+                ask.conversation,
+                reply,
+                ask.view,
+                service.questions,
+                heard,
+                longest=MAX_WEIGHED_POSITIONS,
             )
-            return asdict(await server.wait_for(request, work))
+            prompts = await server.wait_for(request, work)
+            # in a thread of its own: it takes the LLM's time, and nobody's recordings should wait for it
+            weighing = service.explainer.run(weighed, service.model, prompts, CALLER.get().check_wanted)
+            return asdict(await server.wait_for(request, weighing))
 
 
 def description_json(description: Description, shares: Mapping[str, Degrees], questions: Questions) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.recordings import AudioData, Recordings, ToneCaption, check_speech
 from dualslm.serve.service import Ask
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Items, Name, StopText, Strict
 
 DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
 MAX_REPLY_TOKENS = 32_768  # of any reply; the context limits it further
 MAX_REPLIES = 16  # to one request
 MAX_STOP_TEXTS = 4  # as OpenAI
+CACHED_STEP = 16  # positions: exact counts would tell where two prompts begin to differ
 
 
 class TextPart(Strict):
@@ -71,7 +72,7 @@ class SystemMessage(Strict):
     ignored = MESSAGE_EXTRAS
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     name: str | None = None
 
 
@@ -81,7 +82,7 @@ class UserMessage(Strict):
     ignored = MESSAGE_EXTRAS
 
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: str | Items[UserPart]
     name: str | None = None
 
 
@@ -104,7 +105,7 @@ class AssistantMessage(Strict):
     ignored = MESSAGE_EXTRAS | REPLY_EXTRAS
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
     refusal: str | None = Field(None, description="what was said instead of a reply")
 
@@ -143,12 +144,14 @@ class ChatRequest(Strict):
             "user",
         }
     )
-    model: str
-    messages: list[Message] = Field(min_length=1)
-    view: str = Field("speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"])
+    model: Name
+    messages: Items[Message] = Field(min_length=1)
+    view: Name = Field(
+        "speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"]
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = Field(None, description="at most 4 texts before which the reply ends")
+    stop: StopText | Items[StopText] | None = Field(None, description="at most 4 texts before which the reply ends")
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="-1 or 0: from all tokens")
@@ -284,14 +287,14 @@ def usage(prompt: int, audio: int, reused: int, drawn: int) -> Usage:
     Args:
         prompt: positions of the prompt.
         audio: positions of the prompt that are P or L.
-        reused: positions of the prompt that came from the prefix cache.
+        reused: positions of the prompt that came from the prefix cache; given in steps of `CACHED_STEP`.
         drawn: tokens of the reply.
     """
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=drawn,
         total_tokens=prompt + drawn,
-        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused},
+        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused // CACHED_STEP * CACHED_STEP},
     )
 
 

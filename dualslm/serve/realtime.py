@@ -23,7 +23,9 @@ from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Piece
 from dualslm.model.generation import GenerationSettings
+from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError, openai_error
+from dualslm.serve.json_body import parse_json
 from dualslm.serve.openai_schema import usage
 from dualslm.serve.realtime_conversation import Item, conversation_of, find, item_of, new_id
 from dualslm.serve.realtime_schema import SessionSettings
@@ -118,7 +120,7 @@ class RealtimeSession:
         """Does what one event asks for; what is wrong with it is told, and the session goes on."""
         event: dict[str, Any] = {}
         try:
-            event = _parsed(text)
+            event = await self.server.threads.run(_parsed, text)
             await self._do(event)
         except (DualSLMError, RefusedError) as error:
             await self._tell(error, event)
@@ -141,7 +143,7 @@ class RealtimeSession:
                 await self._listen_by(self.settings)
                 await self._send("input_audio_buffer.cleared")
             case "conversation.item.create":
-                item = await asyncio.to_thread(item_of, _object(event, "item"), self.server.limits)
+                item = await self.server.threads.run(item_of, _object(event, "item"), self.server.limits)
                 await self._add(item, event.get("previous_item_id"))
             case kind if kind in EVENTS_OF_ITEMS:
                 await self._of_item(str(kind), find(self.items, _text(event, "item_id")))
@@ -179,7 +181,7 @@ class RealtimeSession:
             return
         detector = self._detector
         turns = self.settings.audio.input.turn_detection
-        for edge in await asyncio.to_thread(lambda: list(detector.add(samples))):
+        for edge in await self.server.threads.run(lambda: list(detector.add(samples))):
             if edge.kind == "start":
                 self._turn_id = new_id("item")
                 await self._send("input_audio_buffer.speech_started", audio_start_ms=edge.ms, item_id=self._turn_id)
@@ -204,9 +206,10 @@ class RealtimeSession:
 
     async def _commit(self, samples: Samples) -> None:
         """Makes a turn of what was said."""
+        CALLER.get().take(samples.nbytes)
         speech = Speech(samples)
         if self._detector is None:  # the detector has found a voice already
-            await asyncio.to_thread(check_speech, speech, self.server.limits)
+            await self.server.threads.run(check_speech, speech, self.server.limits)
         previous = self.items[-1].id if self.items else None
         await self._send("input_audio_buffer.committed", item_id=self._turn_id, previous_item_id=previous)
         await self._add(Item(self._turn_id, "user", [speech]))
@@ -231,7 +234,7 @@ class RealtimeSession:
 
     async def _add(self, item: Item, after: str | None = None) -> None:
         if len(self.items) >= self.server.limits.turns:
-            del self.items[0]
+            CALLER.get().give_back(self.items.pop(0).size)
         at = len(self.items)
         if after is not None:
             at = 0 if after == "root" else self.items.index(find(self.items, after)) + 1
@@ -243,6 +246,7 @@ class RealtimeSession:
     async def _of_item(self, kind: str, item: Item) -> None:
         if kind.endswith("delete"):
             self.items.remove(item)
+            CALLER.get().give_back(item.size)
             await self._send("conversation.item.deleted", item_id=item.id)
         elif kind.endswith("retrieve"):
             await self._send("conversation.item.retrieved", item=item.json())
@@ -339,7 +343,9 @@ class RealtimeSession:
 
     async def _send(self, kind: str, **more: Any) -> None:
         event = {"type": kind, "event_id": new_id("event"), **more}
-        await self.socket.send_text(json.dumps(event, ensure_ascii=False))
+        # half a surrogate pair, which JSON can spell out, is no text that could be sent back
+        text = json.dumps(event, ensure_ascii=False).encode(errors="replace").decode()
+        await self.socket.send_text(text)
 
     async def _tell(self, error: Exception, event: dict[str, Any]) -> None:
         """Says what is wrong with an event."""
@@ -354,8 +360,8 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
     if len(text) > MAX_EVENT_BYTES:
         raise RefusedError(413, f"The event is longer than {MAX_EVENT_BYTES} bytes; send less at once.", "too_long")
     try:
-        event = json.loads(text)
-    except (ValueError, RecursionError):  # UnicodeDecodeError too
+        event = parse_json(text.encode() if isinstance(text, str) else text)
+    except ValueError:
         event = None
     if not isinstance(event, dict):
         raise RefusedError(400, "The event is no JSON object; send one with a type.", "invalid_value")

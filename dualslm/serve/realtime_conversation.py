@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualslm.conversation import Conversation, Part
+import numpy as np
+
+from dualslm.conversation import Conversation, Part, Speech
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.openai_schema import UserMessage
@@ -30,6 +32,12 @@ class Item:
     role: str
     parts: list[Part]
     ended: bool = True
+
+    @property
+    def size(self) -> int:
+        """Bytes of its recordings."""
+        speeches = (part for part in self.parts if isinstance(part, Speech))
+        return sum(one.audio.nbytes for one in speeches if isinstance(one.audio, np.ndarray))
 
     def json(self) -> dict[str, Any]:
         """As OpenAI writes it; recordings are not sent back."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dualslm.serve.openai_schema import DEFAULT_REPLY_TOKENS, MAX_REPLY_TOKENS
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Name, Strict
 from dualslm.serve.turn_detection import TurnSettings
 
 RATE = 24_000  # Hz, of OpenAI's audio/pcm
@@ -73,7 +73,7 @@ class SessionSettings(Strict):
     )
 
     type: Literal["realtime"] = "realtime"
-    model: str | None = None
+    model: Name | None = None
     instructions: str | None = None
     output_modalities: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
     max_output_tokens: int | Literal["inf"] = DEFAULT_REPLY_TOKENS

@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import string
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from dualslm.audio import SAMPLE_RATE, TooLongError, load
+from dualslm.audio import SAMPLE_RATE, SampleBudget, TooLongError, load
 from dualslm.conversation import Speech
 from dualslm.inference.voice_activity import require_speech
+from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Name, Strict
 
 DATA_URL = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)  # data:audio/wav;base64, or data:;base64,
-URL_SAFE = str.maketrans("-_", "+/")
+PLAIN = str.maketrans("-_", "+/", string.whitespace)
 FORMATS = frozenset(
     ("aac", "aiff", "flac", "m4a", "mka", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "opus", "wav", "wave", "webm")
 )
@@ -31,7 +33,7 @@ class AudioData(Strict):
     """An audio file in base64, with OpenAI's name of its format; the file's own header decides."""
 
     data: str = Field(description="the bytes of a file in base64: wav, mp3, flac, ogg, opus; webm, m4a with `media`")
-    format: str = Field("wav", description="the file's own header decides", examples=["wav", "mp3"])
+    format: Name = Field("wav", description="the file's own header decides", examples=["wav", "mp3"])
     ignored = frozenset({"id", "uuid"})
 
     @field_validator("format")
@@ -62,28 +64,34 @@ def check_speech(speech: Speech, limits: Limits) -> None:
         require_speech(speech)
 
 
-def load_speech(data: bytes, limits: Limits, **known: Any) -> Speech:
+def load_speech(data: bytes, limits: Limits, budget: SampleBudget | None = None, **known: Any) -> Speech:
     """A recording from the bytes of a file.
 
     Args:
         data: the file.
-        limits: limit of its seconds.
+        limits: limits of its seconds and of what decoding it costs.
+        budget: what is left for the recordings of the request; for this one alone when None.
         **known: further fields of `Speech`.
 
     Raises:
-        RefusedError: a recording that is too long.
+        RefusedError: a recording that is too long, or no room for it, or a request that has ended.
         DualSLMError: no audio.
     """
+    caller = CALLER.get()
+    caller.check_wanted()
+    budget = budget or SampleBudget(limits.decoded, limits.decoded)
     try:
         # decoding stops at the limit: a small file of compressed silence would otherwise fill the memory
-        return Speech(load(data, longest=limits.audio), **known)
+        samples = load(data, longest=limits.audio, budget=budget)
     except TooLongError as error:
         raise RefusedError(413, str(error), "audio_too_long") from error
+    caller.take(samples.nbytes)
+    return Speech(samples, **known)
 
 
-def load_base64_speech(audio: AudioData, limits: Limits, **known: Any) -> Speech:
+def load_base64_speech(audio: AudioData, limits: Limits, budget: SampleBudget | None = None, **known: Any) -> Speech:
     """`load_speech` for a recording in base64."""
-    return load_speech(from_base64(audio.data), limits, **known)
+    return load_speech(from_base64(audio.data), limits, budget, **known)
 
 
 def from_base64(text: str) -> bytes:
@@ -97,8 +105,8 @@ def from_base64(text: str) -> bytes:
     elif text.lstrip()[:8].lower().startswith(("http://", "https://", "file://")):
         message = "Audio is taken as bytes in base64 and not from an address: send the file itself."
         raise RefusedError(400, message, "invalid_audio")
-    text = "".join(text.split()).translate(URL_SAFE).rstrip("=")
     try:
+        text = text.encode("ascii").decode().translate(PLAIN).rstrip("=")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         message = "The audio is not base64: send the bytes of a file, encoded in base64."
@@ -106,15 +114,16 @@ def from_base64(text: str) -> bytes:
 
 
 class Recordings:
-    """Decodes the recordings of one request, up to a limit of seconds for all of them.
+    """Decodes the recordings of one request, up to a limit of seconds and of samples for all of them.
 
     Args:
-        limits: limits of seconds.
+        limits: limits of recordings.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.seconds = 0.0
+        self.budget = SampleBudget(limits.decoded, limits.decoded_together)
 
     def load(self, audio: AudioData, **known: Any) -> Speech:
         """One recording.
@@ -123,7 +132,7 @@ class Recordings:
             RefusedError: no base64, or longer than a limit, alone or with those before.
             DualSLMError: no audio.
         """
-        speech = load_base64_speech(audio, self.limits, **known)
+        speech = load_base64_speech(audio, self.limits, self.budget, **known)
         self.seconds += len(speech.audio) / SAMPLE_RATE  # type: ignore[arg-type]
         if self.seconds > self.limits.speech:
             message = f"The recordings are longer than {self.limits.speech:g} s together."

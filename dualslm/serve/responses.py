@@ -33,7 +33,7 @@ from dualslm.serve.openai_schema import (
     UserMessage,
     logprobs_json,
 )
-from dualslm.serve.strict import Strict
+from dualslm.serve.strict import Items, Name, Strict
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -61,7 +61,7 @@ class InputItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Content]
+    content: str | Items[Content]
 
     def message(self) -> AnyMessage:
         """The turn as a message of a chat.
@@ -97,17 +97,19 @@ class ResponsesRequest(Strict):
 
     ignored = ChatRequest.ignored
 
-    model: str
-    input: str | list[InputItem] = Field(min_length=1)
+    model: Name
+    input: str | Items[InputItem] = Field(min_length=1)
     instructions: str | None = Field(None, description="the system text")
-    view: str = Field("speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"])
+    view: Name = Field(
+        "speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"]
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[str] = Field([])
+    include: Items[Name] = Field([])
     text: TextSettings | None = None
     truncation: Literal["auto", "disabled"] = Field("auto", description="the oldest turns are left out, or all refused")
 

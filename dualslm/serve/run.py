@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import signal
 import socket
 import ssl
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,12 @@ from dualslm.inference.local import LocalBackend
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES
 from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
+from dualslm.serve.connections import OncePerMinute, most_connections, protocol, quiet_accept
 from dualslm.serve.limits import Limits
 from dualslm.serve.service import Service
 
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed just as a request sets out
+BACKLOG = 128  # connections that the system takes before we do
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -34,7 +39,7 @@ class Settings:
     Attributes:
         name: name of the model in requests.
         limits: limits of requests.
-        key: API key that requests must bring; none is asked for when None.
+        key: API key that requests must bring, or several; none is asked for when None.
         page: whether the web page is served too.
         clips: folder of example recordings for the page.
         certificate: file of the certificate for https; http when None.
@@ -44,11 +49,12 @@ class Settings:
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
         vllm_model: name of the LLM in vLLM; vLLM's first when None.
         vllm_key: API key for vLLM.
+        hosts: names with a dot in them that the server answers to.
     """
 
     name: str
     limits: Limits
-    key: str | None = None
+    key: str | Sequence[str] | None = None
     page: bool = True
     clips: Path | None = None
     certificate: str | None = None
@@ -58,6 +64,7 @@ class Settings:
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
+    hosts: Sequence[str] = ()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -126,7 +133,7 @@ def run(
         system: system text of conversations that have none.
     """
     host = listening.getsockname()[0]
-    if host not in LOOPBACK and settings.key is None:
+    if host not in LOOPBACK and not settings.key:
         print(one_line(f"dualslm: warning: anybody who reaches {host} can use this server"), file=sys.stderr)
     # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -157,11 +164,17 @@ async def _serve(service: Service, settings: Settings, listening: socket.socket)
         key=settings.key,
         page=settings.page,
         clips=settings.clips,
+        hosts=settings.hosts,
         origins=settings.origins,
     )
+    logging.getLogger("uvicorn.error").addFilter(OncePerMinute(time.monotonic))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed form; the answer says so
+    quiet_accept(asyncio.get_running_loop())
     config = uvicorn.Config(
         api,
+        http=protocol(most_connections(settings.limits)),
         log_level="warning",
+        backlog=BACKLOG,
         # as long as a stream may take, so that open replies end on their own
         timeout_graceful_shutdown=int(settings.limits.timeout),
         timeout_keep_alive=KEEP_ALIVE_S,

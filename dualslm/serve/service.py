@@ -11,11 +11,13 @@ A request becomes a reply in two steps: `encode` gives the prompt's embeddings, 
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -30,10 +32,14 @@ from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.prompt import Prompt, render
+from dualslm.serve.caller import CALLER, Caller
+from dualslm.serve.fairness import FairThreads
 
 T = TypeVar("T")
 P_ = ParamSpec("P_")
 MAX_BATCH_PROMPTS = 16  # encoded at once: more would let the first of them wait for the last
+MAX_BATCH_S = 60.0  # s of recordings encoded at once, unless one is longer: others wait meanwhile
+EXPLAIN_THREADS = 1
 UNLIMITED_TOKENS = 2**31 - 1
 WINDOW_S = 1.5  # of speech, which tells a tone: about five syllables
 MAX_WINDOWS = 24  # of one recording, which bounds the work
@@ -104,9 +110,11 @@ class Service:
         self.context = min((limit for limit in (context, backend.context) if limit is not None), default=None)
         self.audio_cache = AudioCache(model)
         self.batches = 0
+        self._secret = secrets.token_bytes(16)
         # one thread, because `AudioCache` is for one thread at a time; encoding must not block the event loop
-        self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._waiting: list[tuple[Ask, asyncio.Future[EncodedPrompt]]] = []
+        self._encoder = FairThreads(1, "encoder")
+        self.explainer = FairThreads(EXPLAIN_THREADS, "explain")
+        self._waiting: list[_Waiting] = []
         self._encoding: asyncio.Task[None] | None = None
 
     async def encode(self, ask: Ask) -> EncodedPrompt:
@@ -115,11 +123,19 @@ class Service:
         Raises:
             DualSLMError: a recording that cannot be used, or a conversation that is too long or ends with no user turn.
         """
-        encoded: asyncio.Future[EncodedPrompt] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ask, encoded))
+        rendered = await self._encoder.run(self._render, ask)
+        *before, last = rendered.new_recordings or [[]]
+        for some in before:
+            await self._encoder.run(self.audio_cache.encode, some)  # by turns with what others sent
+        encoded: asyncio.Future[PromptEmbeds] = asyncio.get_running_loop().create_future()
+        seconds = sum(map(self.audio_cache.seconds, last))
+        self._waiting.append(_Waiting(rendered.prompt, CALLER.get().name, seconds, encoded))
         if self._encoding is None or self._encoding.done():
             self._encoding = asyncio.create_task(self._encode_waiting())
-        return await encoded
+        row = replace(await encoded, salt=rendered.salt, reuse=rendered.reuse)
+        audio_positions = sum(not isinstance(key, int) for key in row.keys)  # the key of a text position is its id
+        free = UNLIMITED_TOKENS if self.context is None else self.context - len(row.keys)
+        return EncodedPrompt(row, audio_positions, rendered.left_out_turns, max_new_tokens=free)
 
     async def stream(self, ask: Ask, prompt: EncodedPrompt | None = None) -> AsyncGenerator[Piece]:
         """The reply in pieces; see `Backend.stream`.
@@ -196,60 +212,91 @@ class Service:
 
     async def run_in_encoder_thread(self, work: Callable[P_, T], *args: P_.args, **kwargs: P_.kwargs) -> T:
         """Runs work that uses `audio_cache` in the one thread that may."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoder_thread, partial(work, *args, **kwargs))
+        return await self._encoder.run(work, *args, **kwargs)
 
     async def close(self) -> None:
         """Ends all work, that of the backend too."""
         await self.backend.close()
-        self._encoder_thread.shutdown(cancel_futures=True)
+        self._encoder.close()
+        self.explainer.close()
 
     # ------------------------------------------------------------------ encoding in batches
 
+    def _render(self, ask: Ask) -> _Rendered:
+        """A conversation as a prompt that fits in the context. Runs in the encoder's thread."""
+        caller = CALLER.get()
+        caller.check_wanted()
+        render_view = partial(render, tokenizer=self.model.llm.tokenizer, view=ask.view)
+        most = ask.generation.max_new_tokens
+        # this also opens the recordings, so a bad one fails its own request and not the batch
+        prompt, left_out = fitted(ask.conversation, render_view, self.audio_cache.length, self.context, most)
+        parts: list[list[Speech]] = []
+        free = 0.0
+        for speech in self.audio_cache.missing(prompt):
+            seconds = self.audio_cache.seconds(speech)
+            if seconds > free:
+                parts.append([])
+                free = MAX_BATCH_S
+            parts[-1].append(speech)
+            free -= seconds
+        if caller.key:
+            return _Rendered(prompt, left_out, parts, caller.key, reuse=True)
+        # Without keys anybody may ask: what was read of a talk is for those alone who know how it began, and its
+        # first turn, which may hold a secret that can be guessed, is always read anew.
+        replied = any(turn.role == "assistant" for turn in ask.conversation.turns)
+        return _Rendered(prompt, left_out, parts, self._salt(ask.conversation, caller.name), reuse=replied)
+
+    def _salt(self, conversation: Conversation, client: str) -> str:
+        """A name of the talk that a conversation belongs to: its client, its system text and its first turn."""
+        first = [
+            self.audio_cache.digest(part) if isinstance(part, Speech) and part.audio is not None else repr(part)
+            for part in conversation.turns[0].parts
+        ]
+        return blake2b(
+            repr((client, conversation.system, first)).encode(), key=self._secret, digest_size=16
+        ).hexdigest()
+
     async def _encode_waiting(self) -> None:
         """Encodes batch after batch until no request waits."""
-        while self._waiting:
-            taken = self._waiting[:MAX_BATCH_PROMPTS]
-            self._waiting = self._waiting[MAX_BATCH_PROMPTS:]
-            # a client that left has cancelled its future; its recordings are not worth an encoder pass
-            batch = [(ask, future) for ask, future in taken if not future.cancelled()]
-            results = await self.run_in_encoder_thread(self._encode_batch, [ask for ask, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.cancelled():  # while it was encoded
+        CALLER.set(Caller("all"))  # this task's own: it works for all clients, and goes by turns with each
+        while batch := self._next_batch():
+            results = await self._encoder.run(self._encode_batch, [one.prompt for one in batch])
+            for one, result in zip(batch, results, strict=True):
+                if one.encoded.cancelled():  # while it was encoded
                     continue
                 if isinstance(result, Exception):
-                    future.set_exception(result)
+                    one.encoded.set_exception(result)
                 else:
-                    future.set_result(result)
+                    one.encoded.set_result(result)
 
-    def _encode_batch(self, asks: Sequence[Ask]) -> list[EncodedPrompt | Exception]:
-        """For each request its encoded prompt, or why it has none. Runs in the encoder's thread."""
-        tokenizer = self.model.llm.tokenizer
-        rendered: list[tuple[Prompt, int] | Exception] = []
-        for ask in asks:
-            render_view = partial(render, tokenizer=tokenizer, view=ask.view)
-            most = ask.generation.max_new_tokens
-            try:
-                # this also opens the recordings, so a bad one fails its own request and not the batch
-                rendered.append(fitted(ask.conversation, render_view, self.audio_cache.length, self.context, most))
-            except Exception as error:
-                rendered.append(error)
-        prompts = [one[0] for one in rendered if not isinstance(one, Exception)]
+    def _next_batch(self) -> list[_Waiting]:
+        """Takes prompts that wait, the first of each client before the second of any."""
+        # a client that left has cancelled its future; its recordings are not worth an encoder pass
+        waiting = [one for one in self._waiting if not one.encoded.cancelled()]
+        before: Counter[str] = Counter()
+        rank: dict[int, int] = {}
+        for index, one in enumerate(waiting):
+            rank[index] = before[one.client]
+            before[one.client] += 1
+        batch: list[_Waiting] = []
+        seconds = 0.0
+        for index in sorted(rank, key=rank.__getitem__):
+            one = waiting[index]
+            if len(batch) == MAX_BATCH_PROMPTS or (batch and seconds + one.seconds > MAX_BATCH_S):
+                break
+            batch.append(one)
+            seconds += one.seconds
+        self._waiting = [one for one in waiting if one not in batch]
+        return batch
+
+    def _encode_batch(self, prompts: Sequence[Prompt]) -> Sequence[PromptEmbeds | Exception]:
+        """For each prompt its embeddings, or why it has none. Runs in the encoder's thread."""
         try:
-            embeds = iter(self.audio_cache.embed(prompts))
+            embeds = self.audio_cache.embed(prompts)
         except Exception as error:
-            return [one if isinstance(one, Exception) else error for one in rendered]
+            return [error for _ in prompts]
         self.batches += 1
-        results: list[EncodedPrompt | Exception] = []
-        for one in rendered:
-            if isinstance(one, Exception):
-                results.append(one)
-                continue
-            row = next(embeds)
-            audio_positions = sum(not isinstance(key, int) for key in row.keys)  # the key of a text position is its id
-            free = UNLIMITED_TOKENS if self.context is None else self.context - len(row.keys)
-            results.append(EncodedPrompt(row, audio_positions, left_out_turns=one[1], max_new_tokens=free))
-        return results
+        return embeds
 
 
 def windows(samples: int) -> list[range]:
@@ -257,3 +304,39 @@ def windows(samples: int) -> list[range]:
     length = max(round(WINDOW_S * SAMPLE_RATE), -(-2 * samples // MAX_WINDOWS))
     step = length // 2
     return [range(start, min(start + length, samples)) for start in range(0, max(1, samples - step), step)]
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A prompt that is not encoded yet.
+
+    Attributes:
+        prompt: text and slots.
+        left_out_turns: number of oldest turns for which the context was too short.
+        new_recordings: recordings that are not known yet, in parts that are encoded at once.
+        salt: see `PromptEmbeds`.
+        reuse: see `PromptEmbeds`.
+    """
+
+    prompt: Prompt
+    left_out_turns: int
+    new_recordings: list[list[Speech]]
+    salt: str
+    reuse: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A prompt that waits to be encoded.
+
+    Attributes:
+        prompt: text and slots.
+        client: whose it is.
+        seconds: s of its recordings that are not known yet.
+        encoded: takes its embeddings.
+    """
+
+    prompt: Prompt
+    client: str
+    seconds: float
+    encoded: asyncio.Future[PromptEmbeds]

@@ -10,14 +10,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from types import MappingProxyType, NoneType
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, get_args
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_REPORTED_FIELDS = 3  # a malformed list has an error for each of its items; the first few say enough
 MAX_SHOWN = 40  # characters of a wrong value
+MAX_STOP_CHARACTERS = 256  # of one: each piece of a reply is compared with every beginning of it
+MAX_NAME_CHARACTERS = 256  # of a model's name, a view and the like
+MAX_ITEMS = 4096  # of any list; `Limits` has fewer for most
+
+T = TypeVar("T")
+# The first wrong item of a list is enough: a list of a million would otherwise have a million errors.
+Items: TypeAlias = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Name: TypeAlias = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+StopText: TypeAlias = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -195,6 +205,8 @@ def _sentence(path: Sequence[str], errors: Sequence[Mapping[str, Any]]) -> str:
             return f"must be {words} {context[key]}, got {_shown(one.get('input'))}."
         case kind if kind.endswith("too_short"):
             return "is empty; give at least one."
+        case kind if kind.endswith("too_long"):
+            return f"is too long; give at most {context['max_length']}."
         case _:
             return f"makes no sense: got {_shown(one.get('input'))}; see /docs for what it may be."
 
@@ -210,7 +222,7 @@ def _kind(error_type: str) -> str | None:
 def _not_served(name: str) -> str:
     if name in WHY:
         return f"not supported here: {WHY[name]}."
-    near = get_close_matches(name, _all_fields(Strict), n=1, cutoff=0.72)
+    near = get_close_matches(name[:MAX_NAME_CHARACTERS], _all_fields(Strict), n=1, cutoff=0.72)
     hint = f"; is {near[0]} meant?" if near else "; leave it out."
     return f"not supported here{hint}"
 
@@ -227,7 +239,9 @@ def _either(choices: str) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        # piece by piece: a wrong value may be as long as its body
+        pieces = json.JSONEncoder(ensure_ascii=False).iterencode(value[:MAX_SHOWN] if isinstance(value, str) else value)
+        text = "".join(islice(pieces, MAX_SHOWN))
     except (TypeError, ValueError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -9,10 +9,12 @@ from contextlib import aclosing
 import pytest
 from support.factory import prompt_of, save_llm
 
+from dualslm.inference import local
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
 from dualslm.inference.local import LocalBackend
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
 
@@ -66,3 +68,28 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
 
     monkeypatch.setattr(ContinuousBatch, "_keep_rows", failing)
     assert asyncio.run(conversations(LocalBackend(llm, 4))) == 6
+
+
+def test_long_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    join, step = ContinuousBatch.join, ContinuousBatch.step
+
+    def noted_join(batch: ContinuousBatch, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
+        order.append("join")
+        return join(batch, prompt, generation)
+
+    def noted_step(batch: ContinuousBatch) -> list[tuple[ActiveRequest, int | None]]:
+        order.append("step")
+        return step(batch)
+
+    monkeypatch.setattr(ContinuousBatch, "join", noted_join)
+    monkeypatch.setattr(ContinuousBatch, "step", noted_step)
+    monkeypatch.setattr(local, "JOIN_POSITIONS", 10)
+
+    async def together(backend: LocalBackend) -> None:
+        await asyncio.gather(*(reply(backend, 30 + number, GenerationSettings(6)) for number in range(6)))
+        await backend.close()
+
+    asyncio.run(together(LocalBackend(llm, 8)))
+    assert order.count("join") == 6
+    assert "join join" not in " ".join(order)
