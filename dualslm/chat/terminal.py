@@ -1,8 +1,7 @@
 """A conversation in the terminal: typed, spoken into the microphone, or given as recordings (ours).
 
 A line is a command (`/help`), text, or the paths of recordings with or without a question after them. Ctrl-C stops
-the reply, and what was said of it stays in the conversation. An error is one line, after which the conversation goes
-on as it was.
+the reply, and what was said of it stays in the conversation. An error is one line, and the conversation goes on as it was.
 """
 
 from __future__ import annotations
@@ -299,7 +298,7 @@ class Chat:
         number = 0
         for turn in self.session.conversation.turns:
             number += turn.role == "user"
-            text = " ".join(part if isinstance(part, str) else _speech_line(part) for part in turn.parts)
+            text = " ".join(part if isinstance(part, str) else _recording(part) for part in turn.parts)
             start = f"[bold cyan]{number} >[/] " if turn.role == "user" else ""
             self.console.print(start + escape(text), style=None if turn.role == "user" else "green")
 
@@ -384,11 +383,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _speech_line(speech: Speech) -> str:
-    """A recording as the greeting shows it: how long it is."""
+def _recording(speech: Speech) -> str:
+    """How the greeting shows a recording: by its length, and a tone alone by its caption."""
     if speech.audio is None:
         return f"[{speech.caption or 'silence'}]"
-    return f"({len(load(speech.audio, speech.rate)) / SAMPLE_RATE:.1f} s of speech)"
+    samples = load(speech.audio, speech.rate)
+    seconds = len(samples) / SAMPLE_RATE
+    return f"({seconds:.1f} s of speech)"
 
 
 def _times_line(times: Times) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
+from dualslm.errors import visible
+
 SHELLS = ("bash", "zsh", "fish")
 
 # `compgen -f` completes files, which most arguments are
@@ -43,12 +45,13 @@ def add_completion(parser: argparse.ArgumentParser, whole: Callable[[], argparse
         whole: function that gives the parser of the whole command line.
     """
     parser.add_argument("shell", choices=SHELLS, help='for example: eval "$(dualslm completion bash)"')
-    parser.set_defaults(verb=lambda args: _completion(args.shell, whole()))
 
+    def show(args: argparse.Namespace) -> int:
+        made = {"bash": bash, "zsh": lambda parser: ZSH + bash(parser), "fish": fish}[args.shell](whole())
+        print(visible(made), end="")
+        return 0
 
-def _completion(shell: str, parser: argparse.ArgumentParser) -> int:
-    print(fish(parser) if shell == "fish" else ZSH + bash(parser) if shell == "zsh" else bash(parser), end="")
-    return 0
+    parser.set_defaults(verb=show)
 
 
 ZSH = "autoload -Uz bashcompinit && bashcompinit\n"  # zsh runs bash's completion functions through this

@@ -97,7 +97,7 @@ class Cluster:
             raise  # a fault of ours, with the traceback of the task
         except self.ray.exceptions.RayError as error:
             got = f"{type(error).__name__} after {RETRIES + 1} tries"
-            do = "look into Ray's logs (/tmp/ray), most likely for memory, and run again: what is done is kept"
+            do = "look into Ray's logs, most likely for memory, and run again: what is done is kept"
             raise DualSLMError("the cluster gave up on a piece of the work", got=got, do=do) from error
         if isinstance(found, DualSLMError):
             raise found

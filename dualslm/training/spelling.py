@@ -59,12 +59,12 @@ class Spelling:
         """The tokens of a transcript that are spoken: those with a letter or a digit."""
         if not self.pieces:
             return list(_spoken_ids(self.tokenizer, text))
-        return [token for word in WORD.findall(text) for token in self._word_ids(word)]
-
-    def _word_ids(self, word: str) -> list[int]:
-        spelled = spell(word, self.pieces)
-        # A word in letters that no piece holds stays as the tokenizer has it.
-        return list(_spoken_ids(self.tokenizer, word)) if spelled is None else [self.id_of[one] for one in spelled]
+        ids: list[int] = []
+        for word in WORD.findall(text):
+            spelled = spell(word, self.pieces)
+            # A word in letters that no piece holds stays as the tokenizer has it.
+            ids += _spoken_ids(self.tokenizer, word) if spelled is None else [self.id_of[one] for one in spelled]
+        return ids
 
 
 @lru_cache(maxsize=65536)

@@ -18,6 +18,7 @@ from dualslm.errors import DualSLMError
 
 LLM = "pocket:llm"
 PAGE_RESULT = Path("docs/results/pocket.json")
+STAGES_RESULT = Path("docs/results/pocket_stages.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +125,8 @@ def _ask(args: argparse.Namespace) -> None:
 def _page(args: argparse.Namespace) -> int:
     from studies.pocket import page
 
-    return page.write(args.out or PAGE_RESULT, check=args.check)
+    first = page.write(args.out or PAGE_RESULT, check=args.check)
+    return first or page.write_stages(STAGES_RESULT, check=args.check)
 
 
 STEPS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {

@@ -12,6 +12,8 @@ from studies.pages import ranged, table
 PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 Figures = Mapping[str, Any]
 CHANCE = 12.5  # %, one emotion of eight
+WHEN = ("aligned", "after the three stages")
+GIVEN = ("text", "all groups", "silence skipped", "nearest token")
 DECODER = "Whisper's decoder"
 
 
@@ -26,6 +28,46 @@ def write(result: Path, *, check: bool = False) -> int:
         0, or with `check` 1 where the page is stale.
     """
     return pages.write(PAGE, "pocket", tables, result, check=check)
+
+
+def write_stages(result: Path, *, check: bool = False) -> int:
+    """The same for what the paper's three stages made of both alignments."""
+    return pages.write(PAGE, "pocket-stages", stages, result, check=check)
+
+
+def stages(result: Figures) -> str:
+    """The tables of the model whose stages ran the LLM."""
+    found: Figures = result["figures"]
+    heard = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}"] for own in found["heard"]]
+    steps = ", ".join(f"{count} of {name}" for name, count in found["steps"].items())
+    names = list(found["words"])
+    words = [
+        [name, *(ranged(found["words"][name][when]) for when in WHEN), _counts(found["words"][name][WHEN[0]])]
+        for name in names
+    ]
+    tone = [
+        [name, *(ranged(found["tone"][when][name]) for when in found["tone"]), f"{own['commonest']:.1f}", _counts(own)]
+        for name, own in found["tone"][WHEN[1]].items()
+    ]
+    nats = found["likelihood"]
+    likely = [[when, *(f"{nats[when][given]:.2f}" for given in GIVEN)] for when in WHEN]
+    by_count = [[name, f"{100 * right / all_:.0f}", str(all_)] for name, (right, all_) in found["by count"].items()]
+    return "\n".join(
+        [
+            f"{result['note']} Steps: {steps}.\n",
+            "#### What L heard\n\n" + table(["clips", "number", "hours"], heard),
+            "#### Words: L by nearest token\n\nWord error rate in %, 95 % intervals over speakers that were never "
+            "heard; less is better.\n\n" + table(["set", *WHEN, "n, speakers"], words),
+            "#### Tone: P by nearest word\n\nRight, in %, of held-out speakers of three corpora. In the first column "
+            "two attributes had words in common.\n\n"
+            + table(["of", *found["tone"], "always the commonest", "n, speakers"], tone),
+            "#### Replies\n\nNats a token of the LLM's own reply to the text, given other forms of the same words; "
+            f"{nats[WHEN[0]]['n']} recordings, no interval was taken.\n\n" + table(["L", *GIVEN], likely),
+            "#### Why rare tokens are spelled\n\nWords of LibriSpeech that an L aligned with the tokenizer's own "
+            "tokens read, by how often the training transcripts hold their rarest token.\n\n"
+            + table(["times", "read, %", "words"], by_count),
+        ]
+    )
 
 
 def tables(result: Figures) -> str:

@@ -24,7 +24,7 @@ from dualslm.audio import TooLongError, load
 from dualslm.cli import completion, options
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
-from dualslm.model.generation import GenerationSettings
+from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.openai_client import RefusedError
 from dualslm.tiny import ADAPTERS, CLIPS
 
@@ -34,6 +34,7 @@ class Parrot:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Conversation, View]] = []
+        self.generation = GREEDY
 
     def reply(self, conversation: Conversation, *, view: View, generation: object) -> str:
         self.asked.append((conversation.copy(), view))

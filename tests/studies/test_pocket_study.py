@@ -229,7 +229,9 @@ def test_a_rate_of_words_has_an_interval_over_speakers() -> None:
 
 
 def test_the_page_shows_what_the_result_file_holds() -> None:
-    assert page.write(ROOT / "docs" / "results" / "pocket.json", check=True) == 0, "run python -m studies.pocket page"
+    results = ROOT / "docs" / "results"
+    assert page.write(results / "pocket.json", check=True) == 0, "run python -m studies.pocket page"
+    assert page.write_stages(results / "pocket_stages.json", check=True) == 0, "run python -m studies.pocket page"
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
