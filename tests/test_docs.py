@@ -151,4 +151,4 @@ def test_commands_of_the_scale_page_are_ours(root: Path) -> None:
     for line in asked:
         args = cli._parser().parse_args(shlex.split(line))
         assert callable(args.verb), line
-        assert (root / args.recipe).exists(), line
+        assert "recipe" not in args or (root / args.recipe).exists(), line
