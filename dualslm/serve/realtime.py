@@ -62,9 +62,9 @@ def add_realtime_route(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         if model is not None and model != server.name:
             await socket.close(POLICY_VIOLATION, f"No model {model!r} here; this is {server.name!r}."[:120])
             return
-        places = server.limits.running + server.limits.waiting
+        most = server.limits.running + server.limits.waiting
         own = [one for one in sessions if one.client == CALLER.get().name]
-        if len(sessions) >= places or len(own) >= math.ceil(places * ONE_CLIENT):
+        if len(sessions) >= most or len(own) >= math.ceil(most * ONE_CLIENT):
             await socket.close(TRY_AGAIN, "The server is full: connect again in a moment.")
             return
         session = RealtimeSession(server, socket)
