@@ -1,7 +1,7 @@
 """A conversation in the terminal: typed, spoken into the microphone, or given as recordings (ours).
 
 A line is a command (`/help`), text, or the paths of recordings with or without a question after them. Ctrl-C stops
-the reply, and what was said of it stays in the conversation. An error is one line, and the conversation goes on as it was.
+the reply, and what was said of it stays in the conversation. After an error, which is one line, it goes on.
 """
 
 from __future__ import annotations
@@ -384,11 +384,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _recording(speech: Speech) -> str:
-    """How the greeting shows a recording: by its length, and a tone alone by its caption."""
+    """How the greeting shows a recording."""
+    # by its length, and a tone alone by its caption
     if speech.audio is None:
         return f"[{speech.caption or 'silence'}]"
-    samples = load(speech.audio, speech.rate)
-    seconds = len(samples) / SAMPLE_RATE
+    seconds = len(load(speech.audio, speech.rate)) / SAMPLE_RATE
     return f"({seconds:.1f} s of speech)"
 
 

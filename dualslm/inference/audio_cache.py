@@ -25,7 +25,6 @@ from dualslm.model.inputs import PromptEmbeds, splice
 from dualslm.prompt import Prompt, Slot
 
 if TYPE_CHECKING:
-    from dualslm.audio import Samples
     from dualslm.model.dualslm import DualSLM
 
 AUDIO_CACHE_BYTES = 256 * 2**20  # of embeddings: some 70 minutes of speech beside a 7 B LLM in bfloat16
@@ -101,7 +100,8 @@ class AudioCache:
     def _info(self, speech: Speech) -> ClipInfo:
         known = self._infos.get(speech)
         if known is None:
-            samples = _samples(speech)
+            assert speech.audio is not None, "render() refuses a speech source without a recording"
+            samples = load(speech.audio, speech.rate)
             known = ClipInfo(blake2b(samples.tobytes(), digest_size=16).hexdigest(), frame_count(len(samples)))
             self._infos[speech] = known
         return known
@@ -126,8 +126,3 @@ class AudioCache:
         while size > self.max_bytes and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
             size -= sum(value.nbytes for value in oldest.values())
-
-
-def _samples(speech: Speech) -> Samples:
-    assert speech.audio is not None, "render() refuses a speech source without a recording"
-    return load(speech.audio, speech.rate)

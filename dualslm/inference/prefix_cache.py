@@ -73,16 +73,13 @@ class PrefixCache:
         self._entries[self._next] = ([*keys], read)
         self._next += 1
         self.tokens += len(keys)
-        while len(self._entries) > 1 and self._bytes() > self.max_bytes:
+        _, read = next(iter(self._entries.values()))
+        per_token = sum(k.nbytes + v.nbytes for k, v in read) // max(1, read[0][0].shape[2])
+        while len(self._entries) > 1 and per_token * self.tokens > self.max_bytes:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, entry: int) -> None:
         self.tokens -= len(self._entries.pop(entry)[0])
-
-    def _bytes(self) -> int:
-        _, read = next(iter(self._entries.values()))
-        per_token = sum(k.nbytes + v.nbytes for k, v in read) // max(1, read[0][0].shape[2])
-        return per_token * self.tokens
 
 
 def _common_length(known: Sequence[Hashable], keys: Sequence[Hashable]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from dualslm.inference.backend import Piece
 from dualslm.model.generation import GenerationSettings
 from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError, openai_error
+from dualslm.serve.fairness import ONE_CLIENT
 from dualslm.serve.json_body import parse_json
 from dualslm.serve.openai_schema import usage
 from dualslm.serve.realtime_conversation import Item, conversation_of, find, item_of, new_id
@@ -60,7 +62,9 @@ def add_realtime_route(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         if model is not None and model != server.name:
             await socket.close(POLICY_VIOLATION, f"No model {model!r} here; this is {server.name!r}."[:120])
             return
-        if len(sessions) >= server.limits.running + server.limits.waiting:
+        most = server.limits.running + server.limits.waiting
+        own = [one for one in sessions if one.client == CALLER.get().name]
+        if len(sessions) >= most or len(own) >= math.ceil(most * ONE_CLIENT):
             await socket.close(TRY_AGAIN, "The server is full: connect again in a moment.")
             return
         session = RealtimeSession(server, socket)
@@ -89,6 +93,7 @@ class RealtimeSession:
 
     def __post_init__(self) -> None:
         self.id = new_id("sess")
+        self.client = CALLER.get().name
         self._detector: TurnDetector | None = None
         self._decoder = PCMDecoder(self.settings.audio.input.format.rate)
         self._buffer: list[Samples] = []  # without turn detection: what was appended since the last commit
@@ -139,7 +144,7 @@ class RealtimeSession:
             case "input_audio_buffer.commit":
                 await self._commit_buffer()
             case "input_audio_buffer.clear":
-                self._buffer.clear()
+                self._taken_buffer()
                 await self._listen_by(self.settings)
                 await self._send("input_audio_buffer.cleared")
             case "conversation.item.create":
@@ -173,9 +178,10 @@ class RealtimeSession:
     async def _append(self, data: bytes) -> None:
         samples = self._decoder.add(data)
         if self._detector is None:
+            CALLER.get().take(samples.nbytes)
             self._buffer.append(samples)
             if sum(map(len, self._buffer)) > self.server.limits.audio * SAMPLE_RATE:
-                self._buffer.clear()
+                self._taken_buffer()
                 message = f"The turn is longer than {self.server.limits.audio:g} s; commit it earlier."
                 raise RefusedError(413, message, "audio_too_long")
             return
@@ -197,12 +203,18 @@ class RealtimeSession:
         if self._detector is not None:
             message = "The server ends turns here; send turn_detection: null to commit them yourself."
             raise RefusedError(400, message, "invalid_value")
-        samples = np.concatenate([np.empty(0, np.float32), *self._buffer])
-        self._buffer.clear()
+        samples = self._taken_buffer()
         if not len(samples):
             raise RefusedError(400, "The audio buffer is empty; append sound first.", "input_audio_buffer_commit_empty")
         self._turn_id = new_id("item")
         await self._commit(samples)
+
+    def _taken_buffer(self) -> Samples:
+        """What was appended since the last commit; the buffer is empty then."""
+        samples = np.concatenate([np.empty(0, np.float32), *self._buffer])
+        self._buffer.clear()
+        CALLER.get().give_back(samples.nbytes)
+        return samples
 
     async def _commit(self, samples: Samples) -> None:
         """Makes a turn of what was said."""
@@ -212,7 +224,7 @@ class RealtimeSession:
             await self.server.threads.run(check_speech, speech, self.server.limits)
         previous = self.items[-1].id if self.items else None
         await self._send("input_audio_buffer.committed", item_id=self._turn_id, previous_item_id=previous)
-        await self._add(Item(self._turn_id, "user", [speech]))
+        await self._add(Item(self._turn_id, "user", [speech], held=samples.nbytes))
         if self.settings.audio.input.transcription is not None:
             task = asyncio.create_task(self._transcribe(self._turn_id, speech))
             self._others.add(task)
@@ -234,7 +246,7 @@ class RealtimeSession:
 
     async def _add(self, item: Item, after: str | None = None) -> None:
         if len(self.items) >= self.server.limits.turns:
-            CALLER.get().give_back(self.items.pop(0).size)
+            CALLER.get().give_back(self.items.pop(0).held)
         at = len(self.items)
         if after is not None:
             at = 0 if after == "root" else self.items.index(find(self.items, after)) + 1
@@ -246,7 +258,7 @@ class RealtimeSession:
     async def _of_item(self, kind: str, item: Item) -> None:
         if kind.endswith("delete"):
             self.items.remove(item)
-            CALLER.get().give_back(item.size)
+            CALLER.get().give_back(item.held)
             await self._send("conversation.item.deleted", item_id=item.id)
         elif kind.endswith("retrieve"):
             await self._send("conversation.item.retrieved", item=item.json())

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dualslm.conversation import Conversation, Part, Speech
+from dualslm.conversation import Conversation, Part
+from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.openai_schema import UserMessage
@@ -26,18 +25,14 @@ class Item:
         role: of the one who speaks.
         parts: text and recordings.
         ended: whether the turn is whole; False for a reply that was interrupted.
+        held: bytes of the client's share of the memory that it takes; see `caller.Caller.take`.
     """
 
     id: str
     role: str
     parts: list[Part]
     ended: bool = True
-
-    @property
-    def size(self) -> int:
-        """Bytes of its recordings."""
-        speeches = (part for part in self.parts if isinstance(part, Speech))
-        return sum(one.audio.nbytes for one in speeches if isinstance(one.audio, np.ndarray))
+    held: int = 0
 
     def json(self) -> dict[str, Any]:
         """As OpenAI writes it; recordings are not sent back."""
@@ -69,17 +64,25 @@ def item_of(data: dict[str, Any], limits: Limits) -> Item:
     if not isinstance(message, UserMessage):
         content = message.content or ""
         texts = [content] if isinstance(content, str) else [part.text for part in content]
-        item.parts = ["\n".join(texts)]
+        _add_text(item, "\n".join(texts))
         return item
     recordings = Recordings(limits)
     for part in message.content:
         if isinstance(part, str) or part.type == "text":
-            item.parts.append(part if isinstance(part, str) else part.text)
+            _add_text(item, part if isinstance(part, str) else part.text)
         else:
             speech = recordings.load(part.input_audio)
+            item.held += speech.audio.nbytes  # type: ignore[union-attr]
             check_speech(speech, limits)
             item.parts.append(speech)
     return item
+
+
+def _add_text(item: Item, text: str) -> None:
+    size = len(text.encode(errors="replace"))
+    CALLER.get().take(size)
+    item.held += size
+    item.parts.append(text)
 
 
 def conversation_of(items: Sequence[Item], instructions: str | None) -> Conversation:

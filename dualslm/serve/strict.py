@@ -169,7 +169,9 @@ def _path(loc: Sequence[Any], body: Any, missing: bool) -> tuple[str, ...]:
         if step in ("body", "query", "path") and index == 0:
             continue
         absent = missing and index == len(loc) - 1
-        if isinstance(at, Mapping) and (step in at or absent):
+        if isinstance(at, Mapping) and f"{step}[]" in at:  # a list, as some clients name it in forms
+            at = at.get(f"{step}[]")
+        elif isinstance(at, Mapping) and (step in at or absent):
             at = at.get(step)
         elif isinstance(at, list) and isinstance(step, int) and step < len(at):
             at = at[step]

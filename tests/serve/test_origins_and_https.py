@@ -44,6 +44,20 @@ def test_other_pages_may_ask_only_where_their_origin_is_named(
             assert "access-control-allow-credentials" not in refused.headers
 
 
+@pytest.mark.parametrize(("origins", "allowed"), [((), set()), ((FRIEND,), {FRIEND}), (("*",), {FRIEND, STRANGER})])
+def test_what_other_pages_send_is_answered_only_where_their_origin_is_named(
+    origins: tuple[str, ...], allowed: set[str]
+) -> None:
+    service = Service(tiny.load(load_llm=False), SlowBackend(0.001), questions=ASKED)
+    body = {"model": "dualslm", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+    with threaded(app(service, origins=origins)) as url:
+        for origin in (FRIEND, STRANGER):
+            for site in ({}, {"Sec-Fetch-Site": "cross-site"}):
+                answer = httpx2.post(f"{url}/chat/completions", json=body, headers={"Origin": origin, **site})
+                assert (answer.status_code == 200) == (origin in allowed)
+                assert answer.status_code in (200, 403)
+
+
 @pytest.mark.parametrize("origin", ["friend.example", "https://friend.example/", "https://a.example/page", "", "null"])
 def test_what_is_no_origin_is_refused(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--cors", origin]) == 2

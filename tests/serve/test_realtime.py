@@ -5,19 +5,23 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 from support.servekit import ANGRY, CLIP, SAD, SlowBackend, client, threaded
+from websockets.sync.client import connect
 
 from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.audio import SAMPLE_RATE
 from dualslm.inference.local import LocalBackend
 from dualslm.serve.app import app
+from dualslm.serve.json_body import MAX_VALUES
+from dualslm.serve.limits import Limits
 from dualslm.serve.service import Service
 from dualslm.serve.turn_detection import PCMDecoder, TurnDetector, TurnSettings
 from dualslm.tiny.questions import ASKED
@@ -191,7 +195,7 @@ def test_mistakes_are_told_and_the_session_goes_on(url: str, event: Any, words: 
         while told.type not in ("error", "response.done"):
             told = connection.recv()
         error = told.error if told.type == "error" else told.response.status_details.error
-        assert words in str(error)
+        assert words in (getattr(error, "message", None) or str(error))
         connection.input_audio_buffer.clear()
         until(connection, "input_audio_buffer.cleared")
 
@@ -224,3 +228,72 @@ def test_sound_may_be_cut_anywhere() -> None:
     shorter = min(len(whole), len(parts))
     assert shorter > 0.9 * len(samples) * SAMPLE_RATE / RATE
     assert np.abs(whole[:shorter] - parts[:shorter]).max() < 1e-3
+
+
+def text_item(text: str) -> Any:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+def error_of(connection: Any) -> Any:
+    return until(connection, "error")[-1].error
+
+
+def test_what_a_session_keeps_is_the_clients_share_of_the_memory(model: DualSLM) -> None:
+    limits = Limits(memory=400_000, turns=2)  # half of it for one client
+    listening: Any = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+    with threaded(app(Service(model, SlowBackend(), questions=ASKED), page=False, limits=limits)) as address:
+        with client(address).realtime.connect(model=MODEL) as connection:
+            until(connection, "session.created")
+            connection.session.update(session=listening)
+            silence = base64.b64encode(bytes(2 * RATE)).decode()  # a second, which takes 64,000 bytes here
+            for _ in range(4):
+                connection.input_audio_buffer.append(audio=silence)
+            assert error_of(connection).code == "server_full"
+            connection.input_audio_buffer.clear()
+            until(connection, "input_audio_buffer.cleared")
+            connection.conversation.item.create(item=text_item("x" * 250_000))
+            assert error_of(connection).code == "server_full"
+            for _ in range(8):  # the oldest make room
+                connection.conversation.item.create(item=text_item("x" * 60_000))
+                until(connection, "conversation.item.done")
+        with client(address).realtime.connect(model=MODEL) as connection:
+            until(connection, "session.created")
+            connection.conversation.item.create(item=text_item("x" * 190_000))
+            until(connection, "conversation.item.done")
+
+
+def test_one_client_does_not_take_all_sessions(model: DualSLM) -> None:
+    limits = Limits(running=4, waiting=4)
+    made = app(Service(model, SlowBackend(), questions=ASKED), page=False, limits=limits, key=["one", "two"])
+    with threaded(made) as address, ExitStack() as stack:
+        for _ in range(7):
+            connection = stack.enter_context(client(address, "one").realtime.connect(model=MODEL))
+            until(connection, "session.created")
+        with client(address, "one").realtime.connect(model=MODEL) as connection, pytest.raises(Exception, match="full"):
+            connection.recv()
+        with client(address, "two").realtime.connect(model=MODEL) as connection:
+            until(connection, "session.created")
+
+
+def test_an_event_of_very_many_values_is_refused(url: str) -> None:
+    with client(url).realtime.connect(model=MODEL) as connection:
+        until(connection, "session.created")
+        connection._connection.send(json.dumps({"type": "session.update", "session": [1] * (MAX_VALUES + 1)}))
+        assert error_of(connection).code == "too_many_values"
+        connection._connection.send(json.dumps({"type": "conversation.item.create", "item": text_item("\ud800")}))
+        until(connection, "conversation.item.done")
+
+
+@pytest.mark.parametrize(("origin", "passes"), [("https://friend.example", True), ("https://evil.example", False)])
+def test_pages_of_named_origins_alone_may_connect(model: DualSLM, origin: str, passes: bool) -> None:
+    """As a browser does: the key as a protocol, the origin in a header."""
+    service = Service(model, SlowBackend(), questions=ASKED)
+    made = app(service, page=False, key="secret", origins=["https://friend.example"])
+    with threaded(made) as address, ExitStack() as stack:
+        protocols: Any = ["realtime", "openai-insecure-api-key.secret"]
+        where = address.replace("http", "ws", 1) + "/realtime"
+        if not passes:
+            stack.enter_context(pytest.raises(Exception, match="403"))
+        with connect(where, origin=cast(Any, origin), subprotocols=protocols) as socket:
+            assert socket.subprotocol == "realtime"
+            assert json.loads(socket.recv())["type"] == "session.created"
