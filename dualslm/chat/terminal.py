@@ -385,7 +385,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def _recording(speech: Speech) -> str:
     """How the greeting shows a recording."""
-    # by its length, and a tone alone by its caption
     if speech.audio is None:
         return f"[{speech.caption or 'silence'}]"
     seconds = len(load(speech.audio, speech.rate)) / SAMPLE_RATE
@@ -396,7 +395,6 @@ def _times_line(times: Times) -> str:
     """How long a reply took."""
     left_out = f" · {times.left_out} oldest turns left out" if times.left_out else ""
     new = times.positions - times.reused
-    return (
-        f"{times.first_token:.2f} s to the first token · {times.tokens_per_second:.0f} tokens/s"
-        f" · {new} of {times.positions} new{left_out}"
-    )
+    speed = f"{times.first_token:.2f} s to the first token · {times.tokens_per_second:.0f} tokens/s"
+    # positions that the LLM had read before cost nothing
+    return f"{speed} · {new} of {times.positions} new{left_out}"

@@ -194,9 +194,7 @@ class Session:
         """
         generation = generation or self.generation
         began = time.perf_counter()
-        prompt, left_out = fitted(
-            conversation, self._prompt, self.audio_cache.length, self.context, generation.max_new_tokens
-        )
+        prompt, left_out = self._fitted(conversation, generation)
         (embeds,) = self.audio_cache.embed([prompt])
         encoded = self._now()
         positions = len(embeds.keys)
@@ -230,6 +228,9 @@ class Session:
             raise
         finally:
             self.batch.leave(request)  # what was read stays in the prefix cache
+
+    def _fitted(self, conversation: Conversation, generation: GenerationSettings) -> tuple[Prompt, int]:
+        return fitted(conversation, self._prompt, self.audio_cache.length, self.context, generation.max_new_tokens)
 
     def _prompt(self, conversation: Conversation) -> Prompt:
         past = self.past or self.view
