@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 Figures = Mapping[str, Any]
 CHANCE = 12.5  # %, one emotion of eight
 WHEN = ("aligned", "after the three stages")
-GIVEN = ("text", "all groups", "silence skipped", "nearest token")
+GIVEN = ("text", "all groups", "silence skipped")
 DECODER = "Whisper's decoder"
 
 
@@ -41,10 +41,7 @@ def stages(result: Figures) -> str:
     heard = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}"] for own in found["heard"]]
     steps = ", ".join(f"{count} of {name}" for name, count in found["steps"].items())
     names = list(found["words"])
-    words = [
-        [name, *(ranged(found["words"][name][when]) for when in WHEN), _counts(found["words"][name][WHEN[0]])]
-        for name in names
-    ]
+    words = [[name, ranged(found["words"][name][WHEN[0]]), _counts(found["words"][name][WHEN[0]])] for name in names]
     tone = [
         [name, *(ranged(found["tone"][when][name]) for when in found["tone"]), f"{own['commonest']:.1f}", _counts(own)]
         for name, own in found["tone"][WHEN[1]].items()
