@@ -252,8 +252,8 @@ class ReplyStreamer:
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of a reply's tokens, without special ones except those that mark a thought."""
-    if marks := mark_ids(tokenizer):
-        special = set(tokenizer.all_special_ids) - marks
+    if thought_ids := mark_ids(tokenizer):
+        special = set(tokenizer.all_special_ids) - thought_ids
         ids = [token for token in ids if token not in special]
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -187,7 +187,9 @@ class Server:
     async def prepared(self, request: Request, body: ChatRequest) -> tuple[Ask, EncodedPrompt]:
         """What a request asks, its recordings decoded and its prompt encoded."""
         if body.response_format is not None and self.service.llm_is_local:
-            message = "response_format: no format can be enforced here; serve with --vllm, or ask for it in words."
+            message = (
+                "response_format: no format can be enforced here; run the LLM in vLLM (--vllm), or ask for it in words."
+            )
             raise RefusedError(400, message, "invalid_value")
         # in a thread, because decoding the recordings would hold up everybody's tokens
         parsed = self.threads.run(parse_chat, body, self.limits, self.service.system)

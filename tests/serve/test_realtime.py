@@ -191,7 +191,7 @@ def test_mistakes_are_told_and_the_session_goes_on(url: str, event: Any, words: 
         while told.type not in ("error", "response.done"):
             told = connection.recv()
         error = told.error if told.type == "error" else told.response.status_details.error
-        assert words in str(error)
+        assert words in error.message
         connection.input_audio_buffer.clear()
         until(connection, "input_audio_buffer.cleared")
 
