@@ -52,7 +52,10 @@ def test_the_python_of_the_page(
     assert words == "I lost my job at the bakery on Saturday."
 
 
-@pytest.mark.parametrize("arguments", [["openai_client.py", "{url}", str(SAD)], ["stream.py", "{url}", str(SAD)]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["openai_client.py", "{url}", str(SAD)], ["stream.py", "{url}", str(SAD)], ["realtime.py", "{url}", str(SAD)]],
+)
 def test_python_examples(root: Path, url: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = root / "examples" / arguments[0]
     monkeypatch.setattr(sys, "argv", [one.format(url=url) for one in arguments])

@@ -175,9 +175,9 @@ def _path(loc: Sequence[Any], body: Any, missing: bool) -> tuple[str, ...]:
             at = at.get(step)
         elif isinstance(at, list) and isinstance(step, int) and step < len(at):
             at = at[step]
-        elif not absent:
+        elif not absent and path:
             continue
-        path.append(str(step))
+        path.append(str(step).removesuffix("[]"))  # the first is a field, by whichever of its names it came
     return tuple(path)
 
 

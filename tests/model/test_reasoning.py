@@ -217,8 +217,8 @@ def thinker(monkeypatch: pytest.MonkeyPatch) -> DualSLM:
 
 
 def test_nobody_speaks_a_thought(thinker: DualSLM) -> None:
-    assert thinker.reply("My keys are gone.") == ANSWER
-    assert "".join(thinker.stream("My keys are gone.")) == ANSWER
+    assert thinker.reply(Conversation().user("My keys are gone.")) == ANSWER
+    assert "".join(thinker.stream(Conversation().user("My keys are gone."))) == ANSWER
     session = Session(thinker)
     assert session.reply("My keys are gone.") == ANSWER
     assert session.conversation.turns[-1].parts == (ANSWER,)
