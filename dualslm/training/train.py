@@ -134,7 +134,12 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
         sources["the recordings"] = feature_cache.recordings_hash(folder, _recording_paths(examples, validation))
         for part, found in model.frozen_files.items():
             sources |= {f"{file} of the {part}": one["sha256"] for file, one in found.get("files", {}).items()}
-    return Trainer(recipe, model, out, examples, validation, cache, accelerator, sources=sources)
+    trainer = Trainer(recipe, model, out, examples, validation, cache, accelerator, sources=sources)
+    if validation is not None:
+        for stage in recipe.stages:
+            # Without examples of a stage's kinds the run would end at its first validation, with its work undone.
+            trainer.samples(stage, validation, recipe.seed + 1)
+    return trainer
 
 
 def read_examples(recipe: Recipe) -> tuple[dict[str, Examples], Examples | None]:
