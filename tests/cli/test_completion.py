@@ -25,7 +25,7 @@ def completed(*words: str) -> list[str]:
 
 @pytest.mark.skipif(BASH is None, reason="no bash here")
 def test_bash_completes_verbs_options_and_choices() -> None:
-    assert completed("dualslm", "re") == ["recipes"]
+    assert completed("dualslm", "re") == ["record", "recipes"]
     assert "--temperature" in completed("dualslm", "ask", "--te")
     assert completed("dualslm", "ask", "a.wav", "--device", "")[:2] == ["cpu", "cuda"]
     assert completed("dualslm", "eval", "--only", "s")[0] == "score"
