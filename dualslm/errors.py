@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Control characters but tab and newline, of C1 too; separators of lines; marks that turn the direction of writing; and
 # halves of characters, as in file names that are not UTF-8, which cannot be printed at all.
+ENTITY = re.compile(r"&(?=#?\w+;)")
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -65,7 +66,8 @@ def for_json(value: Any, indent: int | None = None) -> str:
 
 def for_markdown(text: object) -> str:
     """Text for one line or cell of Markdown: no tag, link, picture or new cell begins in it."""
-    line = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    # a "&" that begins no entity is itself: P&L stays readable in the file too
+    line = ENTITY.sub("&amp;", one_line(text)).replace("<", "&lt;")
     return line.replace("|", "\\|").replace("](", "]\\(")
 
 

@@ -134,7 +134,7 @@ def test_words_and_attributes(url: str, model: DualSLM) -> None:
     ("messages", "more", "kind", "word"),
     [
         ([user("Hi.")], {"model": "gpt-4o"}, openai.NotFoundError, "dualslm"),
-        ([user("Hi.")], {"n": 2}, openai.BadRequestError, "n: "),
+        ([user("Hi.")], {"n": 10_000}, openai.BadRequestError, "n: "),
         ([user("Hi.")], {"extra_body": {"wiew": "x"}}, openai.BadRequestError, "wiew"),
         ([user("Hi.")], {"extra_body": {"view": "eyes,ears"}}, openai.BadRequestError, "unknown source"),
         ([user("Hi.")], {"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
