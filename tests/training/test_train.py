@@ -326,6 +326,17 @@ def test_what_a_stage_left_in_the_other_adapter_does_not_count(recipe: Recipe, t
         assert torch.equal(weight, read_weights(tmp_path / "alone" / "disentangle")[name])
 
 
+def test_validation_without_a_stages_kind_is_refused_before_any_step(recipe: Recipe, tmp_path: Path) -> None:
+    (file,) = recipe.data.validation
+    lines = [line for line in Path(file).read_text().splitlines() if json.loads(line)["kind"] != "linguistic"]
+    some = Path(file).with_name("some-validation.jsonl")
+    some.write_text("".join(f"{line}\n" for line in lines))
+    lacking = replace(recipe, data=replace(recipe.data, validation=(str(some),)))
+    with pytest.raises(DualSLMError, match=r"has no linguistic examples: got none in .*some-validation\.jsonl"):
+        train(lacking, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_validation_the_last_step_is_kept_and_no_number_invented(recipe: Recipe, tmp_path: Path) -> None:
     unchecked = replace(recipe, data=replace(recipe.data, validation=()), stages=recipe.stages[:1])
     folder = train(unchecked, tmp_path / "run", device="cpu")
