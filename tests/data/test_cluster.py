@@ -53,11 +53,11 @@ def machines() -> Iterator[Any]:
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() / 20})
     patch.setattr("ray._private.node.time", clock)
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
-    found = Machines(initialize_head=True, head_node_args=head)
+    found: Any = Machines(initialize_head=True, head_node_args=head)
     for _ in range(2):
         found.add_node(num_cpus=1, num_gpus=0)
     yield found
-    found.shutdown()  # type: ignore[no-untyped-call]
+    found.shutdown()
     patch.undo()
 
 
