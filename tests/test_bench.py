@@ -160,7 +160,7 @@ def test_a_shorter_l_is_less_work(bench: Any) -> None:
     work = module.Work("transcription", 2, 12, 4.0, 4, branches=1)
     steps = module.ours(module.SHAPES["small"], work, "cpu", torch.float32, per_second=4.0)
     flops = {name: bench("measuring").count_flops(steps[name]) for name in (module.OURS, module.SKIPPED)}
-    assert flops[module.SKIPPED] < 0.8 * flops[module.OURS]
+    assert flops[module.SKIPPED] < 0.95 * flops[module.OURS]
     live, short = "- the cache of frames", "+ L skipped, short windows, no cache"
     assert bench("measuring").count_flops(steps[short]) < 0.5 * bench("measuring").count_flops(steps[live])
 

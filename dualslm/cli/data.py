@@ -133,8 +133,8 @@ def _features(args: argparse.Namespace) -> int:
             encode = partial(_encode, recipe, args.check, cluster.device)
             for (index, total), found in zip(shards, cluster.map(encode, shards), strict=True):
                 counts += found
-                told = f"shard {index} of {total}, {found.total()} recordings"
-                print(one_line(f"features: {told}"), file=sys.stderr, flush=True)
+                counted = f"shard {index} of {total}, {found.total()} recordings"
+                print(one_line(f"features: {counted}"), file=sys.stderr, flush=True)
     if args.json:
         print_json(counts)
     else:

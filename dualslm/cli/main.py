@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dualslm import __version__
 from dualslm.cli.chat import add_chat
 from dualslm.cli.completion import add_completion
 from dualslm.cli.corpora import add_prepare
@@ -39,6 +37,7 @@ from dualslm.cli.options import (
 from dualslm.cli.recipes import add_recipes
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
+from dualslm.cli.version import show_versions
 from dualslm.errors import DualSLMError, Visible, new_console, one_line, visible
 from dualslm.files import system_error
 
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
     from dualslm.conversation import Speech
     from dualslm.inference.voice_activity import NoSpeechError
 
-PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-WITHOUT_JSON = ("chat", "serve", "demo", "completion")  # verbs that print no result
-EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 VISIBLE = Visible()  # of the warnings that a user reads
 
@@ -94,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
     try:
         if args.version:
-            verb = _version
+            verb = show_versions
         elif verb is None:
             parser.print_help()
             return 0
@@ -315,24 +311,6 @@ def _demo(args: argparse.Namespace) -> int:
     from dualslm.tiny import demo
 
     demo.main()
-    return 0
-
-
-def _version(args: argparse.Namespace) -> int:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"dualslm": __version__, "python": platform.python_version()}
-    for name in (*PACKAGES, *EXTRAS):
-        try:
-            # from the package's metadata: importing torch for its version would take seconds
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    versions["platform"] = platform.platform()
-    if args.json:
-        print_json(versions)
-    else:
-        print("\n".join(f"{name:16} {version_}" for name, version_ in versions.items()))
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualslm.cli.encoding import is_unicode
-from dualslm.errors import DualSLMError, for_json, new_console, one_line
+from dualslm.errors import DualSLMError, for_json, new_console, one_line, visible
 
 if TYPE_CHECKING:
     from dualslm.conversation import Conversation, Speech
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 def print_json(value: Any, indent: int | None = None) -> None:
     """Prints a result as JSON; escaped where standard output cannot show every character, so that it stays true."""
-    text = for_json(value, indent) if is_unicode() else json.dumps(value, indent=indent)
-    print(text, flush=True)
+    if is_unicode():
+        print(for_json(value, indent), flush=True)
+    else:
+        print(visible(json.dumps(value, indent=indent)), flush=True)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
