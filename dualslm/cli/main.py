@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 VISIBLE = Visible()  # of the warnings that a user reads
 
+WITHOUT_JSON = ("chat", "serve", "demo", "completion")  # verbs that print no result
 EPILOG = """\
 examples:
   dualslm demo                                     hear and see what it does, offline

@@ -245,7 +245,8 @@ def announce_downloads(names: Sequence[str | None]) -> bool:
             continue
         weights = [file.size or 0 for file in files if file.rfilename.endswith(".safetensors")]
         size = sum(weights) or sum(file.size or 0 for file in files)
-        print(f"dualslm: fetching {name}, {size / 1e9:.2g} GB, once, into {constants.HF_HUB_CACHE}", file=sys.stderr)
+        line = f"dualslm: fetching {name}, {size / 1e9:.2g} GB, once, into {constants.HF_HUB_CACHE}"
+        print(one_line(line), file=sys.stderr)
         fetched = True
     return fetched
 

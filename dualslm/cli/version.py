@@ -9,7 +9,6 @@ from dualslm import __version__
 from dualslm.cli.options import print_json
 
 PACKAGES = ["torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr"]
-WITHOUT_JSON = ("chat", "serve", "demo", "completion")  # verbs that print no result
 EXTRAS = ["espeakng-loader", "praat-parselmouth", "scipy", "silero-vad", "sounddevice"]
 
 
