@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dualslm
 from dualslm.cli.options import print_json
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, one_line, visible
 from dualslm.files import replacing
 
 PACKAGE = Path(dualslm.__file__).parent
@@ -30,7 +30,7 @@ def _recipes(args: argparse.Namespace) -> int:
             print_json([{"name": name, "about": _about(path)} for name, path in shipped.items()])
             return 0
         for name, path in shipped.items():
-            print(f"{name:16} {_about(path)}")
+            print(visible(f"{name:16} {_about(path)}"))
         print("\ndualslm recipes NAME copies one to recipes/NAME.toml; dualslm plan says what it takes")
         return 0
     name = args.name.removesuffix(".toml")
@@ -52,7 +52,7 @@ def _recipes(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"recipe": str(target)})
     else:
-        print(f"{target}: change it, then dualslm plan {target}")
+        print(one_line(f"{target}: change it, then dualslm plan {target}"))
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import DualSLMError, visible
 
 RETRIES = 3  # a piece that has killed its process so often will kill the next one too
 AHEAD = 2  # tasks waiting for each one that runs, so that no machine idles while a result is written
@@ -60,7 +60,7 @@ class Cluster:
             raise DualSLMError("the cluster can run no task", got=f"no {self.device} in {address}", do=do)
         machines = sum(node["Alive"] for node in self.ray.nodes())
         unit = "GPU" if self.device == "cuda" else "CPU"
-        print(f"ray: {machines} machines, {self.slots} tasks at a time, one {unit} each", file=sys.stderr)
+        print(visible(f"ray: {machines} machines, {self.slots} tasks at a time, one {unit} each"), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +112,7 @@ def _connected(address: str) -> Any:
         import ray.exceptions
     except ImportError as error:
         raise DualSLMError("no cluster without Ray", got=str(error), do="pip install 'dualslm[ray]'") from error
-    print(f"dualslm: connecting to the Ray cluster {address}", file=sys.stderr, flush=True)
+    print(visible(f"dualslm: connecting to the Ray cluster {address}"), file=sys.stderr, flush=True)
     try:
         # Workers' lines would stand among ours, each with a prefix; what they find comes back as results.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

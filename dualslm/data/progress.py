@@ -105,7 +105,7 @@ class Progress:
 
     def _line(self) -> None:
         if self.lines:
-            print(f"{self.label}: {self.pace.stated(self.done)}", file=sys.stderr, flush=True)
+            print(visible(f"{self.label}: {self.pace.stated(self.done)}"), file=sys.stderr, flush=True)
 
 
 def _bar() -> Any:
