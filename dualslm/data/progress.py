@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any, Self
 
+from dualslm.errors import visible
+
 LINE_SECONDS = 30.0  # between lines: a log of a day stays short, and nobody thinks that a run hangs
 
 
