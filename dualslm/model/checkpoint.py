@@ -28,9 +28,11 @@ from dualslm import pocket, toml
 from dualslm.errors import DualSLMError
 from dualslm.files import read_text, replacing
 from dualslm.model import frozen_files
+from dualslm.model.adapters import build_differences
 from dualslm.model.card import modelcard
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.frozen_files import Kind, Record
+from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.recipe import RUN_RECIPE, Linguistic, Paralinguistic
 
 log = logging.getLogger("dualslm")
@@ -39,6 +41,9 @@ CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
 MAX_CARD_BYTES = 1 << 24
 RENAMED = {"encoder_print": "encoder_fingerprint", "llm_print": "llm_fingerprint"}  # read for one more version
+
+UNTRAINED = "has untrained adapters: a reply to speech means nothing yet"
+UNSTATED = "does not say what it was trained to understand: try it on recordings of your own before you rely on it"
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,63 @@ def record_parts(encoder: Any, llm: Any) -> dict[Kind, Record]:
     """The record of every file of a `SpeechEncoder` and a `FrozenLM`."""
     parts: dict[Kind, Any] = {"encoder": encoder, "LLM": llm}
     return {kind: frozen_files.record(kind, part.name, part.revision) for kind, part in parts.items()}
+
+
+def card_of(model: Any) -> Card:
+    """What a `DualSLM` says of itself."""
+    # adapters with a recipe have learnt, though nobody has said what
+    unknown = model.limits == UNSTATED or (model.limits == UNTRAINED and model.recipe)
+    return Card(
+        encoder=model.encoder.name,
+        llm=model.llm.name,
+        encoder_revision=model.encoder.revision,
+        llm_revision=model.llm.revision,
+        encoder_fingerprint=fingerprint(model.encoder),
+        llm_fingerprint=fingerprint(model.llm),
+        encoder_files=model.frozen_files["encoder"],
+        llm_files=model.frozen_files["LLM"],
+        window=model.encoder.window,
+        recipe=model.recipe,
+        metrics=model.metrics,
+        limits=None if unknown else model.limits,
+        generation=model.generation.beyond_the_first,
+        paralinguistic=model.settings["paralinguistic"],
+        linguistic=model.settings["linguistic"],
+    )
+
+
+def check_build(card: Card, model: Any, name: str | os.PathLike[str]) -> None:
+    """Refuses to go on from adapters that a `DualSLM` is not built for.
+
+    Args:
+        card: of the adapters.
+        model: the `DualSLM`.
+        name: how the user calls the adapters.
+
+    Raises:
+        DualSLMError: they read other frames, or are of other sizes or parts.
+    """
+    if card.window != model.encoder.window:
+        got = f"window {card.window}, not {model.encoder.window}"
+        raise DualSLMError(f"the adapters in {name} learnt from other frames", got=got, do="set model.window")
+    saved = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
+    other = [line for part, own in model.settings.items() for line in build_differences(part, saved[part], own)]
+    if other:
+        do = "write their values in the recipe, or begin from fresh ones"
+        raise DualSLMError(f"the adapters in {name} are of another build", got="; ".join(other), do=do)
+
+
+def generation_of(card: Card) -> GenerationSettings:
+    """How a card wants replies to be drawn.
+
+    Raises:
+        DualSLMError: by settings that this version does not know.
+    """
+    try:
+        return replace(GREEDY, **card.generation)
+    except TypeError as error:
+        do = "use a newer version, or take the setting out of its card"
+        raise DualSLMError("the checkpoint asks for settings that are not known", got=str(error), do=do) from error
 
 
 def check_parts(card: Card, encoder: Any, llm: Any, *, verify: bool = False, llm_here: bool = True) -> None:

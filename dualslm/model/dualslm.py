@@ -19,31 +19,25 @@ from typing import Any, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from dualslm.audio import Window, frame_count, load
 from dualslm.conversation import NORMAL, Channel, Conversation, Said, Speech, View, are_messages
-from dualslm.errors import DualSLMError
 from dualslm.model import checkpoint
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, both_adapters, build_differences
-from dualslm.model.checkpoint import Card
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, both_adapters
+from dualslm.model.checkpoint import UNSTATED, UNTRAINED
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.execution import resolve_device
-from dualslm.model.fingerprint import fingerprint
 from dualslm.model.frozen_files import Kind, Record
 from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, ReplyStreamer
 from dualslm.model.inputs import Hear, SlotLengths, fill
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
-from dualslm.model.reasoning import answer, begins_within
-from dualslm.prompt import Prompt, Text, render
+from dualslm.model.reasoning import answer, opens_in_thought
+from dualslm.prompt import Prompt, render
 from dualslm.recipe import Quantize
 
 One = TypeVar("One", bound=Said)
-
-UNTRAINED = "has untrained adapters: a reply to speech means nothing yet"
-UNSTATED = "does not say what it was trained to understand: try it on recordings of your own before you rely on it"
 
 
 class DualSLM(nn.Module):
@@ -213,7 +207,7 @@ class DualSLM(nn.Module):
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
         texts = self.generate(prompts, generation=settings)
-        thinks = (_thinks(self.llm.tokenizer, prompt) for prompt in prompts)
+        thinks = (opens_in_thought(self.llm.tokenizer, prompt) for prompt in prompts)
         replies = [answer(text, opened) for text, opened in zip(texts, thinks, strict=True)]
         return replies if several else replies[0]
 
@@ -252,7 +246,7 @@ class DualSLM(nn.Module):
         prompt = render(Conversation.of(said, system), self.llm.tokenizer, view)
         with torch.no_grad():
             read = self.llm.prefill(self.embed([prompt]))
-        streamer = ReplyStreamer(self.llm.tokenizer, _thinks(self.llm.tokenizer, prompt))
+        streamer = ReplyStreamer(self.llm.tokenizer, opens_in_thought(self.llm.tokenizer, prompt))
         for (token,) in self.llm.decode(read, settings):
             if token is not None and (piece := streamer.add(token)):
                 yield piece
@@ -355,7 +349,7 @@ class DualSLM(nn.Module):
         model.adapters.float().eval()
         model.recipe, model.metrics = card.recipe, card.metrics
         model.limits = card.limits or UNSTATED
-        model.generation = _generation(card)
+        model.generation = checkpoint.generation_of(card)
         if cuda_graphs:
             frozen.enable_cuda_graphs()
         return model
@@ -373,14 +367,7 @@ class DualSLM(nn.Module):
         folder = checkpoint.find(name, revision=revision)
         card = checkpoint.read_card(folder)
         checkpoint.check_parts(card, self.encoder, self.llm)
-        if card.window != self.encoder.window:
-            got = f"window {card.window}, not {self.encoder.window}"
-            raise DualSLMError(f"the adapters in {name} learnt from other frames", got=got, do="set model.window")
-        saved = {"paralinguistic": card.paralinguistic, "linguistic": card.linguistic}
-        other = [line for part, own in self.settings.items() for line in build_differences(part, saved[part], own)]
-        if other:
-            do = "write their values in the recipe, or begin from fresh ones"
-            raise DualSLMError(f"the adapters in {name} are of another build", got="; ".join(other), do=do)
+        checkpoint.check_build(card, self, name)
         strict_load(
             self.adapters, checkpoint.read_weights(folder, str(self.llm.device)), what=f"the adapters in {name}"
         )
@@ -395,45 +382,13 @@ class DualSLM(nn.Module):
         return self._save(folder, None, card)
 
     def _save(self, folder: str | os.PathLike[str], repo: str | None, card: Mapping[str, Any]) -> Path:
-        # adapters with a recipe have learnt, though nobody has said what
-        unknown = self.limits == UNSTATED or (self.limits == UNTRAINED and self.recipe)
-        stated = Card(
-            encoder=self.encoder.name,
-            llm=self.llm.name,
-            encoder_revision=self.encoder.revision,
-            llm_revision=self.llm.revision,
-            encoder_fingerprint=fingerprint(self.encoder),
-            llm_fingerprint=fingerprint(self.llm),
-            encoder_files=self.frozen_files["encoder"],
-            llm_files=self.frozen_files["LLM"],
-            window=self.encoder.window,
-            recipe=self.recipe,
-            metrics=self.metrics,
-            limits=None if unknown else self.limits,
-            generation=self.generation.beyond_the_first,
-            paralinguistic=self.settings["paralinguistic"],
-            linguistic=self.settings["linguistic"],
-        )
+        stated = checkpoint.card_of(self)
         return checkpoint.write(folder, replace(stated, **card), self.adapters, repo=repo)
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:
         """Uploads what `save_pretrained` writes, with a page that says how to use it; returns the commit's address."""
         with tempfile.TemporaryDirectory() as folder:
             return checkpoint.upload(self._save(folder, repo, card), repo, private=private, token=token)
-
-
-def _thinks(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
-    """Whether the reply to a prompt begins within a thought."""
-    last = prompt.segments[-1]
-    return isinstance(last, Text) and begins_within(tokenizer, last.ids)
-
-
-def _generation(card: Card) -> GenerationSettings:
-    try:
-        return replace(GREEDY, **card.generation)
-    except TypeError as error:
-        do = "use a newer version, or take the setting out of its card"
-        raise DualSLMError("the checkpoint asks for settings that are not known", got=str(error), do=do) from error
 
 
 def _audio(clip: Speech) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from dualslm.prompt import Prompt, Text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -180,3 +182,9 @@ def begins_within(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Hashable]
             break
         tail.insert(0, key)
     return opens_thought(str(tokenizer.decode(tail, skip_special_tokens=False)))
+
+
+def opens_in_thought(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
+    """Whether the reply to a rendered prompt begins within a thought."""
+    last = prompt.segments[-1]
+    return isinstance(last, Text) and begins_within(tokenizer, last.ids)

@@ -12,7 +12,6 @@ Dimensions: N encoder layers kept, T frames, D encoder width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -40,6 +39,7 @@ from dualslm.errors import DualSLMError, one_line
 from dualslm.files import locked, replacing, sha256, system_error
 from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
+from dualslm.training.cache_lists import damaged, frames_hash, listed, read_list, write_list
 
 META = "cache.json"
 PART = 256  # recordings in a part
@@ -150,7 +150,7 @@ def _build(
     own = list(dict.fromkeys(paths))[shard[0] - 1 :: shard[1]]
     if check:
         _forget_replaced(folder, own, say)
-    known = _listed(folder)
+    known = listed(folder)
     todo = [path for path in own if "frames" not in known.get(path, {})]  # one that could not be read is tried again
     parts = [todo[start : start + PART] for start in range(0, len(todo), PART)]
     _check_space(folder, rule, todo, say)
@@ -176,7 +176,7 @@ def _build(
             _write_part(encoder, new, part, rule, every_layer, encoded)
         done += len(loaded)
         say(f"features: part {number + 1} of {len(parts)}, {len(loaded)} recordings")
-    known = _listed(folder)
+    known = listed(folder)
     return Counter(known[path].get("fault", "usable") for path in own)
 
 
@@ -204,7 +204,7 @@ class FrameCache:
         self.faults: dict[str, str] = {}
         self._sound: set[str] = set()  # recordings whose frames this process has compared with their hash
         for file in sorted(folder.glob("part-*.json")):
-            for row in _read_list(file.with_suffix("")):
+            for row in read_list(file.with_suffix("")):
                 if "frames" in row:
                     self.rows[row["audio"]] = (file.stem, row["frames"])
                     self.hashes.pop(row["audio"], None)  # of a part before
@@ -233,11 +233,11 @@ class FrameCache:
         try:
             frames_NTD: Tensor = self._open(name).get_tensor(path)  # type: ignore[no-untyped-call]
         except (SafetensorError, FileNotFoundError) as error:
-            raise _damaged(self.folder / name, str(error)) from error
+            raise damaged(self.folder / name, str(error)) from error
         if path not in self._sound:
-            same = path not in self.hashes or _frames_hash(frames_NTD) == self.hashes[path].hex()
+            same = path not in self.hashes or frames_hash(frames_NTD) == self.hashes[path].hex()
             if not same or frames_NTD.shape[1] != length:
-                raise _damaged(self.folder / name, f"other frames of {path} than were written")
+                raise damaged(self.folder / name, f"other frames of {path} than were written")
             self._sound.add(path)
         return frames_NTD
 
@@ -258,64 +258,14 @@ class FrameCache:
 # ---------------------------------------------------------------------- parts
 
 
-def recordings_hash(folder: Path, paths: Iterable[str]) -> str:
-    """One hash of many recordings as they were encoded: their paths, their bytes, and which could not be read."""
-    known = _listed(folder)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path}\0{known.get(path, {}).get('sha256', 'unreadable')}\n".encode())
-    return digest.hexdigest()
-
-
-def _listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """The row of each recording with the name of its part; one that could be read stands before one that could not."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.glob("part-*.json")):
-        for row in _read_list(file.with_suffix("")):
-            if "frames" in row or row["audio"] not in found:
-                found[row["audio"]] = {**row, "part": file.stem}
-    return found
-
-
-def _read_list(part: Path) -> list[dict[str, Any]]:
-    """The rows of a part's list; a list of an earlier version is no more than its rows, and has no hash."""
-    try:
-        found = json.loads(part.with_suffix(".json").read_bytes())
-        rows: list[dict[str, Any]] = found if isinstance(found, list) else found["recordings"]
-        if isinstance(found, dict) and found["sha256"] != _rows_hash(rows):
-            raise ValueError("another list than was written")
-        return rows
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(part, str(error)) from error
-
-
-def _write_list(part: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(part.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps({"sha256": _rows_hash(rows), "recordings": rows}))
-
-
-def _rows_hash(rows: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _frames_hash(frames_NTD: Tensor) -> str:
-    head = f"{frames_NTD.dtype} {tuple(frames_NTD.shape)}".encode()
-    return hashlib.sha256(head + frames_NTD.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _damaged(part: Path, got: str) -> DualSLMError:
-    do = f"delete {part.name}.json and {part.name}.safetensors there, and run dualslm features again"
-    return DualSLMError(f"the cache of frames {part.parent} is damaged", got=f"{part.name}: {got}", do=do)
-
-
 def _forget_replaced(folder: Path, paths: Sequence[str], say: Callable[[str], None]) -> None:
     """Deletes recordings from the lists of their parts whose files are no longer those that were encoded."""
-    known = _listed(folder)
+    known = listed(folder)
     encoded = [path for path in paths if "frames" in known.get(path, {}) and Path(path).is_file()]
     replaced = {path for path in encoded if sha256(Path(path)) != known[path]["sha256"]}
     say(f"features: {len(encoded)} recordings compared, {len(replaced)} replaced")
     for part in {known[path]["part"] for path in replaced}:
-        _write_list(folder / part, [row for row in _read_list(folder / part) if row["audio"] not in replaced])
+        write_list(folder / part, [row for row in read_list(folder / part) if row["audio"] not in replaced])
 
 
 def _write_part(
@@ -343,13 +293,13 @@ def _write_part(
             frames_NTD = found.layers_NBTD[:, index, : row["frames"]]
             # Contiguous, or the file would hold the padding of the whole batch.
             frames[row["audio"]] = frames_NTD.to("cpu", getattr(torch, rule.dtype)).contiguous()
-            row["frames_sha256"] = _frames_hash(frames[row["audio"]])
+            row["frames_sha256"] = frames_hash(frames[row["audio"]])
         encoded(start + len(batch))
     try:
         with replacing(part.with_suffix(".safetensors")) as partial:
             save_file(frames, partial)
         # The list comes last: a part without one does not exist for any reader.
-        _write_list(part, rows)
+        write_list(part, rows)
     except OSError as error:
         raise system_error(error) from error
     except SafetensorError as error:  # what the disk answered stands in its text

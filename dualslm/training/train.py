@@ -26,6 +26,7 @@ from dualslm.model.execution import resolve_device
 from dualslm.model.fingerprint import fingerprint
 from dualslm.recipe import RUN_RECIPE, Loop, Recipe, to_toml
 from dualslm.training import feature_cache
+from dualslm.training.cache_lists import recordings_hash
 from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.log import overview, trackers
 from dualslm.training.run_folder import check_recipe, check_sources, data_hashes, held, read_state
@@ -131,7 +132,7 @@ def prepare(recipe: Recipe, out: Path, accelerator: Accelerator) -> Trainer:
     sources = {}
     if accelerator.is_main_process:
         sources = data_hashes(recipe)
-        sources["the recordings"] = feature_cache.recordings_hash(folder, _recording_paths(examples, validation))
+        sources["the recordings"] = recordings_hash(folder, _recording_paths(examples, validation))
         for part, found in model.frozen_files.items():
             sources |= {f"{file} of the {part}": one["sha256"] for file, one in found.get("files", {}).items()}
     trainer = Trainer(recipe, model, out, examples, validation, cache, accelerator, sources=sources)

@@ -12,8 +12,8 @@ from dualslm import pocket
 from dualslm.cli import main as cli
 from dualslm.errors import DualSLMError
 from dualslm.model.card import modelcard
-from dualslm.model.checkpoint import find, read_card
-from dualslm.model.dualslm import UNSTATED, UNTRAINED, DualSLM
+from dualslm.model.checkpoint import UNSTATED, UNTRAINED, find, read_card
+from dualslm.model.dualslm import DualSLM
 from dualslm.model.embedding_only import embedding_only
 from dualslm.pocket import parts
 from dualslm.tiny import CLIPS, LIMITS, load

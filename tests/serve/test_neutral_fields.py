@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 import soundfile
-from support.servekit import ANGRY, SAD, audio_part, client, threaded, user
-
-from dualslm import tiny
-from dualslm.inference.local import LocalBackend
-from dualslm.serve.app import app
-from dualslm.serve.service import Service
-from dualslm.tiny.questions import ASKED
-from dualslm.tiny.world import LISTEN
+from support.servekit import ANGRY, SAD, audio_part, client, user
 
 MODEL: Any = "dualslm"
 SAID = base64.b64encode(SAD.read_bytes()).decode()
 PYDANTIC = ("input should", "input tag", "extra inputs", "field required", "validation", "function-", "tagged-union")
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    model = tiny.load()
-    service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
-    with threaded(app(service, page=False)) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

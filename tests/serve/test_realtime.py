@@ -18,7 +18,6 @@ from websockets.sync.client import connect
 
 from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.audio import SAMPLE_RATE
-from dualslm.inference.local import LocalBackend
 from dualslm.serve.app import app
 from dualslm.serve.json_body import MAX_VALUES
 from dualslm.serve.limits import Limits
@@ -31,18 +30,6 @@ MODEL: Any = "dualslm"
 RATE = 24_000
 SILENCE = np.zeros(RATE, np.float32)
 BYTES = RATE // 10 * 2  # a tenth of a second in one event
-
-
-@pytest.fixture(scope="module")
-def model() -> DualSLM:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def url(model: DualSLM) -> Iterator[str]:
-    service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
-    with threaded(app(service, page=False)) as address:
-        yield address
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import openai
@@ -13,7 +13,6 @@ from support.servekit import ANGRY, SAD, assistant, audio_part, client, threaded
 
 from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.inference.backend import Piece
-from dualslm.inference.local import LocalBackend
 from dualslm.model.generation import GenerationSettings, Sampler
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.prompt import render
@@ -23,18 +22,6 @@ from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
 MODEL: Any = "dualslm"
-
-
-@pytest.fixture(scope="module")
-def model() -> DualSLM:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def url(model: DualSLM) -> Iterator[str]:
-    service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
-    with threaded(app(service, page=False)) as address:
-        yield address
 
 
 def spoken(path: Any) -> Any:

@@ -13,7 +13,7 @@ import openai
 import pytest
 from support.servekit import ANGRY, CLIP, SAD, assistant, audio_part, client, process, user
 
-from dualslm import Conversation, DualSLM, Speech, View, tiny
+from dualslm import Conversation, DualSLM, Speech, View
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.describe import describe
 from dualslm.model.generation import GenerationSettings
@@ -21,11 +21,6 @@ from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
 MODEL: Any = "dualslm"
-
-
-@pytest.fixture(scope="module")
-def model() -> DualSLM:
-    return tiny.load()
 
 
 @pytest.fixture(scope="module")

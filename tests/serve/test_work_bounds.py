@@ -37,11 +37,6 @@ MODEL: Any = "dualslm"
 
 
 @pytest.fixture(scope="module")
-def model() -> DualSLM:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
 def url(model: DualSLM) -> Iterator[str]:
     service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
     with threaded(app(service, limits=Limits(timeout=60))) as address:
