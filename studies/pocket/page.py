@@ -40,8 +40,9 @@ def stages(result: Figures) -> str:
     found: Figures = result["figures"]
     heard = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}"] for own in found["heard"]]
     steps = ", ".join(f"{count} of {name}" for name, count in found["steps"].items())
-    names = list(found["words"])
-    words = [[name, ranged(found["words"][name][WHEN[0]]), _counts(found["words"][name][WHEN[0]])] for name in names]
+    words = [
+        [name, *(ranged(own[when]) for when in WHEN), _counts(own[WHEN[0]])] for name, own in found["words"].items()
+    ]
     tone = [
         [name, *(ranged(found["tone"][when][name]) for when in found["tone"]), f"{own['commonest']:.1f}", _counts(own)]
         for name, own in found["tone"][WHEN[1]].items()

@@ -17,6 +17,7 @@ from dualslm.conversation import Conversation
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.llm import FrozenLM
 from dualslm.training.teacher import LocalTeacher
+from studies.pocket.measure import clip, rows_of
 
 SYSTEMS = (
     "You are a warm friend. Answer in one or two short sentences.",
@@ -31,12 +32,12 @@ def write(llm: str, manifests: Path, names: Sequence[str] = ("talk-train", "talk
     """Adds the replies to `NAME-labelled.jsonl` to `NAME-replies.jsonl`; what it holds already is not done again."""
     teacher = LocalTeacher(FrozenLM.from_pretrained(llm), REPLY)
     for name in names:
-        rows = [json.loads(line) for line in (manifests / f"{name}-labelled.jsonl").read_text().splitlines()]
+        rows = list(enumerate(rows_of(manifests / f"{name}-labelled.jsonl")))
         out = manifests / f"{name}-replies.jsonl"
         tried = manifests / f".{name}-replies.tried"  # also those whose reply is no target
         done = len(tried.read_text().splitlines()) if tried.exists() else 0
         for start in range(done, len(rows), AT_ONCE):
-            batch = list(enumerate(rows))[start : start + AT_ONCE]
+            batch = rows[start : start + AT_ONCE]
             with out.open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in _finished(teacher, batch))
             with tried.open("a") as file:
@@ -50,7 +51,7 @@ def _finished(teacher: LocalTeacher, batch: Sequence[tuple[int, Mapping[str, Any
     talks = []
     for number, row in batch:
         talk = Conversation(SYSTEMS[number % len(SYSTEMS)])
-        talk.user(row["turns"][-1]["parts"][0]["transcript"])
+        talk.user(clip(row)["transcript"])
         talks.append(talk)
     for talk, (_, row), reply in zip(talks, batch, teacher.write(talks, 0), strict=True):
         said = [sentence.strip().lower() for sentence in reply.text.replace("!", ".").split(".") if sentence.strip()]
