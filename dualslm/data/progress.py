@@ -61,7 +61,7 @@ class Progress:
         self.label = label
         self.done = done
         self.pace = Pace(total, done)
-        self.bar = _bar() if active and sys.stderr.isatty() else None
+        self.bar = bar() if active and sys.stderr.isatty() else None
         self.lines = active and self.bar is None
 
     def __enter__(self) -> Self:
@@ -110,7 +110,13 @@ class Progress:
             print(visible(f"{self.label}: {self.pace.stated(self.done)}"), file=sys.stderr, flush=True)
 
 
-def _bar() -> Any:
+def bar(*, transient: bool = False, disable: bool = False) -> Any:
+    """A bar of rich on standard error; a context manager.
+
+    Args:
+        transient: whether it goes when the work is done.
+        disable: whether nothing is shown.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -130,4 +136,6 @@ def _bar() -> Any:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=new_console(stderr=True),
+        transient=transient,
+        disable=disable,
     )

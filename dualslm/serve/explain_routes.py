@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 
+from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.inference.attribution import Degrees, cannot_be_weighed, degrees, last_voice, weighed, weighed_prompts
 from dualslm.inference.describe import Description, Questions
@@ -53,13 +54,17 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
             "likelihoods": service.llm_is_local,
         }
 
+    async def recording(body: DescribeRequest) -> Speech:
+        speech = await server.threads.run(load_base64_speech, body.input_audio, server.limits)
+        await server.threads.run(check_speech, speech, server.limits)
+        return speech
+
     @api.post("/v1/heard", tags=["explain"], dependencies=needs_key)
     async def describe(body: DescribeRequest, request: Request) -> dict[str, Any]:
         """The words from L alone; the attributes from P alone, with the share of each choice where it is known."""
         server.check_model(body.model)
         async with server.admitted(request):
-            speech = await server.threads.run(load_base64_speech, body.input_audio, server.limits)
-            await server.threads.run(check_speech, speech, server.limits)
+            speech = await recording(body)
             description = await server.wait_for(request, service.describe(speech))
             shares: Mapping[str, Degrees] = {}
             if service.llm_is_local:
@@ -75,8 +80,7 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         """The emotion of a recording from moment to moment, from P alone; null in a window where none is named."""
         server.check_model(body.model)
         async with server.admitted(request):
-            speech = await server.threads.run(load_base64_speech, body.input_audio, server.limits)
-            await server.threads.run(check_speech, speech, server.limits)
+            speech = await recording(body)
             windows = await server.wait_for(request, service.trace_emotion(speech))
         return {"windows": [{"from": start, "to": end, "emotion": emotion} for start, end, emotion in windows]}
 

@@ -8,6 +8,7 @@ ends with the same bytes, and a preparation that was stopped is never mistaken f
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from dualslm.data.corpora.base import Corpus, Entry, Raw, relative
 from dualslm.data.corpora.clips import LoggedProbe, NoSpeechRule
 from dualslm.data.corpora.report import SplitCounts
 from dualslm.data.corpora.schema import Fault, check
-from dualslm.errors import DualSLMError, new_console
+from dualslm.data.progress import bar
+from dualslm.errors import DualSLMError
 from dualslm.files import replacing, sha256
 
 MARKER = "complete.json"
@@ -231,31 +233,14 @@ class _Files:
 @contextmanager
 def _progress(corpus: Corpus, raw: Raw) -> Iterator[Iterator[Entry]]:
     """The rows of a corpus, with a progress bar where stderr is a terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = new_console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(corpus.name, total=None)
+    with bar(transient=True, disable=not sys.stderr.isatty()) as shown:
+        task = shown.add_task(corpus.name, total=None)
 
         def rows() -> Iterator[Entry]:
             for count, entry in enumerate(corpus.rows(raw)):
                 # `raw.total` is known only after the corpus has read its metadata, hence at the first row.
                 if count % SHOW_AFTER == 0:
-                    bar.update(task, completed=count, total=raw.total)
+                    shown.update(task, completed=count, total=raw.total)
                 yield entry
 
         yield rows()
