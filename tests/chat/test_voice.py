@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from pathlib import Path
@@ -59,8 +60,7 @@ def test_it_falls_silent_at_once(said: Path) -> None:
 def test_chat_reads_its_replies(
     said: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["It was a long day.", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _="": next(lines))
+    monkeypatch.setattr("sys.stdin", io.StringIO("It was a long day.\n/quit\n"))
     assert cli.main(["chat", "--speak"]) == 0
     spoken = " ".join(said.read_text().split())
     assert spoken
