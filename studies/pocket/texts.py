@@ -112,6 +112,19 @@ def _plain(data: Path, _work: Path) -> Iterator[str]:
         yield from file.read_text(errors="replace").split("\n\n")
 
 
+def _librispeech(data: Path, _work: Path) -> Iterator[str]:
+    # Chapters of which no recording is at hand: what is tested on is not spoken to L beforehand.
+    for file in sorted((data / "librispeech").rglob("*.trans.txt")):
+        if any(file.parent.glob("*.flac")):
+            continue
+        for line in file.read_text().splitlines():
+            words = line.partition(" ")[2].lower().split()
+            # Without punctuation there is no better place to cut a long reading at.
+            parts = -(-len(words) // MAX_WORDS)
+            for part in range(parts):
+                yield " ".join(words[part * len(words) // parts : (part + 1) * len(words) // parts])
+
+
 def _tables(folder: Path, columns: Sequence[str]) -> Iterator[Mapping[str, str]]:
     for file in sorted(folder.rglob("*.csv")):
         yield from table(file, columns)
@@ -122,6 +135,7 @@ SOURCES: Mapping[str, Source] = {
     "styletalk": Source("not stated by its publisher; written by an LLM", _styletalk),
     "prose": Source("sampled from the LLM itself; SmolLM2 is Apache-2.0", _prose),
     "wordnet": Source("WordNet's own, permissive", _wordnet),
+    "librispeech": Source("CC BY 4.0; read from books in the public domain", _librispeech),
     "texts": Source("the user's own: *.txt in DATA/texts", _plain),
     # What learns from the script of a television series may not be shippable, so it has to be asked for by name.
     "meld": Source("none: the script of a television series", _meld, by_default=False),
