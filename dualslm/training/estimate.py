@@ -139,7 +139,9 @@ def _lengths(recipe: Recipe, stage: Stage, sums: Mapping[TaskKind, expected.Sums
             manifests = ", ".join((*recipe.data.train, *stage.also))
             got = f"none in {manifests}"
             raise DualSLMError(f"stage {stage.name} has no {kind} examples", got=got, do="add some")
-        lengths[kind] = sums[kind].lengths if kind in sums else PAPER_LENGTHS[kind]
+        found = sums[kind].lengths if kind in sums else PAPER_LENGTHS[kind]
+        share_heard = stage.history.count("speech") / len(stage.history)
+        lengths[kind] = replace(found, context=found.context + share_heard * found.heard)
     return lengths
 
 

@@ -36,6 +36,7 @@ class Lengths:
         after: tokens between the speech and the last reply, earlier replies that are learnt among them.
         reply: tokens of the last reply, which are learnt.
         shared: number of examples in a batch that begin alike and share one prefix.
+        heard: embeddings that earlier recordings add to the context where they are heard and not read; may be negative.
     """
 
     context: float
@@ -43,6 +44,7 @@ class Lengths:
     after: float
     reply: float
     shared: float = 1.0
+    heard: float = 0.0
 
 
 PAPER_LENGTHS: Mapping[TaskKind, Lengths] = MappingProxyType(
@@ -122,6 +124,7 @@ class Sums:
     seconds: float = 0.0
     after: float = 0.0
     reply: float = 0.0
+    heard: float = 0.0
 
     def add(self, other: Sums, weight: float) -> None:
         """Adds weighted sums; of a manifest's examples a whole number, as an epoch holds."""
@@ -132,12 +135,14 @@ class Sums:
         self.seconds += share * other.seconds
         self.after += share * other.after
         self.reply += share * other.reply
+        self.heard += share * other.heard
 
     @property
     def lengths(self) -> Lengths:
         """Average lengths."""
         count = self.examples
-        return Lengths(self.context / count, self.seconds / count, self.after / count, self.reply / count)
+        sums = (self.context, self.seconds, self.after, self.reply)
+        return Lengths(*(one / count for one in sums), heard=self.heard / count)
 
 
 @dataclass
@@ -284,18 +289,23 @@ def _add(found: Manifest, sums: Sums, example: Mapping[str, Any], folder: Path) 
     """
     before = float(len(example.get("system") or ""))
     after = 0.0
+    heard = 0.0
     last = ""
+    words = ""  # of that speech
     *turns, answer = example["turns"]
     for turn in turns:
         for part in turn["parts"]:
             if isinstance(part, str):
                 after += len(part)
                 continue
-            # An earlier speech counts as context: five frames become an embedding, as long as a token is.
-            before += after + found.guessed.get(last, 0.0) * FRAMES_PER_SECOND / 5 * CHARACTERS_PER_TOKEN
+            # An earlier speech counts as context, by its words; heard, its five frames become an embedding, as long as
+            # a token is.
+            before += after + len(words)
+            heard += found.guessed.get(last, 0.0) * FRAMES_PER_SECOND / 5 - len(words) / CHARACTERS_PER_TOKEN
             after = 0.0
             last = str(folder / part["audio"]) if part.get("audio") else ""
-            found.guessed[last] = len(part.get("transcript") or "") * SECONDS_PER_CHARACTER
+            words = part.get("transcript") or ""
+            found.guessed[last] = len(words) * SECONDS_PER_CHARACTER
             if last:
                 found.clips.setdefault(last, None)
     recordings = [part for part in turns[-1]["parts"] if not isinstance(part, str)] if turns else []
@@ -304,6 +314,7 @@ def _add(found: Manifest, sums: Sums, example: Mapping[str, Any], folder: Path) 
         found.clips[last] = float(example["seconds"])
     sums.examples += 1
     sums.context += before / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
+    sums.heard += heard
     sums.after += after / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
     sums.reply += sum(len(part) for part in answer["parts"] if isinstance(part, str)) / CHARACTERS_PER_TOKEN
     return last

@@ -135,6 +135,34 @@ def test_replies_that_are_not_written_yet_are_expected_once(tmp_path: Path) -> N
     assert expected.counted([(waiting, 1.0), (answered, 1.0)])["dual"].examples == 6
 
 
+def test_a_history_costs_its_words_where_it_is_read_and_its_seconds_where_it_is_heard(tmp_path: Path) -> None:
+    words = "One and the same."
+    speech = {"audio": "0.wav", "transcript": words, "labels": {}}
+    turns = [
+        {"role": "user", "parts": [speech]},
+        {"role": "assistant", "parts": ["Yes."]},
+        {"role": "user", "parts": [{**speech, "audio": "1.wav"}]},
+        {"role": "assistant", "parts": ["No."]},
+    ]
+    write(tmp_path / "a.jsonl", [{"id": "0", "kind": "dual", "turns": turns}])
+    text = RECIPE.format(folder=tmp_path, window="full", layers="").replace("train.jsonl", "a.jsonl")
+    text = text.replace("[stage.linguistic]", "[stage.dual]").replace('["ling"]', '["para", "ling"]')
+    text = text.replace(f'"{tmp_path}/llm"', '"Qwen/Qwen2.5-0.5B-Instruct"')
+    text = text.replace(f'"{tmp_path}/encoder"', '"openai/whisper-tiny"')
+    read, both, heard = (
+        estimate.estimate(recipes.parse(text.replace("epochs = 1", f"epochs = 1\nhistory = {history}"))).stage_flops[
+            "one"
+        ]
+        for history in ('["text"]', '["text", "speech"]', '["speech"]')
+    )
+    assert read < both < heard
+    found = expected.manifest(tmp_path / "a.jsonl")
+    assert found is not None
+    lengths = expected.counted([(found, 1.0)])["dual"].lengths
+    groups = len(words) * expected.SECONDS_PER_CHARACTER * 10  # ten embeddings a second
+    assert lengths.heard == pytest.approx(groups - len(words) / expected.CHARACTERS_PER_TOKEN)
+
+
 def test_what_prepare_makes_is_assumed_of_each_corpus(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
