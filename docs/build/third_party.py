@@ -32,6 +32,7 @@ DEVELOPMENT = "dev"  # the extra that no user installs
 STATED = {
     "accelerate": "Apache-2.0",
     "av": "BSD-3-Clause; in its wheels FFmpeg LGPL-3.0-or-later, x264 and x265 GPL-2.0-or-later",
+    "axe-playwright-python": "MIT; axe-core in it MPL-2.0",
     "certifi": "MPL-2.0",
     "cycler": "BSD-3-Clause",
     "espeakng-loader": "not stated; espeak-ng in it GPL-3.0-or-later",

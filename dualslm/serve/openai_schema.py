@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from dualslm.conversation import Conversation, Part, Speech, View
 from dualslm.inference.backend import TokenLogprob
-from dualslm.model.generation import GenerationSettings
+from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.recordings import AudioData, Recordings, ToneCaption, check_speech
@@ -152,7 +152,7 @@ class ChatRequest(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     stop: StopText | Items[StopText] | None = Field(None, description="at most 4 texts before which the reply ends")
-    temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
+    temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token; else the model's own")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="-1 or 0: from all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
@@ -178,34 +178,38 @@ class ChatRequest(Strict):
             raise ValueError(f"{kind!r} is no format of a reply; send 'text', 'json_object' or 'json_schema'.")
         return None if kind == "text" else value
 
-    @property
-    def generation(self) -> GenerationSettings:
-        """The settings of the reply."""
+    def generation(self, defaults: GenerationSettings = GREEDY) -> GenerationSettings:
+        """The settings of the reply.
+
+        Args:
+            defaults: the model's own, for what the request leaves open.
+        """
         # `max_tokens` is the field's former name, which clients still send
         wanted = self.max_completion_tokens or self.max_tokens or DEFAULT_REPLY_TOKENS
-        return GenerationSettings(
+        return defaults.changed(
             max_new_tokens=min(wanted, MAX_REPLY_TOKENS),
-            # 0 unless given, where OpenAI has 1: the same conversation gets the same reply
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            # the model's own unless given, as a rule 0, where OpenAI has 1: the same conversation gets the same reply
+            temperature=self.temperature,
+            top_p=self.top_p,
             seed=self.seed,
-            top_k=max(0, self.top_k or 0),
-            min_p=self.min_p or 0.0,
-            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             response_format=json.dumps(self.response_format) if self.response_format else None,
         )
 
 
-def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
+def parse_chat(request: ChatRequest, limits: Limits, system: str | None, defaults: GenerationSettings = GREEDY) -> Ask:
     """The conversation and the settings of a request, its recordings decoded.
 
     Args:
         request: the request's body.
         limits: limits of turns and recordings.
         system: system text of a conversation that has none.
+        defaults: settings of the reply that the request leaves open.
 
     Raises:
         RefusedError: a request over a limit, or messages in an order that makes no sense.
@@ -226,7 +230,7 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None) -> Ask:
         for turn in conversation.turns:
             for speech in turn.speeches:
                 check_speech(speech, limits)
-    return Ask(conversation, view, request.generation, [text for text in stop if text])
+    return Ask(conversation, view, request.generation(defaults), [text for text in stop if text])
 
 
 def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | None) -> Conversation:

@@ -23,7 +23,6 @@ from dualslm.audio import SAMPLE_RATE, Samples
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Piece
-from dualslm.model.generation import GenerationSettings
 from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError, openai_error
 from dualslm.serve.fairness import ONE_CLIENT
@@ -94,6 +93,8 @@ class RealtimeSession:
     def __post_init__(self) -> None:
         self.id = new_id("sess")
         self.client = CALLER.get().name
+        temperature = min(self.server.service.model.generation.temperature, 2.0)  # no client may state more
+        self.settings = self.settings.changed({"temperature": temperature})
         self._detector: TurnDetector | None = None
         self._decoder = PCMDecoder(self.settings.audio.input.format.rate)
         self._buffer: list[Samples] = []  # without turn detection: what was appended since the last commit
@@ -278,7 +279,10 @@ class RealtimeSession:
             raise RefusedError(400, message, "invalid_value")
         wanted.pop("metadata", None)
         settings = self.settings.changed(wanted)
-        generation = GenerationSettings(settings.max_new_tokens, settings.temperature)
+        # the model's own settings where a client has no say, such as its repetition penalty
+        generation = self.server.service.model.generation.changed(
+            max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
+        )
         instructions = self.server.service.system if settings.instructions is None else settings.instructions
         ask = Ask(conversation_of(self.items, instructions), generation=generation)
         self._reply = asyncio.create_task(self._answer(ask))

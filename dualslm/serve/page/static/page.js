@@ -371,7 +371,7 @@ async function begin() {
   $("system").value = system ?? "";
   const same = sameWords(clips);
   $("examples").replaceChildren(...examples(clips.filter((one) => !same.includes(one)), sayClip));
-  $("menu").replaceChildren(h("div.examples", {}, ...examples(clips, sayClip)));
+  $("menu").replaceChildren(h("h2.unseen", {}, "Examples"), h("div.examples", {}, ...examples(clips, sayClip)));
   $("turns").replaceChildren();
   const kept = await store.load();
   if (kept?.turns.length && !state.talk.turns.length) await comeBack(kept);
