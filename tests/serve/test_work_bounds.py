@@ -7,8 +7,9 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import httpx2
@@ -24,6 +25,7 @@ from dualslm.errors import DualSLMError
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.local import LocalBackend
 from dualslm.inference.vllm import VLLMBackend
+from dualslm.model.loss import label_log_probs
 from dualslm.serve.app import app
 from dualslm.serve.caller import CALLER, Caller
 from dualslm.serve.errors import RefusedError
@@ -120,6 +122,43 @@ def test_a_long_reply_is_not_weighed(url: str) -> None:
         answer = httpx2.post(url + "/influence", json={"model": MODEL, "messages": messages}, timeout=60)
         assert (answer.status_code, "weighed" in answer.text) == (400, True)
         assert time.perf_counter() - began < 30
+
+
+def test_a_client_that_leaves_ends_the_weighing_of_its_reply(model: DualSLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dualslm.inference import attribution
+
+    calls: list[float] = []
+    began = Event()
+
+    def slow(llm: Any, prompts: Any) -> Any:
+        calls.append(time.perf_counter())
+        began.set()
+        time.sleep(0.2)
+        return label_log_probs(llm, prompts)
+
+    monkeypatch.setattr(attribution, "label_log_probs", slow)
+    monkeypatch.setattr(attribution, "MAX_POSITIONS", 1)  # one row at once: of swapped tones and words there are many
+    service = Service(model, LocalBackend(model.llm), questions=ASKED, context=tiny.CONTEXT, system=LISTEN)
+    request = {"model": MODEL, "messages": [user(audio_part(SAD)), assistant("I am sorry to hear it.")]}
+
+    async def ask_and_leave(url: str) -> float:
+        async with httpx2.AsyncClient(timeout=60) as web:
+            asked = asyncio.create_task(web.post(url + "/influence", json=request))
+            assert await asyncio.to_thread(began.wait, 60)
+            asked.cancel()
+            left = time.perf_counter()
+            with suppress(asyncio.CancelledError):
+                await asked
+        await asyncio.sleep(2)
+        return left
+
+    with threaded(app(service)) as url:
+        left = asyncio.run(ask_and_leave(url))
+        after = [call - left for call in calls if call > left]
+        assert max(after, default=0.0) < 1
+        # the place is free for the next one, who is answered whole
+        monkeypatch.setattr(attribution, "label_log_probs", label_log_probs)
+        assert httpx2.post(url + "/influence", json=request, timeout=60).status_code == 200
 
 
 def test_long_recordings_are_encoded_in_parts(model: DualSLM, monkeypatch: pytest.MonkeyPatch) -> None:
