@@ -1,12 +1,12 @@
-# demo, test, test-vllm, check, study, sbom: each makes .venv where it is missing and installs anew only when the pins have
-# changed.
+# demo, test, test-vllm, test-clients, check, study, sbom: each makes .venv where it is missing and installs anew only
+# when the pins have changed.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 # not --quiet: an installation of minutes shows what it is at
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: demo test test-vllm check study sbom hooks
+.PHONY: demo test test-vllm test-clients check study sbom hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -17,6 +17,10 @@ test: .venv/installed-dev
 # vLLM's CPU build wants another torch than it says, so it gets an environment of its own, pin by pin
 test-vllm: .venv/installed-dev .venv-vllm/installed
 	$(BIN)/python -m pytest tests/inference/test_vllm.py tests/serve/test_serve_vllm.py tests/evaluation/test_judge_vllm.py
+
+# other people's clients against our server; they too have an environment of their own
+test-clients: .venv/installed-dev .venv-clients/installed
+	DUALSLM_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/test_client_examples.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check
@@ -48,6 +52,11 @@ $(BIN)/python:
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev,train,voices,quantized,gguf,media,label,hf,chat,serve,eval]'
 	touch $@ .venv/installed
+
+.venv-clients/installed: constraints-clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@
 
 .venv-vllm/installed: constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm

@@ -141,8 +141,13 @@ class Sums:
     def lengths(self) -> Lengths:
         """Average lengths."""
         count = self.examples
-        sums = (self.context, self.seconds, self.after, self.reply)
-        return Lengths(*(one / count for one in sums), heard=self.heard / count)
+        return Lengths(
+            self.context / count,
+            self.seconds / count,
+            self.after / count,
+            self.reply / count,
+            heard=self.heard / count,
+        )
 
 
 @dataclass

@@ -19,6 +19,7 @@ from dualslm.errors import DualSLMError
 LLM = "pocket:llm"
 PAGE_RESULT = Path("docs/results/pocket.json")
 STAGES_RESULT = Path("docs/results/pocket_stages.json")
+START_RESULT = Path("docs/results/pocket_start.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +127,8 @@ def _page(args: argparse.Namespace) -> int:
     from studies.pocket import page
 
     first = page.write(args.out or PAGE_RESULT, check=args.check)
-    return first or page.write_stages(STAGES_RESULT, check=args.check)
+    second = page.write_stages(STAGES_RESULT, check=args.check)
+    return first or second or page.write_start(START_RESULT, check=args.check)
 
 
 STEPS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {

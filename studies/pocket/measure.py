@@ -70,7 +70,7 @@ class Exam:
     manifests: Path
     most: int
     whisper: str
-    min_token_count: int = 12
+    min_token_count: int = 20
 
     @cached_property
     def model(self) -> DualSLM:

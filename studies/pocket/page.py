@@ -35,6 +35,34 @@ def write_stages(result: Path, *, check: bool = False) -> int:
     return pages.write(PAGE, "pocket-stages", stages, result, check=check)
 
 
+def write_start(result: Path, *, check: bool = False) -> int:
+    """The same for the checkpoint from which training goes on."""
+    return pages.write(PAGE, "pocket-start", start, result, check=check)
+
+
+def start(result: Figures) -> str:
+    """The tables of the checkpoint in studies/pocket/start."""
+    found: Figures = result["figures"]
+    heard = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}"] for own in found["heard"]]
+    steps = ", ".join(f"{count} of {name}" for name, count in found["steps"].items())
+    words = [[name, ranged(own), _counts(own)] for name, own in found["words"].items()]
+    tone = [[name, ranged(own), f"{own['commonest']:.1f}", _counts(own)] for name, own in found["tone"].items()]
+    nats = found["likelihood"]
+    return "\n".join(
+        [
+            f"{result['note']} Steps: {steps}. L's validation loss at the end: {found['validation_loss']:.2f}.\n",
+            table(["clips", "number", "hours"], heard),
+            "Words, L by nearest token (word error rate, %), and tone, P by nearest word (right, %); intervals over "
+            "speakers that were never heard.\n",
+            table(["set", "words wrong", "n, speakers"], words),
+            table(["of", "right", "always the commonest", "n, speakers"], tone),
+            "Nats a token of the LLM's own reply to the text, given other forms of the same words; "
+            f"{nats['n']} recordings, no interval was taken.\n",
+            table([*GIVEN], [[f"{nats[given]:.2f}" for given in GIVEN]]),
+        ]
+    )
+
+
 def stages(result: Figures) -> str:
     """The tables of the model whose stages ran the LLM."""
     found: Figures = result["figures"]

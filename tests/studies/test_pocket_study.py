@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from support.factory import save_encoder, save_llm, tokenizer
 from dualslm import recipe
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
+from dualslm.model.checkpoint import read_card
 from dualslm.model.dualslm import DualSLM
 from dualslm.training.align import tone_embedding
 from studies.pocket import __main__ as command
-from studies.pocket import corpora, measure, page, texts, voices
+from studies.pocket import corpora, measure, page, ship, texts, voices
 
 ROOT = Path(__file__).parents[2]
 TAG = re.compile(r"# (paper §|measured: |assumed: |ours: )\S")
@@ -232,6 +234,19 @@ def test_the_page_shows_what_the_result_file_holds() -> None:
     results = ROOT / "docs" / "results"
     assert page.write(results / "pocket.json", check=True) == 0, "run python -m studies.pocket page"
     assert page.write_stages(results / "pocket_stages.json", check=True) == 0, "run python -m studies.pocket page"
+    assert page.write_start(results / "pocket_start.json", check=True) == 0, "run python -m studies.pocket page"
+
+
+def test_the_checkpoint_that_training_goes_on_from_fits_the_recipes() -> None:
+    start = ROOT / "studies" / "pocket" / "start"
+    card = read_card(start)
+    assert not [name for name in ship.UNSHIPPABLE if name in json.dumps(card.recipe).lower()]
+    for name in ("words", "tone", "talk"):
+        settings = recipe.load(ROOT / "studies" / "pocket" / "recipes" / f"{name}.toml").model
+        same = {key: value for key, value in asdict(settings.linguistic).items() if key in card.linguistic}
+        assert same == card.linguistic, name
+        same = {key: value for key, value in asdict(settings.paralinguistic).items() if key in card.paralinguistic}
+        assert same == card.paralinguistic, name
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
