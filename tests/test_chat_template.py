@@ -251,3 +251,9 @@ def test_rendering_is_that_of_transformers() -> None:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, bos=bos, **own
         )
         assert rendered(words, messages, generation=True) == wanted
+
+
+def test_half_a_character_is_one_line() -> None:
+    with pytest.raises(DualSLMError, match=r"half of a character.*U\+D83D after 'I am '"):
+        plain_ids(cached(next(iter(FAMILIES))), "I am \ud83d")
+    assert plain_ids(cached(next(iter(FAMILIES))), "I am \U0001f600")

@@ -50,7 +50,7 @@ def parse_json(body: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        RefusedError: too many values, or values nested too deeply.
+        RefusedError: too many values, values nested too deeply, or text that is none.
         json.JSONDecodeError: no JSON.
     """
     if _values(body) > MAX_VALUES:
@@ -63,7 +63,7 @@ def parse_json(body: bytes) -> Any:
         raise
     except ValueError as error:  # bytes that are no text, or a number of thousands of digits
         raise RefusedError(400, f"The request is no JSON: {str(error)[:100]}.", "invalid_value") from None
-    _check_keys(value)
+    _check(value)
     return value
 
 
@@ -86,14 +86,22 @@ def _values(body: bytes) -> int:
     return total
 
 
-def _check_keys(value: Any) -> None:
-    """Refuses an object of very many keys: a wrong object has an error for each of them."""
+def _check(value: Any) -> None:
+    """Refuses an object of very many keys, since a wrong object has an error for each of them, and half characters."""
     waiting = [value]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
             if len(node) > MAX_KEYS:
                 raise RefusedError(413, f"An object has more than {MAX_KEYS} keys.", "too_many_values")
+            waiting.extend(node)
             waiting.extend(node.values())
         elif isinstance(node, list):
             waiting.extend(node)
+        elif isinstance(node, str) and not node.isascii():
+            try:
+                node.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(node[error.start]):04x}"
+                message = f"The request holds {half}, one half of a surrogate pair: no tokenizer reads it."
+                raise RefusedError(400, message, "invalid_value") from None

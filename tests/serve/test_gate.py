@@ -25,6 +25,8 @@ from dualslm.serve.middleware import GateMiddleware
 from dualslm.serve.service import Service
 from dualslm.tiny.questions import ASKED
 
+JSON = "application/json"
+
 MODEL: Any = "dualslm"
 
 
@@ -184,6 +186,22 @@ def test_values_are_counted_and_not_the_commas_of_texts() -> None:
     with pytest.raises(RefusedError, match=f"more than {MAX_VALUES} values"):
         parse_json(json.dumps([*texts, *[1] * MAX_VALUES]).encode())
     assert len(parse_json(json.dumps([1] * (MAX_VALUES - 2)).encode())) == MAX_VALUES - 2
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udfff", r"a\ud83d b"])
+def test_half_a_character_is_refused_wherever_it_stands(url: str, half: str) -> None:
+    ways = {
+        "chat/completions": '{"model":"dualslm","messages":[{"role":"user","content":"HALF"}]}',
+        "responses": '{"model":"dualslm","input":"Hello.","instructions":"HALF"}',
+        "influence": '{"model":"dualslm","messages":[{"role":"user","content":"HALF"}]}',
+    }
+    for route, body in ways.items():
+        answer = httpx2.post(f"{url}/{route}", content=body.replace("HALF", half), headers={"content-type": JSON})
+        assert answer.status_code == 400, (route, answer.text)
+        assert "one half of a surrogate pair" in answer.json()["error"]["message"]
+    with pytest.raises(RefusedError, match="surrogate"):
+        parse_json(f'["{half}"]'.encode())
+    assert parse_json(rb'["\ud83d\ude00", "\u00e4"]') == ["\U0001f600", "\u00e4"]
 
 
 @pytest.mark.parametrize(
