@@ -248,12 +248,11 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, split: bool = False, whole: bool = False) -> Ids:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # of JSON, or of bytes on a command line that are not UTF-8
-            got = f"U+{ord(text[error.start]):04X} after {text[max(0, error.start - 20) : error.start]!r}"
-            raise DualSLMError("half of a character in a text", got=got, do="write the text in UTF-8") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of JSON, or of bytes on a command line that are not UTF-8
+        got = f"U+{ord(text[error.start]):04X} after {text[max(0, error.start - 20) : error.start]!r}"
+        raise DualSLMError("half of a character in a text", got=got, do="write the text in UTF-8") from None
     with _ENCODING:
         return tuple(tokenizer.encode(text, add_special_tokens=whole, split_special_tokens=split))
 
