@@ -267,7 +267,10 @@ def test_an_event_of_very_many_values_is_refused(url: str) -> None:
         until(connection, "session.created")
         connection._connection.send(json.dumps({"type": "session.update", "session": [1] * (MAX_VALUES + 1)}))
         assert error_of(connection).code == "too_many_values"
+        # half a surrogate pair is no text; the connection lives on
         connection._connection.send(json.dumps({"type": "conversation.item.create", "item": text_item("\ud800")}))
+        assert error_of(connection).code == "invalid_value"
+        connection.conversation.item.create(item=text_item("Hello."))
         until(connection, "conversation.item.done")
 
 
