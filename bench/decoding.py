@@ -5,7 +5,7 @@
 Ours reads the GGUF file's weights as numbers of 32 bits and decodes by PyTorch, through the `Session` that `ask`,
 `chat` and `serve` use; llama.cpp computes with the file's few bits. Both write the same long reply, one after the other
 in each round, the first one changing, with as many threads. `--llama` names the Python of an environment that has
-llama.cpp (bench/llama_cpp.py). `--quick` measures ours alone on the embedded LLM and only shows that it runs.
+llama.cpp (bench/llama_decoder.py). `--quick` measures ours alone on the embedded LLM and only shows that it runs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     ways: dict[str, Callable[[], dict[str, float]]] = {OURS: partial(ours, model, args.tokens)}
     with ExitStack() as stack:
         if args.llama is not None:
-            script = Path(__file__).with_name("llama_cpp.py")
+            script = Path(__file__).with_name("llama_decoder.py")
             command = [str(args.llama), str(script), args.llm, str(torch.get_num_threads())]
             ways[LLAMA] = partial(llama, stack.enter_context(Worker(command)), args.tokens)
         rounds = measure(ways, args.rounds)

@@ -16,6 +16,7 @@ import pytest
 from support.servekit import SAD, process
 
 CLIENTS = {
+    "openai": ("text", "audio", "stream", "transcription", "responses"),
     "litellm": ("text", "audio", "stream", "transcription", "responses"),
     "langchain_openai": ("text", "audio", "stream", "responses"),
     "llm": ("text", "audio", "stream"),
@@ -43,7 +44,7 @@ def test_a_client_gets_a_reply(root: Path, request: pytest.FixtureRequest, modul
     assert ("dog" if what in ("text", "responses") else "bakery") in done.stdout
 
 
-@pytest.mark.parametrize("name", ["litellm", "langchain", "llm", "pipecat"])
+@pytest.mark.parametrize("name", ["openai", "litellm", "langchain", "llm", "pipecat"])
 def test_without_arguments_it_says_how_it_is_used(root: Path, name: str) -> None:
     path = root / "examples" / "clients" / f"{name}_client.py"
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)

@@ -1,4 +1,5 @@
-"""Writes the tables of docs/benchmarks.md, docs/serve.md, docs/threats.md and docs/scale.md from the result files.
+"""Writes the tables of docs/benchmarks.md, docs/serve.md, docs/clients.md, docs/threats.md and docs/scale.md
+from the result files.
 
     python docs/build/pages.py [--check]
 
@@ -135,6 +136,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "vllm": ("serve", tables.vllm),
         "load": ("load", tables.load),
     },
+    "clients.md": {"clients": ("clients", tables.clients)},
     "threats.md": {"attack": ("attack", tables.attack)},
     "scale.md": {
         "processes": ("scale", tables.processes),

@@ -198,6 +198,28 @@ def attack(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def clients(result: dict[str, Any]) -> str:
+    """What works with each client: the seconds from its start to its end, or what it said."""
+    asked = list(dict.fromkeys(what for found in result["clients"] for what in found.get("works", {})))
+    lines = [
+        f"`{result['command']}`; dualslm {result['dualslm']}; {result['machine']}.\n",
+        row("client", "version", *asked),
+        "|---|---|" + "---|" * len(asked),
+    ]
+    for found in result["clients"]:
+        works = found.get("works", {})
+        lines.append(
+            row(found["client"], found["version"] or "not installed", *(_works(works.get(one)) for one in asked))
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _works(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"works, {found['seconds']:.1f} s" if found["ok"] else f"**fails**: {' '.join(found['said'])}"
+
+
 def load(result: dict[str, Any]) -> str:
     """Lost and wrong replies of many conversations, and the server's memory."""
     memory = [one["rss_mib"] for one in result["rounds"]]

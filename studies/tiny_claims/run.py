@@ -61,7 +61,9 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "disentangle": {"steps": 150, "batch": 16, "warmup": 20},
     "respond": {"steps": 200, "batch": 16},
 }
-UNALIGNED: dict[str, Any] = {"steps": 600, "lr": 1e-3}  # stage 1 where L must find the words by itself
+# The paper's own method: no alignment, so that L must find the words through the LLM in stage 1; one rate for both
+# adapters, and histories as text (eq. 3).
+UNALIGNED: dict[str, Any] = {"steps": 2400, "batch": 16, "lr": 1e-3, "warmup": 100}
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ VARIANTS = {
         Variant("full", "align", seeds=THREE, examined=("joint", "disentangle", "respond")),
         Variant("without-err", "disentangle", seeds=THREE, examined=("disentangle", "respond")),
         Variant("single", "align", seeds=THREE),
-        Variant("unaligned", "joint", examined=("joint", "disentangle", "respond")),
-        Variant("unaligned-without-err", "disentangle", base="unaligned", examined=("disentangle", "respond")),
+        Variant("unaligned", "joint", seeds=THREE, examined=("joint", "disentangle", "respond")),
+        Variant("unaligned-without-err", "disentangle", "unaligned", seeds=THREE, examined=("disentangle", "respond")),
+        Variant("unaligned-heard-history", "respond", "unaligned", seeds=THREE),
+        Variant("unaligned-plain-views", "respond", "unaligned", seeds=THREE),
         Variant("fixed-history", "respond"),
         Variant("m-1", "joint"),
         Variant("m-4", "joint"),
@@ -143,21 +147,38 @@ def order() -> Iterator[Leg]:
 def recipe_of(leg: Leg) -> Recipe:
     """The tiny recipe as the leg's row changes it, with the leg's stage alone."""
     tiny = load("recipes/tiny.toml")
-    # No checkpoints: a leg takes minutes, and is done again from its start where it was stopped.
     stages = tuple(replace(stage, also=(), **LENGTHS[stage.name]) for stage in tiny.stages)
-    recipe = replace(tiny, stages=stages, seed=leg.seed, loop=replace(tiny.loop, save_every=10**6))
+    # A leg that is stopped loses some minutes: the longest takes an hour.
+    recipe = replace(tiny, stages=stages, seed=leg.seed, loop=replace(tiny.loop, save_every=400))
     name = leg.variant
     if "without-err" in name:
         recipe = without_err(recipe)
     if name == "single":
         recipe = replace(recipe, stages=tuple(map(_one_channel, recipe.stages)))
-    if name == "unaligned" and leg.stage == "joint":
-        recipe = replace(recipe, stages=tuple(replace(stage, **UNALIGNED) for stage in recipe.stages))
+    if name.startswith("unaligned"):
+        recipe = _as_the_paper(recipe)
+    if name == "unaligned-heard-history":
+        recipe = replace(recipe, stages=tuple(replace(stage, history=("speech",)) for stage in recipe.stages))
+    if name == "unaligned-plain-views":
+        recipe = replace(recipe, stages=tuple(map(_plain_views, recipe.stages)))
     if name.startswith("m-") or name == "mix":
         para = recipe.model.paralinguistic
         para = replace(para, mix=True) if name == "mix" else replace(para, tokens=int(name[2:]))
         recipe = replace(recipe, model=replace(recipe.model, paralinguistic=para))
     return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.name == leg.stage))
+
+
+def _as_the_paper(recipe: Recipe) -> Recipe:
+    """The recipe without what the tiny recipe does otherwise than the paper: its rate of P and its spoken histories."""
+    changed = {"joint": UNALIGNED, "respond": {"history": ("text",)}}
+    stages = tuple(replace(stage, **changed.get(stage.name, {})) for stage in recipe.stages)
+    return replace(recipe, stages=stages, optimizer=replace(recipe.optimizer, paralinguistic_lr=1.0))
+
+
+def _plain_views(stage: Stage) -> Stage:
+    """The stage with its simple tasks from speech alone, as in stage 1, by the adapter that each teaches."""
+    kinds = {name: kind if name == "dual" else replace(kind, view=ViewDraw()) for name, kind in stage.kinds.items()}
+    return replace(stage, **kinds)
 
 
 def _one_channel(stage: Stage) -> Stage:

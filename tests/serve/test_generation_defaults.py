@@ -62,6 +62,18 @@ def test_so_are_responses(address: str, expected: tuple[str, str]) -> None:
     assert client(address).responses.create(model=MODEL, input=said).output_text == expected[0]
 
 
+def test_so_is_a_realtime_session(address: str, own: DualSLM) -> None:
+    asked = "I lost my dog today."
+    conversation = Conversation(LISTEN).user(asked)
+    assert own.reply(conversation) != own.reply(conversation, generation=GREEDY)
+    item: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": asked}]}
+    with client(address).realtime.connect(model=MODEL) as connection:
+        connection.conversation.item.create(item=item)
+        connection.response.create()
+        text = next(event.text for event in connection if event.type == "response.output_text.done")
+    assert text == own.reply(conversation)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature", 0.5), ("top_p", 0.9), ("top_k", 7), ("min_p", 0.1), ("presence_penalty", 1.0), ("seed", 3)],

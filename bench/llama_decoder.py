@@ -1,10 +1,11 @@
 """Decoding by llama.cpp, in a process of its own, for bench/decoding.py.
 
     python -m venv .llama && .llama/bin/pip install llama-cpp-python
-    .llama/bin/python bench/llama_cpp.py MODEL.gguf THREADS
+    .llama/bin/python bench/llama_decoder.py MODEL.gguf THREADS
 
 Reads a line of JSON with chat messages and a number of tokens; writes the number that was drawn, the seconds to the
-first and those from the first to the last. Nothing here imports dualslm, which that environment does not have.
+first and those from the first to the last. Nothing here imports dualslm, which that environment does not have. This file
+is not named after the library, since Python looks into a script's own folder first.
 """
 
 from __future__ import annotations
