@@ -4,8 +4,8 @@
     .llama/bin/python bench/llama_decoder.py MODEL.gguf THREADS
 
 Reads a line of JSON with chat messages and a number of tokens; writes the number that was drawn, the seconds to the
-first and those from the first to the last. Nothing here imports dualslm, which that environment does not have. This file
-is not named after the library, since Python looks into a script's own folder first.
+first and those from the first to the last. Nothing here imports dualslm, which that environment does not have. It is
+not named after the library, since Python looks into a script's own folder first.
 """
 
 from __future__ import annotations
