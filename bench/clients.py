@@ -77,7 +77,7 @@ def version(python: str, package: str) -> str:
 
 
 def outcome(python: str, url: str, client: str, what: str) -> dict[str, Any]:
-    """Whether an example works, in how many seconds with the client's own start, and what it said last if it does not."""
+    """Whether an example works, in how many seconds with the start of the client, and else what it said last."""
     name = "realtime" if what == "realtime" else f"clients/{client.split('-')[0]}_client"
     command = [python, str(ROOT / "examples" / f"{name}.py"), url, str(CLIP)]
     command += [] if what == "realtime" else [what]
