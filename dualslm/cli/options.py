@@ -262,7 +262,7 @@ def start_torch(*, progress: bool = False) -> None:
     if "torch" not in sys.modules:  # a program that has imported it has chosen for itself
         from dualslm.cli import threads
 
-        print(one_line(f"dualslm: {threads.settle()}"), file=sys.stderr, flush=True)
+        print(one_line(f"dualslm: {threads.settle()}; loading PyTorch"), file=sys.stderr, flush=True)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -111,5 +111,5 @@ def test_every_verb_says_its_threads_before_torch_is_imported(root: Path, tmp_pa
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    said = "dualslm: threads: 1, as OMP_NUM_THREADS says\ntorch\n"
+    said = "dualslm: threads: 1, as OMP_NUM_THREADS says; loading PyTorch\ntorch\n"
     assert ran.stderr == "".join(f"> {verb}\n{said}" for verb, *_ in verbs)
