@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import rows
-from dualslm.files import replacing
+from dualslm.files import locked, replacing
 from dualslm.model.checkpoint import WEIGHTS as ADAPTERS
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
@@ -320,7 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study.counts(leg)
         took = time.process_time() - before
         print(f"--- {leg.variant} {leg.stage} seed {leg.seed}: {took:.0f} CPU seconds", flush=True)
-        write(args.out)
+        with locked(args.out / "page.lock", lambda: None):  # seeds side by side write one page
+            write(args.out)
 
 
 def write(out: Path) -> None:
