@@ -12,7 +12,9 @@ OpenAI's own client alone.
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -23,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import soundfile
 from measuring import about, write_result
 
 from dualslm import tiny
@@ -54,13 +58,17 @@ def main() -> None:
                 row["works"] = {what: outcome(args.python, url, client, what) for what in known}
             result["clients"].append(row)
             print(json.dumps(row))
+        recorded = json.loads((ROOT / "examples/clients/open_webui.json").read_text())
+        row = {"client": "Open WebUI, its requests", "version": recorded["version"], "works": sent_again(url, recorded)}
+        result["clients"].append(row)
+        print(json.dumps(row))
     write_result(result, args.out)
 
 
 @contextmanager
 def server() -> Iterator[str]:
     """`dualslm serve` on a free port, and its address up to and with /v1."""
-    command = [sys.executable, "-m", "dualslm", "serve", "--port", "0", "--no-page"]
+    command = [sys.executable, "-m", "dualslm", "serve", "--port", "0", "--no-page", "--ignore-tools"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
         assert run.stdout is not None
         try:
@@ -87,6 +95,35 @@ def outcome(python: str, url: str, client: str, what: str) -> dict[str, Any]:
     right = done.returncode == 0 and ("dog" if what in ("text", "responses") else "bakery") in done.stdout
     found: dict[str, Any] = {"ok": right, "seconds": round(time.perf_counter() - began, 1)}
     return found if right else {**found, "said": (done.stderr or done.stdout).strip().splitlines()[-1:]}
+
+
+def sent_again(url: str, recorded: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What comes of requests that were recorded, with the shipped clip in the place of a voice."""
+    found = {}
+    sound = base64.b64encode(CLIP.read_bytes()).decode()
+    for what, body in recorded["chat"].items():
+        filled = json.loads(json.dumps(body).replace("{audio}", sound))
+        found[what] = answered(f"{url}/chat/completions", "bakery" if what == "audio" else "", json=filled)
+    mp3 = io.BytesIO()  # Open WebUI makes one of whatever was recorded
+    soundfile.write(mp3, *soundfile.read(CLIP), format="MP3")
+    name, kind = recorded["transcription"]["file"]
+    form: dict[str, Any] = {
+        "data": recorded["transcription"]["fields"],
+        "files": {"file": (name, mp3.getvalue(), kind)},
+    }
+    found["transcription"] = answered(f"{url}/audio/transcriptions", "bakery", **form)
+    return found
+
+
+def answered(url: str, word: str, **sent: Any) -> dict[str, Any]:
+    """Whether an answer comes and holds a word, whole or in pieces."""
+    began = time.perf_counter()
+    answer = httpx2.post(url, timeout=120, **sent)
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    pieces = [choice["delta"].get("content") or "" for line in lines for choice in json.loads(line)["choices"]]
+    said = "".join(pieces) if lines else answer.text
+    right = answer.status_code == httpx2.codes.OK and word in said
+    return {"ok": right, "seconds": round(time.perf_counter() - began, 1), **({} if right else {"said": [said]})}
 
 
 if __name__ == "__main__":

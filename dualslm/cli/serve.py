@@ -78,6 +78,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let pages of this origin ask too; may be repeated",
     )
+    add("--ignore-tools", action="store_true", help="answer clients that always offer tools, such as Open WebUI")
     add("--no-page", action="store_true", help="no web page at /")
     add_any_sound(parser)
     add_cuda_graphs(parser, "; while one request is alone")
@@ -115,6 +116,7 @@ def _serve(args: argparse.Namespace) -> int:
         waiting=args.waiting,
         timeout=args.timeout,
         any_sound=args.any_sound,
+        ignore_tools=args.ignore_tools,
         memory=args.max_memory * 2**20,
     )
     settings = Settings(

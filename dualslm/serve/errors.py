@@ -29,14 +29,18 @@ class RefusedError(Exception):
         message: what was wrong and what to do.
         code: short code for programs.
         retry_after: seconds after which the client may ask again.
+        param: the field that was wrong, where it is one.
     """
 
-    def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str, *, retry_after: int | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = shown(message)
         self.code = code
         self.retry_after = retry_after
+        self.param = param
 
     @property
     def kind(self) -> str:
@@ -56,7 +60,7 @@ def shown(text: str) -> str:
 def openai_error(error: Exception) -> tuple[RefusedError, dict[str, Any]]:
     """An error as a refusal with its status, and as OpenAI's JSON object."""
     refused = _refusal(error)
-    param = shown(next(wrong_fields(error))[0]) if isinstance(error, RequestValidationError) else None
+    param = shown(next(wrong_fields(error))[0]) if isinstance(error, RequestValidationError) else refused.param
     return refused, {"message": refused.message, "type": refused.kind, "code": refused.code, "param": param}
 
 

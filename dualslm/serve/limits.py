@@ -25,6 +25,7 @@ class Limits:
         waiting: requests that wait for it; one more is refused with 429.
         timeout: seconds that a request may take, waiting included.
         any_sound: whether recordings without speech are answered too.
+        ignore_tools: whether requests that offer tools are answered without calling any.
         memory: bytes of bodies and decoded recordings of all requests together; half of them for one client.
     """
 
@@ -36,6 +37,7 @@ class Limits:
     waiting: int = 128
     timeout: float = 300.0
     any_sound: bool = False
+    ignore_tools: bool = False
     memory: int = 2**30
 
     @property

@@ -22,7 +22,7 @@ from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.recordings import AudioData, Recordings, ToneCaption, check_speech
 from dualslm.serve.service import Ask
-from dualslm.serve.strict import Items, Name, StopText, Strict
+from dualslm.serve.strict import WHY, Items, Name, StopText, Strict
 
 DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
 MAX_REPLY_TOKENS = 32_768  # of any reply; the context limits it further
@@ -163,6 +163,7 @@ class ChatRequest(Strict):
     max_tokens: int | None = Field(None, ge=1, description="a reply is never longer than the context allows")
     max_completion_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1, le=MAX_REPLIES)
+    tools: Items[dict[str, Any]] | None = Field(None, description="none is called: refused, or ignored if so served")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs")
     response_format: dict[str, Any] | None = Field(None, description="json_object or json_schema: behind vLLM alone")
@@ -215,6 +216,8 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None, default
         RefusedError: a request over a limit, or messages in an order that makes no sense.
         DualSLMError: an unknown view, or a recording that cannot be used, for example one without speech.
     """
+    if request.tools and not limits.ignore_tools:
+        raise RefusedError(400, f"tools: not supported here: {WHY['tools']}.", "invalid_value", param="tools")
     turns = len(request.messages)
     if turns > limits.turns:
         raise RefusedError(413, f"{turns} messages; at most {limits.turns} are taken.", "too_many_turns")

@@ -111,6 +111,7 @@ class ResponsesRequest(Strict):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: Items[Name] = Field([])
     text: TextSettings | None = None
+    tools: Items[dict[str, Any]] | None = Field(None, description="none is called: refused, or ignored if so served")
     truncation: Literal["auto", "disabled"] = Field("auto", description="the oldest turns are left out, or all refused")
 
     @field_validator("include")
@@ -135,6 +136,7 @@ class ResponsesRequest(Strict):
         fields = {
             "model": self.model,
             "messages": messages,
+            "tools": self.tools,
             "view": self.view,
             "temperature": self.temperature,
             "top_p": self.top_p,

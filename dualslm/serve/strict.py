@@ -83,7 +83,7 @@ WHY: Mapping[str, str] = MappingProxyType(
         "tool_call_id": "this model calls no tools; leave the tool's messages out",
         "tool_calls": "this model calls no tools; leave tool calls out of the conversation",
         "tool_choice": "this model calls no tools; leave it out, or send 'none'",
-        "tools": "this model calls no tools; leave it out",
+        "tools": "this model calls no tools; leave it out, or serve with --ignore-tools",
         "verbosity": "say in the system text how long replies should be",
         "web_search_options": "nothing is searched for; leave it out",
     }
@@ -130,6 +130,8 @@ class Strict(BaseModel):
         """The fields that ask for something."""
         if not isinstance(data, dict):
             return data
+        if data.get("tool_choice") == "none":  # tools that may not be called change nothing
+            data = {name: value for name, value in data.items() if name != "tools"}
         return {name: value for name, value in data.items() if not cls._changes_nothing(name, value)}
 
     @classmethod
