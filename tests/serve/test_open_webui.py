@@ -1,4 +1,4 @@
-"""Requests as Open WebUI sends them, recorded from it: in the words of its own, with the tools that it always offers."""
+"""Requests as Open WebUI sends them, recorded from it, with the tools that it always offers."""
 
 from __future__ import annotations
 
