@@ -53,7 +53,7 @@ def main() -> None:
     result: dict[str, Any] = {**about(), "dualslm": importlib.metadata.version("dualslm"), "clients": []}
     with server() as url:
         for client, known in clients.items():
-            row = {"client": client, "version": version(args.python, client)}
+            row: dict[str, Any] = {"client": client, "version": version(args.python, client)}
             if row["version"]:
                 row["works"] = {what: outcome(args.python, url, client, what) for what in known}
             result["clients"].append(row)

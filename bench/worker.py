@@ -1,4 +1,4 @@
-"""A rival in a process and an environment of its own, asked line by line: recognizer.py, llama_decoder.py."""
+"""A rival in a process and an environment of its own, asked line by line (bench/recognizer.py)."""
 
 from __future__ import annotations
 

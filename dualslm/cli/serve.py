@@ -35,6 +35,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    add("--llama-cpp", action="store_true", help="let llama.cpp run the LLM, a GGUF file: quicker on a CPU")
     add("--vllm", metavar="URL", help="let this vLLM server run the LLM, for example http://localhost:8001/v1")
     add("--vllm-model", metavar="NAME", help="name of the LLM in vLLM (default: its first)")
     add("--name", default="dualslm", help="name of this model in requests")
@@ -97,6 +98,9 @@ def _serve(args: argparse.Namespace) -> int:
         raise DualSLMError("--max-memory is too small for --max-body", got=args.max_memory, do=do)
     if args.cuda_graphs and args.vllm is not None:
         raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
+    if args.llama_cpp and (args.vllm is not None or args.cuda_graphs):
+        other = "--vllm" if args.vllm is not None else "--cuda-graphs"
+        raise DualSLMError("the LLM runs in one way only", got=f"--llama-cpp and {other}", do="leave one out")
     start_torch()
     try:
         from dualslm.serve.run import Settings, check_certificate, check_origin, listen, run
@@ -131,6 +135,7 @@ def _serve(args: argparse.Namespace) -> int:
         certificate=args.ssl_certfile,
         private_key=args.ssl_keyfile,
         origins=tuple(map(check_origin, args.cors)),
+        llama_cpp=args.llama_cpp,
         vllm=args.vllm,
         vllm_model=args.vllm_model,
         # from the environment alone: any user of the machine can read the arguments of a process

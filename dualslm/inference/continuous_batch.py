@@ -13,9 +13,9 @@ Dimensions: B requests, H heads, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -65,6 +65,33 @@ class Logprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class RequestBatch(Protocol):
+    """The requests that an LLM is answering: by PyTorch (`ContinuousBatch`) or by llama.cpp (`LlamaCppBatch`)."""
+
+    requests: list[ActiveRequest]
+    size: int
+
+    @property
+    def context(self) -> int | None:
+        """Positions that prompt and reply may take together; None where it does not say."""
+
+    @property
+    def kept_positions(self) -> int:
+        """Positions whose keys and values are kept."""
+
+    def join(self, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
+        """Reads a prompt, as far as it is new, and adds it to the batch."""
+
+    def step(self) -> list[tuple[ActiveRequest, int | None]]:
+        """Draws the next token of every request, None for the end of its reply."""
+
+    def leave(self, request: ActiveRequest) -> None:
+        """Takes a request out before its reply has ended."""
+
+    def clear(self) -> None:
+        """Forgets the requests that are being answered."""
+
+
 @dataclass
 class ContinuousBatch:
     """The requests that are being answered. For one thread at a time.
@@ -86,6 +113,16 @@ class ContinuousBatch:
         self._cache = DynamicCache(config=self.llm.model.config)
         self._mask_BT = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)
         self._static: StaticDecode | None = None  # of a request that is alone
+
+    @property
+    def context(self) -> int | None:
+        """What the LLM was made for."""
+        return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def kept_positions(self) -> int:
+        """Positions whose keys and values are kept of requests that have ended."""
+        return self.prefix_cache.tokens
 
     @torch.no_grad()
     def join(self, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
@@ -118,16 +155,7 @@ class ContinuousBatch:
         may have.
         """
         self._read_drawn()
-        drawn: list[tuple[ActiveRequest, int | None]] = []
-        going = []
-        for request, token in zip(self.requests, self._sample(), strict=True):
-            request.tokens_left -= 1
-            ended = token in self.llm.stops
-            drawn.append((request, None if ended else token))
-            # It is read at the next step: whoever waits for this token has it before that work begins.
-            request.unread = None if ended else token
-            if not ended and request.tokens_left:
-                going.append(request)
+        drawn, going = draw(self.requests, self.llm.stops)
         self._keep_rows(going)
         return drawn
 
@@ -143,20 +171,6 @@ class ContinuousBatch:
         self._static = None
 
     # ------------------------------------------------------------------ one step
-
-    def _sample(self) -> list[int]:
-        """The next token of each; all likeliest ones at once, because each look at a number waits for the device."""
-        if not self.requests:
-            return []
-        likeliest: list[int] = torch.stack([request.logits_V for request in self.requests]).argmax(-1).tolist()
-        tokens = [
-            token if request.sampler.greedy else int(request.sampler(request.logits_V[None])[0])
-            for request, token in zip(self.requests, likeliest, strict=True)
-        ]
-        for request, token in zip(self.requests, tokens, strict=True):
-            if (number := request.sampler.generation.logprobs) is not None:
-                request.logprobs = _logprobs(request.logits_V, token, number)
-        return tokens
 
     def _read_drawn(self) -> None:
         """Reads the tokens that were drawn last, which gives the logits for the next ones."""
@@ -233,6 +247,38 @@ class ContinuousBatch:
         self._mask_BT = mask_BT[:, first:]
         remaining = [(keys[rows][:, :, first:], values[rows][:, :, first:]) for keys, values in _layers(self._cache)]
         self._cache = _cache_of(self.llm, remaining)
+
+
+def draw(
+    requests: Sequence[ActiveRequest], stops: Collection[int]
+) -> tuple[list[tuple[ActiveRequest, int | None]], list[ActiveRequest]]:
+    """The next token of every request, None for the end of its reply, and the requests that go on."""
+    drawn: list[tuple[ActiveRequest, int | None]] = []
+    going = []
+    for request, token in zip(requests, _sample(requests), strict=True):
+        request.tokens_left -= 1
+        ended = token in stops
+        drawn.append((request, None if ended else token))
+        # It is read at the next step: whoever waits for this token has it before that work begins.
+        request.unread = None if ended else token
+        if not ended and request.tokens_left:
+            going.append(request)
+    return drawn, going
+
+
+def _sample(requests: Sequence[ActiveRequest]) -> list[int]:
+    """The next token of each; all likeliest ones at once, because each look at a number waits for the device."""
+    if not requests:
+        return []
+    likeliest: list[int] = torch.stack([request.logits_V for request in requests]).argmax(-1).tolist()
+    tokens = [
+        token if request.sampler.greedy else int(request.sampler(request.logits_V[None])[0])
+        for request, token in zip(requests, likeliest, strict=True)
+    ]
+    for request, token in zip(requests, tokens, strict=True):
+        if (number := request.sampler.generation.logprobs) is not None:
+            request.logprobs = _logprobs(request.logits_V, token, number)
+    return tokens
 
 
 def _logprobs(logits_V: Tensor, token: int, number: int) -> Logprobs:

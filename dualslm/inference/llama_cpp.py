@@ -11,6 +11,7 @@ Dimensions: T positions, D width, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Hashable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -28,6 +29,8 @@ from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
 SEQUENCES = 4  # requests at once: each has a whole context of keys and values in memory
+MAX_CONTEXT = 4096  # positions, unless asked for: the memory for all of them is taken at once
+log = logging.getLogger("dualslm.llama_cpp")
 CHUNK = 256  # positions that are read at once
 
 
@@ -37,7 +40,8 @@ class LlamaCppBatch:
     Args:
         llm: tokenizer, end-of-turn tokens and token embeddings of the same LLM; its layers are not used.
         file: the GGUF file.
-        context: positions that prompt and reply of a request may take together.
+        context: positions that prompt and reply of a request may take together; as many as the LLM was made for, and
+            `MAX_CONTEXT` at most, when None.
         size: most requests at once.
 
     Attributes:
@@ -47,8 +51,8 @@ class LlamaCppBatch:
         DualSLMError: llama.cpp is not installed, or cannot run this file beside these embeddings.
     """
 
-    def __init__(self, llm: FrozenLM, file: Path, *, context: int, size: int = SEQUENCES) -> None:
-        self.llm, self.context, self.size = llm, context, size
+    def __init__(self, llm: FrozenLM, file: Path, *, context: int | None = None, size: int = SEQUENCES) -> None:
+        self.llm, self.size = llm, size
         self.requests: list[ActiveRequest] = []
         self._cpp = _library()
         self._model = self._cpp.llama_model_load_from_file(str(file).encode(), self._cpp.llama_model_default_params())
@@ -60,6 +64,7 @@ class LlamaCppBatch:
         if width != self._width:
             do = "name the same LLM in both places"
             raise DualSLMError(f"the adapters' LLM is {width} wide", got=f"a GGUF file of {self._width}", do=do)
+        self.context = context or min(MAX_CONTEXT, self._cpp.llama_model_n_ctx_train(self._model))
         self._context = self._made_context()
         self._chunk = self._cpp.llama_batch_init(CHUNK, self._width, 1)
         self._drawn = self._cpp.llama_batch_init(size, 0, 1)
@@ -188,13 +193,18 @@ def _shared(read: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(read, keys, strict=False)))
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _to_log(_level: int, text: bytes, _: Any) -> None:
+    """llama.cpp tells much of each file; what a user needs comes as an error of ours."""
+    log.debug("%s", text.decode(errors="replace").rstrip())
+
+
 def _library() -> Any:
     try:
         import llama_cpp
-        from llama_cpp._logger import set_verbose
     except ImportError as error:
         do = "pip install 'dualslm[llama-cpp]', which needs a C++ compiler"
         raise DualSLMError("--llama-cpp needs one more package", got="no llama_cpp", do=do) from error
-    set_verbose(False)
+    llama_cpp.llama_log_set(_to_log, None)
     llama_cpp.llama_backend_init()
     return llama_cpp

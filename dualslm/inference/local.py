@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 from dualslm.inference.backend import Piece, Reason, StopStrings, TokenLogprob, UnavailableError
-from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs
+from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs, RequestBatch
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
 from dualslm.model.generation import GenerationSettings, ReplyStreamer, text_of
 from dualslm.model.inputs import PromptEmbeds
@@ -71,13 +71,21 @@ class LocalBackend:
     """Answers with an LLM in this process.
 
     Args:
-        llm: the frozen LLM.
+        llm: the frozen LLM; where a batch is given, its tokenizer and end-of-turn tokens alone.
         size: most requests that are answered at once.
         max_bytes: of keys and values to keep of replies that were given.
+        batch: who runs the LLM; PyTorch when None.
     """
 
-    def __init__(self, llm: FrozenLM, size: int = 32, max_bytes: int = PREFIX_CACHE_BYTES) -> None:
-        self.llm, self.batch = llm, ContinuousBatch(llm, size, PrefixCache(max_bytes))
+    def __init__(
+        self,
+        llm: FrozenLM,
+        size: int = 32,
+        max_bytes: int = PREFIX_CACHE_BYTES,
+        batch: RequestBatch | None = None,
+    ) -> None:
+        self.llm = llm
+        self.batch: RequestBatch = batch or ContinuousBatch(llm, size, PrefixCache(max_bytes))
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[ActiveRequest, _Job] = {}
         self._changed, self._closed = Condition(), False
@@ -86,8 +94,8 @@ class LocalBackend:
 
     @property
     def context(self) -> int | None:
-        """What the LLM was made for."""
-        return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
+        """What the batch has room for."""
+        return self.batch.context
 
     async def stream(
         self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
@@ -116,7 +124,7 @@ class LocalBackend:
         return {
             "batch_talks": len(self.batch.requests),
             "batch_waiting": len(self._waiting),
-            "kept_positions": self.batch.prefix_cache.tokens,
+            "kept_positions": self.batch.kept_positions,
         }
 
     async def close(self) -> None:

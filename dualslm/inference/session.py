@@ -20,7 +20,7 @@ import torch
 from dualslm.conversation import NORMAL, Conversation, Part, Speech, Turn, View
 from dualslm.errors import DualSLMError
 from dualslm.inference.audio_cache import AudioCache
-from dualslm.inference.continuous_batch import ContinuousBatch
+from dualslm.inference.continuous_batch import ContinuousBatch, RequestBatch
 from dualslm.inference.describe import ASKED, Description, Questions, describe
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings, ReplyStreamer
@@ -92,6 +92,7 @@ class Session:
         context: positions that prompt and reply may take together; what the LLM was made for when None.
         questions: put to the LLM to describe a recording.
         audio_cache: embeddings of recordings, which several sessions may share.
+        batch: who runs the LLM; PyTorch when None.
 
     Attributes:
         record: the exchanges since the session began, oldest first.
@@ -109,6 +110,7 @@ class Session:
         context: int | None = None,
         questions: Questions = ASKED,
         audio_cache: AudioCache | None = None,
+        batch: RequestBatch | None = None,
     ) -> None:
         self.model = model
         self.conversation = conversation if conversation is not None else Conversation()
@@ -118,7 +120,8 @@ class Session:
         self.questions = questions
         self.context = context_of(model.llm, context)
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
-        self.batch = ContinuousBatch(model.llm, 1)  # a session is a batch of one request
+        # a session is a batch of one request
+        self.batch: RequestBatch = batch if batch is not None else ContinuousBatch(model.llm, 1)
         self.record: list[Exchange] = []
         self.times: Times | None = None
         self._descriptions: dict[str, Description] = {}

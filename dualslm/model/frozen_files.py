@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 
 from dualslm.errors import DualSLMError
 from dualslm.files import sha256
-from dualslm.model.gguf import source_of
+from dualslm.model.gguf import local_file, source_of
 
 Kind: TypeAlias = Literal["encoder", "LLM"]
 Record: TypeAlias = Mapping[str, Any]
@@ -157,9 +157,8 @@ def _files(kind: Kind, name: str, revision: str | None) -> tuple[list[Path], lis
     """The settings and the weights of a part; None where its name leads nowhere, as of one made in memory."""
     if not name or name.startswith("pocket:"):  # which is compared with the package's own hashes whenever it is found
         return None
-    if kind == "LLM" and (source := source_of(name)).gguf_file:
-        file = cached_file(source.name, source.gguf_file, revision=revision)
-        return [], [Path(str(file))]  # all that an LLM has is in the one file
+    if kind == "LLM" and source_of(name).gguf_file:
+        return [], [local_file(name, revision)]  # all that an LLM has is in the one file
     config = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     if config is None:
         return None

@@ -10,6 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers.utils.hub import cached_file
+
 from dualslm.errors import DualSLMError
 from dualslm.pocket import LLM
 from dualslm.pocket.parts import resolve
@@ -30,6 +32,19 @@ class Source(NamedTuple):
     def options(self) -> dict[str, str]:
         """What `from_pretrained` needs besides the name."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+
+def local_file(name: str, revision: str | None = None) -> Path:
+    """The GGUF file of a name, fetched from the hub where it is there.
+
+    Raises:
+        DualSLMError: the name is no GGUF file's, or there is none.
+    """
+    source = source_of(name)
+    if source.gguf_file is None:
+        do = "name a .gguf file by --llm, or leave out --llama-cpp"
+        raise DualSLMError("llama.cpp reads GGUF files alone", got=f"the LLM {name!r}", do=do)
+    return Path(str(cached_file(source.name, source.gguf_file, revision=revision)))
 
 
 def source_of(name: str) -> Source:

@@ -22,6 +22,7 @@ from dualslm.inference.describe import Questions
 from dualslm.inference.local import LocalBackend
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES
 from dualslm.model.dualslm import DualSLM
+from dualslm.model.gguf import local_file
 from dualslm.serve.app import app
 from dualslm.serve.connections import OncePerMinute, most_connections, protocol, quiet_accept
 from dualslm.serve.limits import Limits
@@ -46,6 +47,7 @@ class Settings:
         private_key: file of its private key; in the certificate's file when None.
         origins: origins whose pages may ask too (CORS); none but the server's own unless named.
         cache_bytes: bytes of the prefix cache, where the LLM runs in this process.
+        llama_cpp: whether llama.cpp runs the LLM, which then is a GGUF file.
         vllm: address of a vLLM server up to and with /v1; the LLM runs in this process when None.
         vllm_model: name of the LLM in vLLM; vLLM's first when None.
         vllm_key: API key for vLLM.
@@ -61,6 +63,7 @@ class Settings:
     private_key: str | None = None
     origins: tuple[str, ...] = ()
     cache_bytes: int = PREFIX_CACHE_BYTES
+    llama_cpp: bool = False
     vllm: str | None = None
     vllm_model: str | None = None
     vllm_key: str | None = None
@@ -137,12 +140,17 @@ def run(
         print(one_line(f"dualslm: warning: anybody who reaches {host} can use this server"), file=sys.stderr)
     # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
     signal.signal(signal.SIGTERM, lambda *_: None)
-    backend = _backend(model, settings)
+    backend = _backend(model, settings, context)
     service = Service(model, backend, questions=questions, context=context, system=system)
     asyncio.run(_serve(service, settings, listening))
 
 
-def _backend(model: DualSLM, settings: Settings) -> Backend:
+def _backend(model: DualSLM, settings: Settings, context: int | None) -> Backend:
+    if settings.llama_cpp:
+        from dualslm.inference.llama_cpp import LlamaCppBatch
+
+        file = local_file(model.llm.name, model.llm.revision)
+        return LocalBackend(model.llm, batch=LlamaCppBatch(model.llm, file, context=context))
     if settings.vllm is None:
         return LocalBackend(model.llm, settings.limits.running, settings.cache_bytes)
     from dualslm.inference.vllm import VLLMBackend
