@@ -12,7 +12,9 @@ from dualslm.cli.options import (
     add_any_sound,
     add_cuda_graphs,
     add_generation,
+    add_llama_cpp,
     add_model,
+    check_one_engine,
     context_of,
     embedded,
     generation_of,
@@ -37,6 +39,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     add("--speak", action="store_true", help="read replies aloud, by espeak-ng or what the system has")
     add_generation(parser)
     add_any_sound(parser)
+    add_llama_cpp(parser)
     add_cuda_graphs(parser)
     add_model(parser)
     parser.set_defaults(verb=_chat)
@@ -47,6 +50,7 @@ def _chat(args: argparse.Namespace) -> int:
     from dualslm.chat.voice import Voice
     from dualslm.conversation import View
 
+    check_one_engine(args)
     conversation = new_conversation(args)
     settings: dict[str, str | None] = {}
     if args.load:
@@ -68,6 +72,13 @@ def _chat(args: argparse.Namespace) -> int:
     from dualslm.chat.terminal import Chat
     from dualslm.inference.session import Session
 
+    batch = None
+    if args.llama_cpp:
+        from dualslm.inference.llama_cpp import LlamaCppBatch
+        from dualslm.model.gguf import local_file
+
+        file = local_file(model.llm.name, model.llm.revision)
+        batch = LlamaCppBatch(model.llm, file, context=context_of(args), size=1)
     session = Session(
         model,
         conversation,
@@ -76,6 +87,7 @@ def _chat(args: argparse.Namespace) -> int:
         generation=generation_of(args, model),
         context=context_of(args),
         questions=questions_of(args),
+        batch=batch,
     )
     console = new_console(highlight=False)
     return Chat(

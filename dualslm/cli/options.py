@@ -72,6 +72,21 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray", metavar="ADDRESS", help=about)
 
 
+def add_llama_cpp(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that lets llama.cpp run the LLM."""
+    about = "let llama.cpp run the LLM, which must be a GGUF file: several times as quick on a CPU"
+    parser.add_argument("--llama-cpp", action="store_true", help=about)
+
+
+def check_one_engine(args: argparse.Namespace) -> None:
+    """Refuses options of two ways to run the LLM."""
+    given = [
+        f"--{name.replace('_', '-')}" for name in ("llama_cpp", "vllm", "cuda_graphs") if getattr(args, name, None)
+    ]
+    if len(given) > 1:
+        raise DualSLMError("the LLM runs in one way only", got=" and ".join(given), do="give one of them")
+
+
 def add_cuda_graphs(parser: argparse.ArgumentParser, when: str = "") -> None:
     """Adds the option that decodes with CUDA graphs.
 

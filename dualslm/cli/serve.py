@@ -8,8 +8,10 @@ import os
 from dualslm.cli.options import (
     add_any_sound,
     add_cuda_graphs,
+    add_llama_cpp,
     add_model,
     add_old_name,
+    check_one_engine,
     context_of,
     model_of,
     new_conversation,
@@ -35,7 +37,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
-    add("--llama-cpp", action="store_true", help="let llama.cpp run the LLM, a GGUF file: quicker on a CPU")
+    add_llama_cpp(parser)
     add("--vllm", metavar="URL", help="let this vLLM server run the LLM, for example http://localhost:8001/v1")
     add("--vllm-model", metavar="NAME", help="name of the LLM in vLLM (default: its first)")
     add("--name", default="dualslm", help="name of this model in requests")
@@ -96,11 +98,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.max_memory < 4 * args.max_body:
         do = f"give {4 * args.max_body} or more, or a smaller --max-body"
         raise DualSLMError("--max-memory is too small for --max-body", got=args.max_memory, do=do)
-    if args.cuda_graphs and args.vllm is not None:
-        raise DualSLMError("vLLM runs the LLM in its own way", got="--cuda-graphs", do="leave it out")
-    if args.llama_cpp and (args.vllm is not None or args.cuda_graphs):
-        other = "--vllm" if args.vllm is not None else "--cuda-graphs"
-        raise DualSLMError("the LLM runs in one way only", got=f"--llama-cpp and {other}", do="leave one out")
+    check_one_engine(args)
     start_torch()
     try:
         from dualslm.serve.run import Settings, check_certificate, check_origin, listen, run
