@@ -1,4 +1,4 @@
-# demo, test, test-vllm, test-clients, check, study, sbom: each makes .venv where it is missing and installs anew only
+# demo, test, test-vllm, test-clients, test-llama-cpp, check, study, sbom: each makes .venv where it is missing and installs anew only
 # when the pins have changed.
 PYTHON ?= python3
 WORKERS ?= 2
@@ -6,7 +6,7 @@ BIN := .venv/bin
 # not --quiet: an installation of minutes shows what it is at
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: demo test test-vllm test-clients check study sbom hooks
+.PHONY: demo test test-vllm test-clients test-llama-cpp check study sbom hooks
 
 demo: .venv/installed
 	$(BIN)/dualslm demo
@@ -21,6 +21,11 @@ test-vllm: .venv/installed-dev .venv-vllm/installed
 # other people's clients against our server; they too have an environment of their own
 test-clients: .venv/installed-dev .venv-clients/installed
 	DUALSLM_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/test_client_examples.py
+
+# llama.cpp is compiled where it is installed, which takes minutes
+test-llama-cpp: .venv/installed-dev
+	$(PIP) -e '.[llama-cpp]'
+	$(BIN)/python -m pytest tests/inference/test_llama_cpp.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check

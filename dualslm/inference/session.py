@@ -122,6 +122,7 @@ class Session:
         self.audio_cache = audio_cache if audio_cache is not None else AudioCache(model)
         # a session is a batch of one request
         self.batch: RequestBatch = batch if batch is not None else ContinuousBatch(model.llm, 1)
+        self.context = min((limit for limit in (self.context, self.batch.context) if limit is not None), default=None)
         self.record: list[Exchange] = []
         self.times: Times | None = None
         self._descriptions: dict[str, Description] = {}
