@@ -50,6 +50,7 @@ def test_the_normalizer_names_its_version() -> None:
         ("THE KING'S MEN", "the king's men"),
         ("O\N{RIGHT SINGLE QUOTATION MARK}CLOCK, he said!", "o'clock he said"),
         ("$5 million", "5 million"),
+        ("м\N{MODIFIER LETTER APOSTROPHE}ята", "м'ята"),
         ("  ", ""),
     ],
 )
