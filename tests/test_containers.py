@@ -200,6 +200,31 @@ def test_a_file_that_breaks_off_in_front_of_its_sound_is_said_to_be_cut_off() ->
         load(encoded("OGG", "VORBIS")[:1000])
 
 
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "W64", "CAF", "WAV", "MP3", "OGG", "FLAC"])
+def test_damaged_bytes_are_one_line_or_what_there_is(tmp_path: Path, kind: str) -> None:
+    whole = encoded(kind)
+    drawn = np.random.default_rng(0)
+    path = tmp_path / "a"  # a file: one in memory may be sought anywhere
+    for _ in range(40):
+        data = bytearray(whole)
+        for at in drawn.integers(0, 200, 6):
+            data[at] = drawn.integers(256)
+        path.write_bytes(data)
+        for function in (read, duration):
+            with suppress(DualSLMError):  # and no other error
+                function(path)
+
+
+def test_a_chunk_that_reaches_beyond_every_disk_is_one_line(tmp_path: Path) -> None:
+    for name, data in (("caf", CAF), ("w64", W64)):
+        huge = struct.pack(">Q" if name == "caf" else "<Q", 2**61)
+        at = 12 if name == "caf" else 56  # the size of the first chunk
+        (tmp_path / name).write_bytes(data[:at] + huge + data[at + 8 :])
+        for function in (read, duration):
+            with pytest.raises(DualSLMError, match="cannot decode"):
+                function(tmp_path / name)
+
+
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.wav")
     for verify in (False, True):

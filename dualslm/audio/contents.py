@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 HEAD = 64  # bytes by which a container is recognized
 PLACEHOLDER = 0x7FFF0000  # bytes; from here on a stated size is one of sox's, ffmpeg's or a browser's placeholders
 LONG_PLACEHOLDER = 1 << 62  # bytes; the same of sizes of 64 bits
+LONGEST_FILE = 1 << 42  # bytes; file systems refuse to seek far beyond
 MAX_PADDING = 4096  # bytes behind the stated end that may be padding or a tag of an unknown kind, and not sound
 # No recording within our limits has more; a file made to keep a reader busy is given to the decoder as it is.
 MAX_CHUNKS = 1000
@@ -87,7 +88,9 @@ class Patched(io.RawIOBase):
 
 
 def at(file: BinaryIO, position: int, count: int) -> bytes:
-    """At most so many bytes from a position on."""
+    """At most so many bytes from a position on; none from one that no file reaches, as damaged sizes give."""
+    if position > LONGEST_FILE:
+        return b""
     file.seek(position)
     return file.read(max(count, 0))
 

@@ -87,7 +87,7 @@ def open_media(file: BinaryIO, demuxer: str, name: str, seconds: float) -> Media
     try:
         container: Any = av.open(file, mode="r", format=demuxer)
         stream = container.streams.audio[0]
-    except (av.error.FFmpegError, IndexError, ValueError) as error:
+    except (av.error.FFmpegError, IndexError, ValueError, OSError) as error:  # OSError from a seek that makes no sense
         got = "no sound in it" if isinstance(error, IndexError) else getattr(error, "strerror", None) or str(error)
         raise _undecoded(name, demuxer, fault or got) from error
 
@@ -97,7 +97,7 @@ def open_media(file: BinaryIO, demuxer: str, name: str, seconds: float) -> Media
             for frame in container.decode(stream):
                 yield from (part.to_ndarray() for part in resampler.resample(frame))
             yield from (part.to_ndarray() for part in resampler.resample(None))
-        except (av.error.FFmpegError, ValueError):
+        except (av.error.FFmpegError, ValueError, OSError):
             return  # what was decoded before the damage counts; the caller compares it with the stated length
         finally:
             container.close()
