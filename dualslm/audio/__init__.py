@@ -21,7 +21,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from dualslm.audio import containers
+from dualslm.audio import containers, media
+from dualslm.audio.contents import HEAD, Contents, Patched
 from dualslm.errors import DualSLMError
 from dualslm.files import open_regular
 
@@ -143,13 +144,15 @@ def duration(path: Path) -> float:
     with open_regular(path, "the recording") as file:
         name = str(path)
         head = _check_head(file, name)
-        if (demuxer := containers.demuxer_of(head)) is not None:
-            seconds = containers.open_media(file, demuxer, name, MAX_SECONDS).seconds
-            return seconds or len(_decode(file, name, MAX_SECONDS).samples) / SAMPLE_RATE
+        if (demuxer := media.demuxer_of(head)) is not None:
+            opened = media.open_media(file, demuxer, name, MAX_SECONDS)
+            if opened.seconds and opened.fault is None:
+                return opened.seconds
+            return len(_decode(file, name, MAX_SECONDS).samples) / SAMPLE_RATE
         contents = containers.look(file)
         with _opened(file, contents, name) as sound:
             frames = contents.stated or sound.frames
-            if frames < np.iinfo(np.int64).max and sound.samplerate:
+            if contents.fault is None and frames < np.iinfo(np.int64).max and sound.samplerate:
                 return float(frames / sound.samplerate)
         return len(_decode(file, name, MAX_SECONDS).samples) / SAMPLE_RATE
 
@@ -210,7 +213,7 @@ def _name(audio: object) -> str:
 def _check_head(file: BinaryIO, name: str) -> bytes:
     """The first bytes of a file, which must not be empty nor stand in for another."""
     file.seek(0)
-    head = file.read(containers.HEAD)
+    head = file.read(HEAD)
     if not head:
         raise DualSLMError(f"{name} is empty", got="zero bytes", do="record or copy it again")
     if head.startswith(LFS_POINTER):
@@ -224,34 +227,32 @@ def _check_head(file: BinaryIO, name: str) -> bytes:
 
 def _decode(file: BinaryIO, name: str, longest: float, budget: SampleBudget | None = None) -> Recording:
     head = _check_head(file, name)
-    if (demuxer := containers.demuxer_of(head)) is not None:
-        return _read_media(containers.open_media(file, demuxer, name, longest), name, longest, budget)
+    if (demuxer := media.demuxer_of(head)) is not None:
+        return _read_media(media.open_media(file, demuxer, name, longest), name, longest, budget)
     contents = containers.look(file)
     with _opened(file, contents, name) as sound:
         try:
             samples, fault = _read(sound, contents, name, longest, budget)
         except soundfile.LibsndfileError as error:
-            raise _undecoded(error, name) from error
+            raise _undecoded(error, name, contents.fault) from error
         return Recording(_resample(samples, sound.samplerate, name), fault)
 
 
-def _opened(file: BinaryIO, contents: containers.Contents, name: str) -> _Stream:
+def _opened(file: BinaryIO, contents: Contents, name: str) -> _Stream:
     try:
-        return _Stream(containers.Patched(file, contents))
+        return _Stream(Patched(file, contents))
     except soundfile.LibsndfileError as error:
-        raise _undecoded(error, name) from error
+        raise _undecoded(error, name, contents.fault) from error
 
 
-def _undecoded(error: soundfile.LibsndfileError, name: str) -> DualSLMError:
+def _undecoded(error: soundfile.LibsndfileError, name: str, fault: str | None) -> DualSLMError:
     if name.lower().endswith(".raw"):
         return DualSLMError(f"cannot decode {name}", got="headerless samples", do="convert it to wav or flac")
-    got = error.error_string.removeprefix("Error : ").rstrip(".")
+    got = fault or error.error_string.removeprefix("Error : ").rstrip(".")
     return DualSLMError(f"cannot decode {name}", got=got, do="give an undamaged wav, flac, mp3 or ogg file")
 
 
-def _read(
-    file: _Stream, contents: containers.Contents, name: str, longest: float, budget: SampleBudget | None
-) -> Recording:
+def _read(file: _Stream, contents: Contents, name: str, longest: float, budget: SampleBudget | None) -> Recording:
     """All samples of a file, mixed to one channel; a header over the limits is refused before anything is decoded."""
     _check_format(file.samplerate, file.channels, name)
     longest, name = _affordable(longest, file.samplerate, file.channels, name, budget)
@@ -275,24 +276,24 @@ def _read(
     return Recording(samples, fault)
 
 
-def _read_media(media: containers.Media, name: str, longest: float, budget: SampleBudget | None) -> Recording:
+def _read_media(opened: media.Media, name: str, longest: float, budget: SampleBudget | None) -> Recording:
     """All samples of a file that PyAV or ffmpeg decodes, mixed to one channel."""
-    _check_rate(media.rate, name)
+    _check_rate(opened.rate, name)
     blocks = [np.empty(0, np.float32)]
     count = 0
-    for block_CN in media.blocks:
-        _check_format(media.rate, len(block_CN), name)
+    for block_CN in opened.blocks:
+        _check_format(opened.rate, len(block_CN), name)
         if not count:
-            longest, name = _affordable(longest, media.rate, len(block_CN), name, budget)
+            longest, name = _affordable(longest, opened.rate, len(block_CN), name, budget)
         blocks.append(block_CN.mean(axis=0, dtype=np.float32))
         count += len(blocks[-1])
         _spend(block_CN.size, budget)
-        _check_length(count, media.rate, name, longest)  # at each block, so that decoding stops there
+        _check_length(count, opened.rate, name, longest)  # at each block, so that decoding stops there
     samples = np.concatenate(blocks)
-    fault = None
-    if media.seconds is not None and count < (media.seconds - MEDIA_SLACK_S) * media.rate:
-        fault = f"cut off: {count / media.rate:.1f} of {media.seconds:.1f} s"
-    return Recording(_resample(samples, media.rate, name), fault)
+    fault = opened.fault
+    if opened.seconds is not None and count < (opened.seconds - MEDIA_SLACK_S) * opened.rate:
+        fault = fault or f"cut off: {count / opened.rate:.1f} of {opened.seconds:.1f} s"
+    return Recording(_resample(samples, opened.rate, name), fault)
 
 
 def _affordable(longest: float, rate: int, channels: int, name: str, budget: SampleBudget | None) -> tuple[float, str]:
@@ -329,12 +330,7 @@ def _from_array(array: NDArray[Any], rate: int) -> Samples:
         )
     _check_rate(rate, "the array")
     _check_length(len(array), rate, "the array")
-    if len(array) and MAX_PEAK < (peak := float(np.abs(array).max())) < np.inf:
-        raise DualSLMError(
-            "samples must lie in [-1, 1]",
-            got=f"a peak of {peak:g}",
-            do="divide by the full scale, 32768 for 16-bit samples",
-        )
+    _check_peak(array, "the array")  # here, because float32 holds no 1e300
     return array.astype(np.float32, copy=False)
 
 
@@ -362,6 +358,15 @@ def _check_length(samples: int, rate: int, name: str, longest: float = MAX_SECON
         )
 
 
+def _check_peak(samples: NDArray[Any], name: str) -> None:
+    if len(samples) and MAX_PEAK < (peak := float(np.abs(samples).max())) < np.inf:
+        raise DualSLMError(
+            f"the samples of {name} do not lie in [-1, 1]",
+            got=f"a peak of {peak:g}",
+            do="divide by the full scale, 32768 for 16-bit samples",
+        )
+
+
 def _resample(samples: Samples, rate: int, name: str) -> Samples:
     """Mono samples at any rate → the same at 16 kHz; refuses NaN, infinities and a result of no samples."""
     bad = len(samples) - int(np.isfinite(samples).sum())
@@ -371,6 +376,7 @@ def _resample(samples: Samples, rate: int, name: str) -> Samples:
             got=f"{bad} of {len(samples)} samples NaN or infinite",
             do="repair or export the recording again",
         )
+    _check_peak(samples, name)
     out = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
     if not len(out):
         raise DualSLMError(f"{name} holds no sound", got=f"{len(samples)} samples", do="record it again")

@@ -21,6 +21,7 @@ from typing import Any
 from dualslm.conversation import Part, Reply, View
 from dualslm.data.corpora.schema import is_blank
 from dualslm.errors import DualSLMError
+from dualslm.evaluation import prediction_fields
 from dualslm.evaluation.items import Exam, lacks
 from dualslm.evaluation.systems.item import Item, System, card
 from dualslm.files import BYTE_ORDER_MARK, open_regular, replacing, sha256
@@ -39,7 +40,6 @@ SETTINGS = (
     "seed",
     "batch",
 )  # the answers follow from these
-KEYS = ("id", "system", "view", "task", "corpus", "split", "cluster", "choices", "truth", "answer", "ended")
 
 
 @dataclass(frozen=True)
@@ -376,10 +376,9 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        missing = [key for key in KEYS if key not in row]
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DualSLMError(f"{where} is no prediction", got=str(error), do="run predict again") from error
-    if missing or not isinstance(row["answer"], str):
-        got = f"no {missing[0]}" if missing else f"answer {row['answer']!r}"
+    if (got := prediction_fields.wrong(row)) is not None:
         raise DualSLMError(f"{where} is no prediction", got=got, do="give every key; docs/evaluation.md lists them")
-    return dict(row)
+    # Null is as good as absent: not every system tells likelihoods.
+    return {name: value for name, value in row.items() if name != "likelihoods" or value is not None}

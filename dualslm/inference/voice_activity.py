@@ -1,7 +1,8 @@
 """Whether anybody speaks in a recording: the one rule that `ask`, `chat`, `serve` and `prepare --verify` follow (ours).
 
 First the level: digital silence, a constant, noise far below speech. Then Silero's voice activity detector, where it is
-installed (`pip install 'dualslm[chat]'`); without it, noise and music pass. An LLM that is given embeddings of silence
+installed (`pip install 'dualslm[chat]'`), which also hears speech that is fainter than the level allows; without it,
+noise and music pass. An LLM that is given embeddings of silence
 answers as if something had been said, so this is asked before.
 
 Dimensions: N samples.
@@ -29,6 +30,9 @@ BLOCK = 512  # samples, the only size that Silero's model takes at 16 kHz
 VOICED = 0.25  # probability of speech in a block from which on somebody speaks, at the recording's own level
 VOICED_LOUD = 0.2  # the same, brought to the level below
 LOUD = 0.5  # peak that a recording is brought to before it is judged: the detector misses what is very quiet
+FAINT = 10 ** (
+    -70 / 20
+)  # peak from which on the detector is asked although the level says silence: 10 steps of 16 bits
 MAX_GAIN = 100.0  # 40 dB; more would make speech-like patterns of a microphone's own noise
 WORDS: Mapping[NoSpeech, str] = MappingProxyType(
     {
@@ -56,10 +60,13 @@ def no_speech(samples: Samples) -> NoSpeech | None:
     Args:
         samples: at 16 kHz (N,).
     """
-    if (reason := silence(samples)) is not None:
+    reason = silence(samples)
+    if reason == "constant" or (reason == "silence" and float(np.abs(samples).max()) < FAINT):
         return reason
     detector = _detector()
-    return "noise" if detector is not None and not _voiced(samples, detector) else None
+    if detector is None:
+        return reason
+    return None if _voiced(samples, detector) else reason or "noise"
 
 
 def has_speech(samples: Samples) -> bool:

@@ -18,29 +18,44 @@ if TYPE_CHECKING:
 
 ALOUD = "thinks aloud"  # the reason for a thought without an end, or without an answer after it
 UNMARKED = "thought that cannot be told from the answer"
-WORD = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
-OPENS = rf"<{WORD}>|\[THINK\]|\u25c1think\u25b7|<\|(?:START_THINKING|begin_of_thought)\|>|<\|channel>\s*thought"
-CLOSES = rf"</{WORD}>|\[/THINK\]|\u25c1/think\u25b7|<\|(?:END_THINKING|end_of_thought)\|>|<channel\|>"
+WORD = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|inner_monologue)"
+# In order: tags, Magistral, Kimi, Cohere and OpenThinker, Solar and Holo, Apertus, Gemma 4.
+OPENS = (
+    rf"<{WORD}>|\[THINK\]|\u25c1think\u25b7|<\|(?:START_THINKING|begin_of_thought)\|>|<\|think(?:ing)?\|>"
+    r"|<\|inner_prefix\|>|<\|channel>\s*thought"
+)
+CLOSES = (
+    rf"</{WORD}>|\[/THINK\]|\u25c1/think\u25b7|<\|(?:END_THINKING|end_of_thought)\|>|<\|/think(?:ing)?\|>|<\|content\|>"
+    r"|<\|inner_suffix\|>|<channel\|>"
+)
 MARK = re.compile(f"(?P<opens>{OPENS})|(?P<closes>{CLOSES})", re.IGNORECASE)
 # OpenAI's channels, as tokens, and as what is left of them where a server leaves special tokens out.
 CHANNEL = re.compile(r"<\|channel\|>|<\|message\|>|^(?:analysis|commentary)(?=[A-Z])")
-FINAL = re.compile(r"(?:<\|channel\|>\s*final[^<]*<\|message\|>|assistantfinal)(.*)$", re.DOTALL)
+# A head may also name the form of its message.
+FINAL = re.compile(
+    r"(?:<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|assistantfinal)(.*)$", re.DOTALL
+)
+# Granite's marks are sentences, at the beginning of a reply.
+IN_WORDS = re.compile(
+    r"\s*Here(?: is|'s) my thought process:(?:.*?Here(?: is|'s) my response:(?P<answer>.*))?", re.DOTALL
+)
 # What stands around an answer: tags, and the special tokens that end it.
 AROUND = re.compile(
-    r"</?(?:answer|response|final_answer)>|<\|(?:START_RESPONSE|END_RESPONSE|begin_of_solution|end_of_solution)\|>"
+    r"</?(?:answer|response|final_answer|output)>"
+    r"|<\|(?:START_RESPONSE|END_RESPONSE|begin_of_solution|end_of_solution|begin_of_box|end_of_box)\|>"
     r"|<\|(?:start|end|return|im_end|eot_id)\|>",
     re.IGNORECASE,
 )
 
 # Marks as they come in a stream: a channel's head is a mark as well, and so is what begins a message of a channel.
-HEAD = r"<\|channel\|>\s*(?P<channel>\w+)[^<]*<\|message\|>"
+HEAD = r"<\|channel\|>\s*(?P<channel>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 STREAMED = re.compile(
     f"{HEAD}|(?P<begins><\\|start\\|>)|(?P<opens>{OPENS})|(?P<closes>{CLOSES})|(?P<around>{AROUND.pattern})",
     re.IGNORECASE,
 )
 # What may be the beginning of a mark, at the end of what has come.
 BEGUN = re.compile(
-    r"(?:<\|channel\|>[^<]{0,40}(?:<\|?[a-z]{0,8}\|?)?|<\|channel>\s*\w{0,8}|<[/|]{0,2}[\w:]{0,24}\|?|\[/?\w{0,6}"
+    r"(?:<\|channel\|>[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?(?:<\|?[a-z]{0,9}\|?)?|<\|channel>\s*\w{0,8}|<[/|]{0,2}[\w:]{0,24}\|?|\[/?\w{0,6}"
     r"|\u25c1/?\w{0,6})$",
     re.IGNORECASE,
 )
@@ -67,6 +82,9 @@ def separate(text: str) -> Separated:
     if CHANNEL.search(text.lstrip()):
         final = FINAL.search(text)
         return Separated(AROUND.sub("", final[1]).strip(), "own") if final else Separated("", "endless")
+    if in_words := IN_WORDS.match(text):
+        answered = (in_words["answer"] or "").strip()
+        return Separated(answered, "own" if answered else "endless")
     parts: list[str] = []
     within = False
     end = 0  # of the last mark

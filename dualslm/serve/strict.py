@@ -40,21 +40,28 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "chunking_strategy": ("auto",),
         "continue_final_message": (False,),
         "echo": (False,),
+        "enable_thinking": (False,),
         "function_call": ("none", "auto"),  # without functions
         "ignore_eos": (False,),
         "include_reasoning": (False, True),  # there is none
+        "length_penalty": (1,),  # of beams, of which there are none
         "max_tool_calls": (0,),
+        "min_tokens": (0,),
         "mirostat": (0,),
         "modalities": (["text"],),
         "output_modalities": (["text"],),
-        "reasoning": ({"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
+        "reasoning": ({"effort": "none"},),
         "reasoning_effort": ("none",),
         "return_token_ids": (False,),
         "separate_reasoning": (False, True),
         "skip_special_tokens": (True,),
+        "task": ("transcribe",),  # of Whisper's servers
+        "thinking": ({"type": "disabled"},),
         "tool_choice": ("none", "auto"),  # without tools
+        "translate": (False, "false"),
         "typical_p": (1,),
         "use_beam_search": (False,),
+        "vad_filter": (False, "false"),
         "verbosity": ("medium",),  # OpenAI's default
     }
 )
@@ -142,6 +149,10 @@ class Strict(BaseModel):
             return value is None and not field.is_required() and NoneType not in get_args(field.annotation)
         if any(field.alias == name for field in cls.model_fields.values()):
             return False
+        if isinstance(value, dict):
+            value = {
+                key: part for key, part in value.items() if part is not None
+            }  # null is as good as absent inside too
         return value in NOTHING or value in NEUTRAL.get(name, ())
 
 
@@ -226,7 +237,9 @@ def _kind(error_type: str) -> str | None:
 def _not_served(name: str) -> str:
     if name in WHY:
         return f"not supported here: {WHY[name]}."
-    near = get_close_matches(name[:MAX_NAME_CHARACTERS], _all_fields(Strict), n=1, cutoff=0.72)
+    known = _all_fields(Strict)
+    # What another route takes under this very name is not misspelt.
+    near = [] if name in known else get_close_matches(name[:MAX_NAME_CHARACTERS], known, n=1, cutoff=0.72)
     hint = f"; is {near[0]} meant?" if near else "; leave it out."
     return f"not supported here{hint}"
 

@@ -218,7 +218,7 @@ def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mappi
         per_token += 2 * llm.layers * llm.width
     else:
         per_token *= llm.layers
-    frozen = 2 * (encoder.weights + llm.weights - llm.body) + BYTES_PER_WEIGHT[recipe.model.quantize] * llm.body
+    frozen = 2 * (encoder.weights + llm.weights - llm.stored) + BYTES_PER_WEIGHT[recipe.model.quantize] * llm.stored
     labels = max(one.reply for one in lengths.values()) * max(stage.batch for stage in recipe.stages)
     logits = labels * llm.vocabulary * 10.0  # bytes: bfloat16, float32 and its gradient
     # An adapter's weight has a gradient and AdamW's two moments beside it: four float32 numbers.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,11 +18,17 @@ from typing import Any
 from dualslm.errors import DualSLMError
 from dualslm.files import open_regular
 from dualslm.training import gguf
+from dualslm.training.counted import Layers, layers
 
 SPECTRUM_BINS = 201  # of Whisper's spectra, over 25 ms at 16 kHz
 # Decoders whose feed-forward layers are two matrices and not three, by the types of transformers.
 NOT_GATED = frozenset(
     "bloom codegen falcon gpt2 gpt_bigcode gpt_neo gpt_neox gptj mpt opt persimmon phi starcoder2".split()  # noqa: SIM905
+)
+# Types whose layers have the weights of `LLMShape.body` (agreement to 1 %: tested); those of others are counted.
+PLAIN = frozenset(
+    "bloom gemma gemma2 gemma3_text gpt2 gpt_neo gptj granite llama mistral mpt olmo olmo2 opt phi phi3 qwen2 "  # noqa: SIM905
+    "qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text qwen3 smollm3".split()
 )
 FFN_KEYS = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "ffn_config")
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -80,6 +86,7 @@ class LLMShape:
         vocabulary: number of tokens.
         tied: whether the output head is the table of input embeddings.
         gated: whether the feed-forward layers have three matrices, as nearly all have, and not two.
+        counted: weights of layers that the sizes above do not give.
     """
 
     width: int
@@ -91,10 +98,13 @@ class LLMShape:
     vocabulary: int
     tied: bool = False
     gated: bool = True
+    counted: Layers | None = None
 
     @property
     def body(self) -> int:
-        """Number of weights in the layers' matrices."""
+        """Number of weights in the layers' matrices; of a mixture's experts, those that a token is sent to."""
+        if self.counted is not None:
+            return self.counted.used
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         return self.layers * (attention + (3 if self.gated else 2) * self.width * self.ffn)
 
@@ -104,9 +114,14 @@ class LLMShape:
         return self.width * self.vocabulary
 
     @property
+    def stored(self) -> int:
+        """Number of weights in the layers, used or not."""
+        return self.body if self.counted is None else self.counted.stored
+
+    @property
     def weights(self) -> int:
         """Number of all weights."""
-        return self.body + self.head * (1 if self.tied else 2)
+        return self.stored + self.head * (1 if self.tied else 2)
 
     def forward(self, tokens: float, keys: float) -> float:
         """FLOPs of reading a number of tokens that attend to a number of keys each, without the output head."""
@@ -153,13 +168,10 @@ def encoder_shape(name: str) -> EncoderShape:
     if (known := KNOWN_ENCODERS.get(name.removesuffix(".en"))) is not None:
         return known
     config = _config(name, "encoder")
-    return EncoderShape(
-        config["d_model"],
-        config["encoder_layers"],
-        config["encoder_ffn_dim"],
-        config["num_mel_bins"],
-        config.get("max_source_positions", 1500),
-    )
+    keys = ("d_model", "encoder_layers", "encoder_ffn_dim", "num_mel_bins")
+    wrong = f"the sizes of the encoder {name!r} cannot be told"
+    width, layers, ffn, mels = _sizes(wrong, config, keys, "name a Whisper encoder")
+    return EncoderShape(width, layers, ffn, mels, config.get("max_source_positions", 1500))
 
 
 def llm_shape(name: str) -> LLMShape:
@@ -176,25 +188,35 @@ def llm_shape(name: str) -> LLMShape:
     if name.endswith(".gguf"):
         return _gguf_shape(name)
     found = _config(name, "LLM")
-    if not all(key in found for key in (*NEEDED, "vocab_size")):
+    counted = None
+    if found.get("model_type") not in PLAIN or not all(key in found for key in (*NEEDED, "vocab_size")):
         # Nested, differently spelled, or without what is its family's default: transformers knows.
-        found = _read_by_transformers(name, found)
-    heads = found["num_attention_heads"]
-    return LLMShape(
-        found["hidden_size"],
-        found["num_hidden_layers"],
-        heads,
-        found.get("num_key_value_heads") or heads,
-        found.get("head_dim") or found["hidden_size"] // heads,
-        found["intermediate_size"],
-        found["vocab_size"],
-        bool(found.get("tie_word_embeddings", False)),
-        found.get("model_type") not in NOT_GATED,
-    )
+        found, counted = _read_by_transformers(name, found)
+    wrong, do = f"the sizes of the LLM {name!r} cannot be told", "mend its config.json, or download it again"
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    width, layers, heads, ffn, vocabulary = _sizes(wrong, found, keys, do)
+    more = {
+        key: found.get(key) or default
+        for key, default in (("num_key_value_heads", heads), ("head_dim", width // heads))
+    }
+    kv_heads, head_width = _sizes(wrong, more, tuple(more), do)
+    tied = bool(found.get("tie_word_embeddings", False))
+    gated = found.get("model_type") not in NOT_GATED
+    return LLMShape(width, layers, heads, kv_heads, head_width, ffn, vocabulary, tied, gated, counted)
 
 
-def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of any family, as transformers reads it.
+def _sizes(wrong: str, config: Mapping[str, Any], keys: Sequence[str], do: str) -> list[int]:
+    """Fields of a configuration that must be whole numbers above 0."""
+    for key in keys:
+        size = config.get(key)
+        if not isinstance(size, int) or size < 1:
+            got = f"{key} {json.dumps(size)[:60]}" if key in config else f"no {key}"
+            raise DualSLMError(wrong, got=f"{got} in its config.json", do=do)
+    return [config[key] for key in keys]
+
+
+def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> tuple[dict[str, Any], Layers | None]:
+    """The fields of a configuration of any family, as transformers reads it, and the weights of uncommon layers.
 
     Raises:
         DualSLMError: transformers does not know it, or it is no decoder with attention.
@@ -214,12 +236,14 @@ def _read_by_transformers(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         found["tie_word_embeddings"] = raw.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", False))
         widths = [getattr(config, key, None) for key in FFN_KEYS]
     except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise DualSLMError(wrong, got=str(error).strip().splitlines()[0][:120], do=do) from error
+        # Behind the first sentence transformers lists every type that it knows.
+        got = str(error).strip().splitlines()[0].partition(". Should contain")[0]
+        raise DualSLMError(wrong, got=got[:120], do=do) from error
     if missing := [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not found[key]]:
         raise DualSLMError(wrong, got=f"no {missing[0]} in a config of type {kind!r}", do=do)
     # Where nothing is stated it is four times the width: GPT-2 and its kind.
     found["intermediate_size"] = next((width for width in widths if isinstance(width, int)), 4 * config.hidden_size)
-    return found
+    return found, None if found["model_type"] in PLAIN else layers(name, config)
 
 
 def _gguf_shape(name: str) -> LLMShape:
@@ -245,6 +269,8 @@ def _gguf_shape(name: str) -> LLMShape:
         try:
             known, tensors = gguf.header(opened)
             family = known["general.architecture"]
+            if known.get(f"{family}.expert_count"):
+                raise ValueError("a mixture of experts; plan the folder that it was made of")
             at = {key.removeprefix(f"{family}."): value for key, value in known.items()}
             heads = _most(at["attention.head_count"])
             return LLMShape(
@@ -280,13 +306,21 @@ def _config(name: str, part: str) -> dict[str, Any]:
     folder = Path(name) / "config.json"
     try:
         cached = None if folder.exists() else try_to_load_from_cache(name, "config.json")
-        found: dict[str, Any] = json.loads(
-            (Path(cached) if isinstance(cached, str) else folder).read_text(encoding="utf-8-sig")
-        )
-    except (OSError, ValueError, HFValidationError) as error:
+        path = Path(cached) if isinstance(cached, str) else folder
+        text = path.read_bytes()
+    except (OSError, HFValidationError) as error:
         raise DualSLMError(
             f"the sizes of the {part} {name!r} are not known here",
             got="no config.json in a folder or in the hub's cache",
             do=f"give its folder, or the hub id of one that was downloaded: hf download {name} config.json",
         ) from error
+    try:
+        found: Any = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        do = "mend it, save it as UTF-8, or download it again"
+        raise DualSLMError(
+            f"the sizes of the {part} {name!r} cannot be told", got="no JSON object in config.json", do=do
+        )
     return found

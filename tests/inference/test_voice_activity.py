@@ -89,6 +89,21 @@ def test_the_shipped_voices_are_speech(clip: Path, gain: float) -> None:
     assert has_speech(load(clip) * np.float32(gain))
 
 
+@pytest.mark.parametrize("bits", [16, 24])
+def test_faint_speech_is_speech_and_faint_noise_is_silence(bits: int) -> None:
+    pytest.importorskip("silero_vad")
+    steps = 2 ** (bits - 1)
+    clip = load(A_CLIP)
+    peak = 10 ** (-69 / 20)
+    faint = np.round(clip / np.abs(clip).max() * peak * steps).astype(np.float32) / steps
+    assert silence(faint) == "silence", "its level alone would refuse it"
+    assert no_speech(faint) is None
+    for seed in range(3):
+        for power in (0, 1):
+            quiet = np.round(noise(3, 1e-4, power, seed) * steps).astype(np.float32) / steps
+            assert no_speech(quiet) == "silence"
+
+
 def test_the_company_changes_nothing() -> None:
     """The detector keeps a state, which one recording must not leave to the next."""
     pytest.importorskip("silero_vad")

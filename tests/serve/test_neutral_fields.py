@@ -52,6 +52,8 @@ def refused(answer: httpx2.Response, *words: str) -> str:
         {"stream": None, "stream_options": None, "view": None, "temperature": None, "max_tokens": None, "stop": [""]},
         {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "reasoning_effort": None, "wiew": None},
         {"chat_template_kwargs": {"enable_thinking": False}, "options": {}, "extra_body": {}, "keep_alive": "5m"},
+        {"min_tokens": 0, "length_penalty": 1.0, "enable_thinking": False, "thinking": {"type": "disabled"}},
+        {"reasoning": {"effort": "none", "summary": None}, "chat_template_kwargs": {"enable_thinking": None}},
         {"max_completion_tokens": 10**6, "stream_options": {"include_usage": True}, "response_format": {}},
     ],
 )
@@ -83,6 +85,9 @@ def test_a_reply_may_come_back_as_clients_keep_it(url: str, extras: dict[str, An
         ({"logit_bias": {"5": 100}}, ["logit_bias:"]),
         ({"modalities": ["text", "audio"]}, ["modalities:", "['text']"]),
         ({"reasoning_effort": "high"}, ["reasoning_effort:"]),
+        ({"reasoning": {"effort": "low", "summary": None}}, ["reasoning:"]),
+        ({"thinking": {"type": "enabled"}}, ["thinking:"]),
+        ({"min_tokens": 5}, ["min_tokens:"]),
         ({"chat_template_kwargs": {"enable_thinking": True}}, ["chat_template_kwargs:"]),
         ({"response_format": {"type": "yaml"}}, ["response_format:", "'yaml'"]),
         ({"response_format": {"type": "json_object"}}, ["vLLM"]),
@@ -172,6 +177,7 @@ WORDS = "umbrella"
         {"language": "", "timestamp_granularities[]": ["segment"], "response_format": "json"},
         {"language": "English", "timestamp_granularities": "segment", "include[]": ""},
         {"language": "en-US", "user": "u"},
+        {"vad_filter": "false", "task": "transcribe", "translate": "false"},
     ],
 )
 def test_neutral_values_of_forms_pass(url: str, form: dict[str, Any]) -> None:
@@ -193,6 +199,8 @@ def test_neutral_values_of_forms_pass(url: str, form: dict[str, Any]) -> None:
         ({"temperature": "warm"}, ["temperature: must be a number"]),
         ({"include[]": ["logprobs"]}, ["include:"]),
         ({"chunking_strategy": '{"type": "server_vad"}'}, ["chunking_strategy:"]),
+        ({"seed": "1"}, ["seed: not supported here; leave it out."]),
+        ({"task": "translate"}, ["task:"]),
         ({"langauge": "en"}, ["langauge:", "language"]),
         ({"file": "a.wav"}, ["file"]),
     ],

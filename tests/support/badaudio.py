@@ -70,6 +70,7 @@ BAD: dict[str, tuple[Maker, str]] = {
     "zero samples": (lambda path: wav(path, np.zeros(0, np.float32)), "no sound"),
     "NaN": (lambda path: wav(path, np.full(100, np.nan, np.float32)), "NaN or infinite"),
     "infinite": (lambda path: wav(path, np.array([0, np.inf], np.float32)), "NaN or infinite"),
+    "integers as floats": (lambda path: wav(path, 20_000 * tone()), "a peak of 2000"),
     "12 channels": (lambda path: wav(path, np.zeros((100, 12), np.float32)), "12 channels"),
     "truncated flac": (_truncated_flac, "lost sync"),
     "two hours": (_two_hours, "7200 s"),

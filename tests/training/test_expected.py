@@ -271,3 +271,10 @@ def test_a_gguf_file_that_cannot_be_read_is_one_line(tmp_path: Path, damage: str
     assert "\n" not in str(caught.value)
     with pytest.raises(DualSLMError, match="hf download"):
         shapes.llm_shape("somebody/unknown-GGUF:unknown.gguf")
+
+
+def test_a_gguf_file_of_a_mixture_of_experts_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    gguf(path, expert_count=8)
+    with pytest.raises(DualSLMError, match="a mixture of experts; plan the folder"):
+        shapes.llm_shape(str(path))

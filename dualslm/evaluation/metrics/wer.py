@@ -45,6 +45,11 @@ UNSPACED = re.compile(
 FOREIGN = 0.05  # share of references with a letter beyond a-z, above which a set is not English, which has a few cafés
 
 
+# What is written in two ways and said in one: an apostrophe that is a letter, Turkish's capital dotted i, which Python
+# makes two letters of, and the stroke that stretches an Arabic word on the page.
+SAME = str.maketrans({"\u02bc": "'", "\u0130": "i", "\u0640": None})
+
+
 class Edits(NamedTuple):
     """The fewest edits that turn the reference into the hypothesis, by kind."""
 
@@ -66,7 +71,7 @@ def raw(text: str) -> list[str]:
 def _letters(text: str, more: str) -> list[str]:
     """Lower-case words of letters with their marks, digits and `more`."""
     # Composed: an accent that is typed apart is no other letter.
-    plain = unicodedata.normalize("NFC", text.lower())
+    plain = unicodedata.normalize("NFC", text.translate(SAME).lower())
     if plain.isascii():
         return re.sub(rf"[^a-z0-9{more}]", " ", plain).split()
     letters = []
@@ -85,6 +90,7 @@ def whisper(text: str) -> list[str]:
 def basic(text: str) -> list[str]:
     """Words after Whisper's normalizer for other languages than English, with all marks."""
     # Without joiners and soft hyphens, which have no width and end no word.
+    text = text.translate(SAME)
     return _basic()("".join(letter for letter in text if unicodedata.category(letter) != "Cf")).split()
 
 

@@ -1,0 +1,69 @@
+"""A prediction whose fields hold something else is refused in one line, and nothing of it is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualslm.errors import DualSLMError
+from dualslm.evaluation.predict import records
+
+ROW: dict[str, Any] = {
+    "id": "i",
+    "system": "s",
+    "view": None,
+    "task": "asr",
+    "corpus": "c",
+    "split": "t",
+    "cluster": "k",
+    "choices": None,
+    "truth": "a",
+    "answer": "a",
+    "ended": True,
+}
+
+
+def write(folder: Path, line: Any, encoding: str = "utf-8") -> Path:
+    path = folder / "predictions.jsonl"
+    path.write_text(json.dumps(line) + "\n", encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("system", None),
+        ("corpus", None),
+        ("split", 3),
+        ("cluster", None),
+        ("view", 1),
+        ("truth", 3),
+        ("truth", ["a"]),
+        ("choices", "ab"),
+        ("choices", [1, 2]),
+        ("answer", ["a"]),
+        ("ended", "yes"),
+        ("audio", {"path": "a.wav"}),
+        ("seconds", "3"),
+        ("seconds", True),
+        ("likelihoods", [0.5]),
+    ],
+)
+def test_a_field_of_another_kind_is_one_line(tmp_path: Path, field: str, value: Any) -> None:
+    with pytest.raises(DualSLMError, match=f"line 1 is no prediction: got {field} ") as caught:
+        list(records(write(tmp_path, {**ROW, field: value})))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", [[1], None, 5, "id"])
+def test_a_line_that_is_no_object_is_said_to_be_none(tmp_path: Path, line: Any) -> None:
+    with pytest.raises(DualSLMError, match="line 1 is no prediction: got no object"):
+        list(records(write(tmp_path, line)))
+
+
+def test_likelihoods_of_null_are_none(tmp_path: Path) -> None:
+    (found,) = records(write(tmp_path, {**ROW, "likelihoods": None, "seconds": None, "labels": {}}))
+    assert "likelihoods" not in found
