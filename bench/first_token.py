@@ -51,7 +51,7 @@ from dualslm.model.generation import GenerationSettings
 PAPER = "paper"
 CASCADE = "cascade"
 SYSTEM = "You are a good listener. Answer in one sentence."
-REPLY_TOKENS = 24
+REPLY_TOKENS = 8  # the first alone is measured
 Way: TypeAlias = Callable[[Session, NDArray[np.float32]], float]
 """Answers a spoken turn in a session and gives the seconds to the first token."""
 
