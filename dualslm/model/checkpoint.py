@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dualslm import pocket, toml
 from dualslm.errors import DualSLMError
-from dualslm.files import read_text, replacing
+from dualslm.files import read_json, replacing
 from dualslm.model import frozen_files
 from dualslm.model.adapters import build_differences
 from dualslm.model.card import modelcard
@@ -113,6 +113,7 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
         The folder.
     """
     path = Path(folder)
+    page = modelcard(card, repo or path.name)  # first: a recipe that cannot be written leaves all as it was
     path.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
@@ -121,7 +122,7 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
         # errors are none of the system's.
         partial.write_bytes(save(state, metadata={"sha256": card.hash_of(state)}))
     with replacing(path / README) as partial:
-        partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     # The card comes last: a folder without one is no checkpoint, so a save that was broken off is never loaded.
     stated = {"model_type": "dualslm", **asdict(card), "sha256": ""}
     with replacing(path / CARD) as partial:
@@ -141,9 +142,9 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
         if not (path / CARD).is_file():
             do = "use the embedded model, or name trained adapters"
             raise DualSLMError("this build has no pocket adapters", got="none in the package", do=do)
-    elif not path.is_dir():
+    elif not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = _download(str(name), revision)
-    missing = [file for file in (CARD, WEIGHTS) if not (path / file).is_file()]
+    missing = [file for file in (CARD, WEIGHTS) if not os.path.isfile(path / file)]
     if missing:
         stages = sorted(str(card.parent) for card in path.glob(f"*/{CARD}")) if (path / RUN_RECIPE).is_file() else []
         do = "give the folder that save_pretrained wrote, or a hub id of one"
@@ -163,7 +164,7 @@ def read_card(folder: Path) -> Card:
     try:
         if (folder / CARD).stat().st_size > MAX_CARD_BYTES:
             raise ValueError(f"more than {MAX_CARD_BYTES} bytes")
-        values = json.loads(read_text(folder / CARD, "the card", do))
+        values = read_json(folder / CARD, "the card", do)
         if values.get("sha256") and values["sha256"] != _hash({**values, "sha256": ""}):
             # Only named, because what the adapters compute by is known by the hash of the weights.
             log.warning("%s was changed since it was saved: what it says may be wrong", folder / CARD)
@@ -178,8 +179,9 @@ def read_card(folder: Path) -> Card:
             raise ValueError(found)
         card = Card(**values)
         _check_fields(card)
+        modelcard(card).encode()  # so that whatever is read can be saved again
     # Whatever JSON may hold: nested a thousand times, without a key, or of another type.
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
         raise DualSLMError(f"{folder / CARD} is not a dualslm card of format {FORMAT}", got=got, do=do) from error
     return replace(
@@ -279,9 +281,10 @@ def generation_of(card: Card) -> GenerationSettings:
     """
     try:
         return replace(GREEDY, **card.generation)
-    except TypeError as error:
+    except (TypeError, DualSLMError) as error:
         do = "use a newer version, or take the setting out of its card"
-        raise DualSLMError("the checkpoint asks for settings that are not known", got=str(error), do=do) from error
+        got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
+        raise DualSLMError("the checkpoint asks for settings that are not known", got=got, do=do) from error
 
 
 def check_parts(card: Card, encoder: Any, llm: Any, *, verify: bool = False, llm_here: bool = True) -> None:
@@ -347,8 +350,10 @@ def _check_fields(card: Card) -> None:
         value = getattr(card, name)
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         plain = [get_origin(one) or one for one in kinds if get_origin(one) is not Literal]
-        if plain and not isinstance(value, tuple(plain)):
+        if plain and (not isinstance(value, tuple(plain)) or isinstance(value, bool)):
             raise TypeError(f"{name} {value!r:.80}")
+    if "\0" in card.encoder + card.llm:  # no file system has such a name, and Python raises at the first use
+        raise ValueError(f"{card.encoder!r:.80} and {card.llm!r:.80}")
     if card.window not in ("full", "clip"):
         raise ValueError(f"window {card.window!r:.80}")
     settings: dict[str, type] = {"paralinguistic": Paralinguistic, "linguistic": Linguistic}

@@ -8,6 +8,7 @@ download from the hub as compiled code: only names that are part of transformers
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ def read_config(name: str, revision: str | None) -> Any:
         OSError: nothing there.
         ValueError: nothing that transformers knows, without code of its own.
     """
+    if os.path.isfile(name):  # of transformers some would read it as a configuration, and as weights in a pickle
+        raise ValueError("a file, and not a folder")
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     for part in _with_parts(config):
         for field, own in OWN_IMPLEMENTATIONS.items():
