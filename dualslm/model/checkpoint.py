@@ -20,7 +20,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -39,6 +38,7 @@ log = logging.getLogger("dualslm")
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of adapters
 MAX_CARD_BYTES = 1 << 24
 RENAMED = {"encoder_print": "encoder_fingerprint", "llm_print": "llm_fingerprint"}  # read for one more version
 
@@ -201,18 +201,18 @@ def read_weights(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
         DualSLMError: not a safetensors file, a damaged one, or one that does not belong to the card beside it.
     """
     do = "copy or download the checkpoint again"
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            known = (file.metadata() or {}).get("sha256")  # a file of an earlier version has none
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise DualSLMError(f"cannot read {folder / WEIGHTS}", got=str(error), do=do) from error
+    with frozen_files.tensors_in(folder / WEIGHTS) as file:
+        known = (file.metadata() or {}).get("sha256")  # a file of an earlier version has none
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     if known is not None and known != read_card(folder).hash_of(tensors):
         got = f"other bytes, or other settings in {CARD}, than were saved"
         raise DualSLMError(f"{folder / WEIGHTS} is damaged", got=got, do=do)
-    if strange := [key for key, value in tensors.items() if not value.is_floating_point()]:
+    if strange := [key for key, value in tensors.items() if value.dtype not in FLOATS]:
         got = f"{strange[0]} of type {tensors[strange[0]].dtype}"
         raise DualSLMError(f"{folder / WEIGHTS} holds no adapters' weights", got=got, do=do)
+    if strange := [key for key, value in tensors.items() if not bool(value.float().isfinite().all())]:
+        # One alone makes every embedding no number, and every reply an empty one, without a word.
+        raise DualSLMError(f"{folder / WEIGHTS} is damaged", got=f"{strange[0]} with values that are no numbers", do=do)
     return {key: value.to(device) for key, value in tensors.items()}
 
 

@@ -314,6 +314,35 @@ def test_weights_of_another_type_are_refused(copy: Path) -> None:
         load(copy)
 
 
+def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
+    """They would make every reply an empty one, without a word."""
+    weights = copy / "adapters" / "adapters.safetensors"
+    tensors = load_file(weights)
+    tensors["para.project.weight"][0, 0] = float("nan")
+    save_file(tensors, weights)  # without the hash, as an outsider would
+    with pytest.raises(DualSLMError, match=r"damaged: got para\.project\.weight with values that are no numbers"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5])
+def test_weights_that_were_cut_off_are_one_line(copy: Path, part: str, share: float) -> None:
+    file = copy / part / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    for load_llm in (True, False):
+        with pytest.raises(DualSLMError, match=r"cannot (read|load)") as error:
+            load(copy, load_llm=load_llm)
+        assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_are_no_weights_of_an_encoder(copy: Path) -> None:
+    file = copy / "encoder" / "model.safetensors"
+    save_file({key: value.to(torch.int8) for key, value in load_file(file).items()}, file)
+    with pytest.raises(DualSLMError, match=r"is of torch\.int8"):
+        load(copy)
+
+
 def test_every_flip_in_adapters_is_found(copy: Path) -> None:
     weights = copy / "adapters" / "adapters.safetensors"
     whole = weights.read_bytes()
