@@ -319,7 +319,7 @@ def _check_parts(config: WhisperConfig, features: WhisperFeatureExtractor, windo
     if (features.hop_length, features.sampling_rate) != (HOP, SAMPLE_RATE) or not 0 < features.n_fft <= MAX_FFT:
         raise DualSLMError(
             "the feature extractor is none of Whisper's",
-            got=f"steps of {features.hop_length}, windows of {features.n_fft}, {features.sampling_rate} samples a second",
+            got=f"steps of {features.hop_length}, windows of {features.n_fft}, {features.sampling_rate} Hz",
             do=f"use the preprocessor_config.json of the same checkpoint, with steps of {HOP} at {SAMPLE_RATE} Hz",
         )
     if features.feature_size != config.num_mel_bins or features.n_samples != window_samples:
