@@ -23,7 +23,7 @@ from dualslm.data.corpora.schema import is_blank
 from dualslm.errors import DualSLMError
 from dualslm.evaluation.items import Exam, lacks
 from dualslm.evaluation.systems.item import Item, System, card
-from dualslm.files import BYTE_ORDER_MARK, open_regular, replacing, sha256
+from dualslm.files import BYTE_ORDER_MARK, open_regular, read_json, replacing, sha256
 
 PREDICTIONS = "predictions.jsonl"
 META = "predictions.meta.json"
@@ -308,14 +308,13 @@ def _check_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 def _settings_of(out: Path) -> dict[str, Any]:
     """The settings of predictions that are complete."""
     try:
-        meta = json.loads((out / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(read_json(out / META, "the record", "run predict again")["settings"])
+    except (ValueError, KeyError, TypeError) as error:
         raise DualSLMError(
             f"{out / PREDICTIONS} is there, and nothing tells how it was made",
             got=f"no readable {META}",
             do="give another --out, or delete it",
         ) from error
-    return dict(meta["settings"])
 
 
 def assemble(
@@ -377,7 +376,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         missing = [key for key in KEYS if key not in row]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DualSLMError(f"{where} is no prediction", got=str(error), do="run predict again") from error
     if missing or not isinstance(row["answer"], str):
         got = f"no {missing[0]}" if missing else f"answer {row['answer']!r}"

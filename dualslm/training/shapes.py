@@ -283,7 +283,7 @@ def _config(name: str, part: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(
             (Path(cached) if isinstance(cached, str) else folder).read_text(encoding="utf-8-sig")
         )
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError, RecursionError, HFValidationError) as error:
         raise DualSLMError(
             f"the sizes of the {part} {name!r} are not known here",
             got="no config.json in a folder or in the hub's cache",
