@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ENTITY = re.compile(r"&(?=#?\w+;)")
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+MAX_PART = 2000  # characters of one part of an error
+
 
 class DualSLMError(ValueError):
     """A mistake that the user can correct.
@@ -40,7 +42,7 @@ class DualSLMError(ValueError):
         self.wrong = wrong
         self.got = got
         self.do = do
-        super().__init__(f"{wrong}: got {got}; {do}")
+        super().__init__(f"{_held(wrong)}: got {_held(got)}; {do}")
 
     def __reduce__(self) -> tuple[Callable[[], DualSLMError], tuple[()]]:
         """Pickles the error, so that a worker process can raise it in its parent."""
@@ -109,6 +111,12 @@ def _visible_console() -> Any:
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     return VisibleConsole
+
+
+def _held(text: object) -> str:
+    """A text of bounded length: a name or a value of a megabyte would push all else out of a terminal."""
+    shown = str(text)
+    return shown if len(shown) <= MAX_PART else f"{shown[: MAX_PART // 2]} [...] {shown[-MAX_PART // 4 :]}"
 
 
 def _spelt(found: re.Match[str]) -> str:

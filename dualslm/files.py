@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dualslm.errors import DualSLMError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs write it in front of UTF-8 text
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, as JSON may spell it
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk, or this user's share of it
 
 
@@ -71,6 +74,37 @@ def read_text(path: Path, what: str, do: str) -> str:
         return data.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DualSLMError(f"cannot read {what} {path}", got="bytes that are not UTF-8 text", do=do) from error
+
+
+def read_json(path: Path, what: str, do: str) -> Any:
+    """The value of a JSON file; whatever the file holds, it is a value or one error.
+
+    Args:
+        path: path of the file, taken as it is.
+        what: what the file should be, for errors: "the report".
+        do: what an error says to do.
+
+    Raises:
+        DualSLMError: the file cannot be read, is no JSON, gives a field twice, or holds half a character.
+    """
+    text = read_text(path, what, do)
+    try:
+        value = json.loads(text, object_pairs_hook=_fields)
+        if HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # a half without its other half cannot be written anywhere
+    # ValueError: a number of more digits than Python reads, too. RecursionError: nested too deeply.
+    except (ValueError, RecursionError) as error:
+        raise DualSLMError(f"{what} {path} is damaged", got=str(error), do=do) from error
+    return value
+
+
+def _fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    # The json module alone would keep the last of two fields of one name and say nothing.
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return fields
 
 
 def sha256(path: Path) -> str:

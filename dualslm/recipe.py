@@ -30,6 +30,10 @@ TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 # fill the memory.
 MAX_LAYERS = 64
 MAX_WIDTH = 131_072
+MAX_STEPS = 1_000_000_000
+MAX_BATCH = 1_000_000  # examples in one step, or drawn together
+MAX_SHARE = 1_000_000  # of a kind or a manifest among the others; as small a part of one at least
+MAX_NAME = 60  # letters of a stage's name
 MAX_COUNT = 4096  # of heads, soft prompt tokens, frames
 
 
@@ -51,6 +55,12 @@ def _at_least(low: int, *, most: float = math.inf, **values: float | None) -> No
 def _above_zero(**values: float) -> None:
     for key, value in values.items():
         _require(0 < value < math.inf, key, value, "give a number above 0")
+
+
+def _a_share(key: str, value: float) -> None:
+    # Sums and products of others overflow when a batch is drawn, or draw nothing.
+    do = f"give a number above 0, from 1 / {MAX_SHARE} to {MAX_SHARE}"
+    _require(1 / MAX_SHARE <= value <= MAX_SHARE, key, value, do)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +180,8 @@ class Kind:
 
     def __post_init__(self) -> None:
         _require(bool(self.learns), "learns", "no channel", 'name "para", "ling" or both')
-        _above_zero(share=self.share)
-        _at_least(1, together=self.together)
+        _a_share("share", self.share)
+        _at_least(1, most=MAX_BATCH, together=self.together)
         for channel in self.learns:
             # An adapter gets a gradient only where its channel is read from speech.
             sources = getattr(self.view, channel)
@@ -206,10 +216,14 @@ class Stage:
     dual: Kind | None = None
 
     def __post_init__(self) -> None:
-        _require(self.name.isidentifier(), "name", repr(self.name), "use letters, digits and _")
+        # The name of a folder, which file systems hold to 255 bytes.
+        fits = self.name.isidentifier() and len(self.name) <= MAX_NAME
+        _require(fits, "name", repr(self.name), f"use letters, digits and _, at most {MAX_NAME} of them")
         _above_zero(lr=self.lr)
-        _at_least(1, batch=self.batch, epochs=self.epochs, steps=self.steps)
-        _at_least(0, warmup=self.warmup, min_token_count=self.min_token_count)
+        _at_least(1, most=MAX_BATCH, batch=self.batch)
+        _at_least(1, most=MAX_STEPS, epochs=self.epochs, steps=self.steps)
+        _at_least(0, most=MAX_STEPS, warmup=self.warmup)
+        _at_least(0, min_token_count=self.min_token_count)
         length = f"epochs {self.epochs} and steps {self.steps}"
         _require((self.epochs is None) != (self.steps is None), "length", length, "give one of the two")
         _require(bool(self.history), "history", "none", 'name "text", "speech" or both')
@@ -287,7 +301,7 @@ class Data:
         given = f"{len(self.weights)} for {len(self.train)} manifests"
         _require(len(self.weights) in (0, len(self.train)), "weights", given, "give one for each under data.train")
         for weight in self.weights:
-            _above_zero(weights=weight)  # a manifest of weight 0 should not be listed at all
+            _a_share("weights", weight)  # a manifest of weight 0 should not be listed at all
         _require(0 <= self.unreadable <= 1, "unreadable", self.unreadable, "give a share from 0 to 1")
 
 

@@ -21,6 +21,8 @@ from dualslm.errors import DualSLMError
 log = logging.getLogger("dualslm")
 
 NAMES: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+MAX_BITS = 63  # of a whole number, beside its sign
+MAX_DIGITS = 9  # of the number of a table in a list
 Table = TypeVar("Table")
 
 
@@ -38,7 +40,8 @@ def read(kind: type[Table], text: str, overrides: Iterable[str] = (), *, name: s
     """
     try:
         raw = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark, as Windows programs write it
-    except tomllib.TOMLDecodeError as error:
+    # A number of more digits than Python reads is a plain ValueError; brackets nested too deeply end in the other.
+    except (ValueError, RecursionError) as error:
         raise DualSLMError(f"{name} is not TOML", got=str(error), do="correct that line") from error
     for override in overrides:
         _set(raw, override)
@@ -134,6 +137,10 @@ def _refuse_unknown(raw: Mapping[str, object], known: Iterable[str], where: str)
 
 def _value(kind: Any, raw: object, where: str) -> Any:
     """A TOML value → a value of the type `kind`."""
+    if type(raw) is int and raw.bit_length() > MAX_BITS:
+        # TOML has no such number, though Python reads it; one of 4,300 digits could not even be named in an error.
+        got = f"a whole number of {raw.bit_length()} bits"
+        raise DualSLMError(f"{where} is too large", got=got, do=f"give a number of at most {MAX_BITS} bits")
     origin = get_origin(kind)
     inner = get_args(kind)
     if origin in (Union, UnionType):  # X | None: TOML has no null, so a key that is given is an X
@@ -188,7 +195,7 @@ def _set(raw: dict[str, Any], override: str) -> None:
 def _child(node: Any, key: str, where: str) -> Any:
     """What a key leads to; the key of a list is a number, counted from 1."""
     if isinstance(node, list):
-        if not key.isdecimal() or not 1 <= int(key) <= len(node):
+        if not key.isdecimal() or len(key) > MAX_DIGITS or not 1 <= int(key) <= len(node):
             do = f"give a number from 1 to {len(node)}"
             raise DualSLMError(f"there is no {where} in the recipe", got=repr(key), do=do)
         return node[int(key) - 1]
@@ -201,7 +208,7 @@ def _parse_value(text: str) -> Any:
     """A TOML value; anything else, such as a hub id without quotes, is text."""
     try:
         value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # as in `read`
         return text
     # A text with a line break could smuggle in further keys.
     return value["value"] if value.keys() == {"value"} else text

@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualslm.cli.main import main
-from dualslm.errors import UNSEEN, Visible, for_html, for_json, for_markdown, new_console, one_line, visible
+from dualslm.errors import (
+    UNSEEN,
+    DualSLMError,
+    Visible,
+    for_html,
+    for_json,
+    for_markdown,
+    new_console,
+    one_line,
+    visible,
+)
 from dualslm.evaluation.report import markdown
 from dualslm.evaluation.report.table import Cell, Line, Table
 from dualslm.model.card import modelcard
@@ -77,6 +87,15 @@ def test_an_error_about_a_hostile_file_is_one_harmless_line(tmp_path: Path, caps
     assert "\\x1b" in error
     assert not UNSEEN.search(error)
     assert len(error.splitlines()) == 1
+
+
+def test_an_error_is_of_bounded_length() -> None:
+    megabyte = "a" * 1_000_000
+    error = DualSLMError(f"unknown {megabyte}", got=megabyte, do="leave it out")
+    assert len(str(error)) < 5000
+    assert str(error).startswith("unknown aaa")
+    assert str(error).endswith("aaa; leave it out")
+    assert error.got == megabyte
 
 
 def test_warnings_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,19 @@ def test_overrides(override: str, get: object) -> None:
         ("stage.1.linguistic.view.ling=['text']", ["stage.1.linguistic.view.ling", "learns from speech"]),
         ("model.paralinguistic.dropout=1", ["model.paralinguistic.dropout"]),
         ("optimizer.clip=0", ["optimizer.clip"]),
+        # far from what anybody trains: Python, numpy or the file system would refuse them hours later, or never
+        pytest.param(f"stage.1.lr=1{'0' * 4000}", ["stage.1.lr is too large", "bits"], id="lr of 4000 digits"),
+        pytest.param(f"stage.1.lr=1{'0' * 5000}", ["stage.1.lr must be a number"], id="lr of 5000 digits"),
+        pytest.param(f"seed=0x{'f' * 5000}", ["seed is too large", "20000 bits"], id="seed of 20000 bits"),
+        pytest.param(f"model.llm=0x{'f' * 5000}", ["model.llm is too large"], id="name of 20000 bits"),
+        pytest.param(f"stage.1.lr={'[' * 100_000}", ["stage.1.lr must be a number"], id="nested lr"),
+        pytest.param(f"stage.{'9' * 5000}.lr=1", ["there is no stage.9"], id="stage of 5000 digits"),
+        pytest.param(f"stage.1.name={'a' * 300}", ["stage.1.name makes no sense"], id="name of 300 letters"),
+        ("stage.1.batch=1_000_000_000", ["stage.1.batch makes no sense"]),
+        ("stage.1.steps=1_000_000_000_000", ["stage.1.steps makes no sense"]),
+        ("stage.1.linguistic.share=1e308", ["stage.1.linguistic.share makes no sense"]),
+        ("stage.1.linguistic.share=1e-320", ["stage.1.linguistic.share makes no sense"]),
+        ("stage.1.linguistic.together=1_000_000_000", ["stage.1.linguistic.together makes no sense"]),
     ],
 )
 def test_mistakes_name_the_full_key(override: str, words: list[str]) -> None:
@@ -157,6 +170,9 @@ def test_mistakes_name_the_full_key(override: str, words: list[str]) -> None:
         ("[model]\nencoder = 'e'", "lacks stage|lacks model.llm"),
         ("seed = ", "not TOML"),
         ("seed = 1\nseed = 2", "not TOML"),
+        pytest.param(f"seed = {'1' * 5000}", "not TOML", id="5000 digits"),
+        pytest.param(f"seed = {'[' * 100_000}", "not TOML", id="nested lists"),
+        pytest.param(f"seed = {'{a=' * 5000}1{'}' * 5000}", "not TOML", id="nested tables"),
     ],
 )
 def test_what_is_missing_is_named(text: str, word: str) -> None:
@@ -184,6 +200,8 @@ def test_weights_of_manifests() -> None:
         small('data.train=["a", "b"]', "data.weights=[1]")
     with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 0\.0"):
         small('data.train=["a"]', "data.weights=[0]")
+    with pytest.raises(DualSLMError, match=r"data\.weights makes no sense: got 1e\+308"):
+        small('data.train=["a"]', "data.weights=[1e308]")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

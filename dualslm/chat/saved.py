@@ -19,7 +19,7 @@ import soundfile
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.conversation import Conversation, Part, Speech
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing
+from dualslm.files import read_json, replacing
 
 FILE_NAME = "talk.json"  # the name that folders saved by earlier versions have
 FORMAT = 1
@@ -61,7 +61,8 @@ def restore(folder: Path) -> tuple[Conversation, dict[str, str | None]]:
         DualSLMError: no conversation in the folder, or a recording of it that cannot be used.
     """
     try:
-        whole = json.loads((folder / FILE_NAME).read_text())
+        (folder / FILE_NAME).stat()  # where nothing is there, another error says so
+        whole = read_json(folder / FILE_NAME, "the conversation", "name a folder that /save wrote")
         if whole["format"] != FORMAT:
             raise ValueError(f"format {whole['format']!r}, not {FORMAT}")
         conversation = Conversation(whole["system"])
@@ -74,7 +75,7 @@ def restore(folder: Path) -> tuple[Conversation, dict[str, str | None]]:
     except OSError as error:
         do = "name a folder that /save wrote"
         raise DualSLMError(f"there is no conversation in {folder}", got=error.strerror, do=do) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         got = f"{type(error).__name__}: {error}"
         raise DualSLMError(f"{folder / FILE_NAME} is no saved conversation", got=got, do="save it again") from error
 
@@ -111,7 +112,8 @@ def _part(saved: str | Mapping[str, Any], folder: Path) -> Part:
         return saved
     audio = saved.get("audio")
     tone = None if saved.get("tone") is None else _part(saved["tone"], folder)
-    assert not isinstance(tone, str), "a tone is a recording or a caption"
+    if isinstance(tone, str):
+        raise TypeError("a tone that is neither a recording nor a caption")
     return Speech(
         None if audio is None else load(folder / audio),
         transcript=saved.get("transcript"),

@@ -1,9 +1,10 @@
-"""Terminals that cannot show every character: cp1252, ASCII and the like (ours)."""
+"""Terminals that cannot show every character: cp1252, ASCII and the like; and none at all (ours)."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 import unicodedata
 
@@ -12,7 +13,15 @@ LOOKALIKES = {"▮": "#", "×": "x", "·": "-", "→": "->", "…": "...", "≤"
 
 
 def tolerate() -> None:
-    """Lets standard output and error show a lookalike of what they cannot encode, instead of a traceback."""
+    """Lets standard output and error show a lookalike of what they cannot encode, instead of a traceback.
+
+    One that is closed, as in `>&-` or under some daemons, is None: in its place comes one that holds nothing.
+    """
+    # In the order of their descriptors: the next file to be opened would get the closed one's number, and whatever is
+    # printed by others would be written into it.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
     codecs.register_error(NAME, _lookalikes)
     for stream in (sys.stdout, sys.stderr):
         # tests and notebooks put other streams in their place, which take any text

@@ -94,7 +94,7 @@ def indexed(path: Path) -> ManifestIndex | None:
     Raises:
         DualSLMError: a line that is not valid.
     """
-    if not path.is_file() or path.stat().st_size < INDEXED:
+    if not os.path.isfile(path) or path.stat().st_size < INDEXED:
         return None
     file = path.with_name(f".{path.name}.index.npz")
     key = _key(path)

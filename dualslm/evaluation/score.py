@@ -26,7 +26,7 @@ from dualslm.evaluation import measure
 from dualslm.evaluation.metrics import answers, wer
 from dualslm.evaluation.metrics.bootstrap import RESAMPLES, holm
 from dualslm.evaluation.predict import META, records
-from dualslm.files import read_text, replacing, sha256
+from dualslm.files import read_json, replacing, sha256
 
 REPORT = "report.json"
 FORMAT = 1
@@ -103,10 +103,9 @@ def read(path: Path) -> dict[str, Any]:
         DualSLMError: none there, or one of another format.
     """
     file = path / REPORT if path.is_dir() else path
-    try:
-        report: dict[str, Any] = json.loads(read_text(file, "the report", "run dualslm eval first"))
-    except json.JSONDecodeError as error:
-        raise DualSLMError(f"cannot read the report {file}", got=error, do="run dualslm eval first") from error
+    report: dict[str, Any] = read_json(file, "the report", "run dualslm eval first")
+    if not isinstance(report, dict):
+        raise DualSLMError(f"{file} is no report", got=type(report).__name__, do="run dualslm eval first")
     if report.get("format") != FORMAT:
         got = f"format {report.get('format')}"
         raise DualSLMError(f"{file} is no report of this version", got=got, do="score the predictions again")

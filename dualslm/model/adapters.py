@@ -102,12 +102,7 @@ class ParalinguisticAdapter(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if d_speech % heads:
-            raise DualSLMError(
-                "the paralinguistic adapter's heads do not divide the encoder's width",
-                got=f"{heads} heads for a width of {d_speech}",
-                do="set model.paralinguistic.heads to a divisor",
-            )
+        _check_heads("paralinguistic", heads, d_speech)
         if layer is not None and layer >= depth:
             raise DualSLMError(
                 "the encoder has no such layer",
@@ -221,6 +216,8 @@ class LinguisticAdapter(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if layers:
+            _check_heads("linguistic", heads, d_speech)
         self.stack = stack
         self.around = around
         self.dropout = dropout
@@ -313,6 +310,12 @@ class LinguisticAdapter(nn.Module):
         mean_1S, deviation_1S = moments(clip_NTS[-1:] for clip_NTS in clips)
         self.mean_S.copy_(mean_1S[0])
         self.deviation_S.copy_(deviation_1S[0])
+
+
+def _check_heads(name: str, heads: int, width: int) -> None:
+    if width % heads:
+        got, do = f"{heads} heads for a width of {width}", f"set model.{name}.heads to a divisor"
+        raise DualSLMError(f"the {name} adapter's heads do not divide the encoder's width", got=got, do=do)
 
 
 def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:

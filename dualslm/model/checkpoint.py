@@ -20,13 +20,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from dualslm import pocket, toml
 from dualslm.errors import DualSLMError
-from dualslm.files import read_text, replacing
+from dualslm.files import read_json, replacing
 from dualslm.model import frozen_files
 from dualslm.model.adapters import build_differences
 from dualslm.model.card import modelcard
@@ -39,6 +38,7 @@ log = logging.getLogger("dualslm")
 
 CARD, WEIGHTS, README = "config.json", "adapters.safetensors", "README.md"
 FORMAT = 1
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of adapters
 MAX_CARD_BYTES = 1 << 24
 RENAMED = {"encoder_print": "encoder_fingerprint", "llm_print": "llm_fingerprint"}  # read for one more version
 
@@ -113,6 +113,7 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
         The folder.
     """
     path = Path(folder)
+    page = modelcard(card, repo or path.name)  # first: a recipe that cannot be written leaves all as it was
     path.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that share memory or are not contiguous.
     state = {key: value.detach().cpu().contiguous() for key, value in adapters.state_dict().items()}
@@ -121,7 +122,7 @@ def write(folder: str | os.PathLike[str], card: Card, adapters: nn.Module, *, re
         # errors are none of the system's.
         partial.write_bytes(save(state, metadata={"sha256": card.hash_of(state)}))
     with replacing(path / README) as partial:
-        partial.write_text(modelcard(card, repo or path.name), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     # The card comes last: a folder without one is no checkpoint, so a save that was broken off is never loaded.
     stated = {"model_type": "dualslm", **asdict(card), "sha256": ""}
     with replacing(path / CARD) as partial:
@@ -141,9 +142,9 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
         if not (path / CARD).is_file():
             do = "use the embedded model, or name trained adapters"
             raise DualSLMError("this build has no pocket adapters", got="none in the package", do=do)
-    elif not path.is_dir():
+    elif not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = _download(str(name), revision)
-    missing = [file for file in (CARD, WEIGHTS) if not (path / file).is_file()]
+    missing = [file for file in (CARD, WEIGHTS) if not os.path.isfile(path / file)]
     if missing:
         stages = sorted(str(card.parent) for card in path.glob(f"*/{CARD}")) if (path / RUN_RECIPE).is_file() else []
         do = "give the folder that save_pretrained wrote, or a hub id of one"
@@ -163,7 +164,7 @@ def read_card(folder: Path) -> Card:
     try:
         if (folder / CARD).stat().st_size > MAX_CARD_BYTES:
             raise ValueError(f"more than {MAX_CARD_BYTES} bytes")
-        values = json.loads(read_text(folder / CARD, "the card", do))
+        values = read_json(folder / CARD, "the card", do)
         if values.get("sha256") and values["sha256"] != _hash({**values, "sha256": ""}):
             # Only named, because what the adapters compute by is known by the hash of the weights.
             log.warning("%s was changed since it was saved: what it says may be wrong", folder / CARD)
@@ -178,8 +179,9 @@ def read_card(folder: Path) -> Card:
             raise ValueError(found)
         card = Card(**values)
         _check_fields(card)
+        modelcard(card).encode()  # so that whatever is read can be saved again
     # Whatever JSON may hold: nested a thousand times, without a key, or of another type.
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
         raise DualSLMError(f"{folder / CARD} is not a dualslm card of format {FORMAT}", got=got, do=do) from error
     return replace(
@@ -199,18 +201,18 @@ def read_weights(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
         DualSLMError: not a safetensors file, a damaged one, or one that does not belong to the card beside it.
     """
     do = "copy or download the checkpoint again"
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            known = (file.metadata() or {}).get("sha256")  # a file of an earlier version has none
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise DualSLMError(f"cannot read {folder / WEIGHTS}", got=str(error), do=do) from error
+    with frozen_files.tensors_in(folder / WEIGHTS) as file:
+        known = (file.metadata() or {}).get("sha256")  # a file of an earlier version has none
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     if known is not None and known != read_card(folder).hash_of(tensors):
         got = f"other bytes, or other settings in {CARD}, than were saved"
         raise DualSLMError(f"{folder / WEIGHTS} is damaged", got=got, do=do)
-    if strange := [key for key, value in tensors.items() if not value.is_floating_point()]:
+    if strange := [key for key, value in tensors.items() if value.dtype not in FLOATS]:
         got = f"{strange[0]} of type {tensors[strange[0]].dtype}"
         raise DualSLMError(f"{folder / WEIGHTS} holds no adapters' weights", got=got, do=do)
+    if strange := [key for key, value in tensors.items() if not bool(value.float().isfinite().all())]:
+        # One alone makes every embedding no number, and every reply an empty one, without a word.
+        raise DualSLMError(f"{folder / WEIGHTS} is damaged", got=f"{strange[0]} with values that are no numbers", do=do)
     return {key: value.to(device) for key, value in tensors.items()}
 
 
@@ -279,9 +281,10 @@ def generation_of(card: Card) -> GenerationSettings:
     """
     try:
         return replace(GREEDY, **card.generation)
-    except TypeError as error:
+    except (TypeError, DualSLMError) as error:
         do = "use a newer version, or take the setting out of its card"
-        raise DualSLMError("the checkpoint asks for settings that are not known", got=str(error), do=do) from error
+        got = f"{error.wrong}: {error.got}" if isinstance(error, DualSLMError) else str(error)
+        raise DualSLMError("the checkpoint asks for settings that are not known", got=got, do=do) from error
 
 
 def check_parts(card: Card, encoder: Any, llm: Any, *, verify: bool = False, llm_here: bool = True) -> None:
@@ -347,8 +350,10 @@ def _check_fields(card: Card) -> None:
         value = getattr(card, name)
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         plain = [get_origin(one) or one for one in kinds if get_origin(one) is not Literal]
-        if plain and not isinstance(value, tuple(plain)):
+        if plain and (not isinstance(value, tuple(plain)) or isinstance(value, bool)):
             raise TypeError(f"{name} {value!r:.80}")
+    if "\0" in card.encoder + card.llm:  # no file system has such a name, and Python raises at the first use
+        raise ValueError(f"{card.encoder!r:.80} and {card.llm!r:.80}")
     if card.window not in ("full", "clip"):
         raise ValueError(f"window {card.window!r:.80}")
     settings: dict[str, type] = {"paralinguistic": Paralinguistic, "linguistic": Linguistic}

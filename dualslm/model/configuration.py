@@ -8,13 +8,15 @@ download from the hub as compiled code: only names that are part of transformers
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 log = logging.getLogger("dualslm")
 
+MAX_LAYERS = 1000  # the deepest LLMs have some 130
 OWN_IMPLEMENTATIONS = {
     "_attn_implementation": ("eager", "sdpa", "flex_attention"),
     "_experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -28,14 +30,32 @@ def read_config(name: str, revision: str | None) -> Any:
         OSError: nothing there.
         ValueError: nothing that transformers knows, without code of its own.
     """
+    if os.path.isfile(name):  # of transformers some would read it as a configuration, and as weights in a pickle
+        raise ValueError("a file, and not a folder")
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     for part in _with_parts(config):
+        for field, value in part.to_dict().items():
+            if "layers" in field and isinstance(value, int) and value > MAX_LAYERS:
+                # Each is built, before a weight is looked for: a billion of them would fill the memory.
+                raise ValueError(f"{value} as {field}")
         for field, own in OWN_IMPLEMENTATIONS.items():
             asked = getattr(part, field, None)
             if asked is not None and asked not in own:
                 log.warning("%s asks for %s, which is no part of transformers: its own choice is taken", name, asked)
                 setattr(part, field, None)
     return config
+
+
+def read_tokenizer(name: str | os.PathLike[str], revision: str | None = None, **options: Any) -> Any:
+    """The tokenizer of a hub id, a folder or a GGUF file.
+
+    Raises:
+        ValueError: it has no words: transformers makes an empty one where a folder lacks tokenizer.json.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **options)
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        raise ValueError("a tokenizer without words: is tokenizer.json missing?")
+    return tokenizer
 
 
 def first_line(error: Exception) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from dualslm.errors import DualSLMError
-from dualslm.model.configuration import first_line, read_config
+from dualslm.model.configuration import first_line, read_config, read_tokenizer
+from dualslm.model.frozen_files import tensors_in
 from dualslm.model.llm import FrozenLM
 from dualslm.model.llm_probe import DO
 from dualslm.pocket import LLM
@@ -40,10 +40,10 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
         there = Path(name).is_dir()
         folder = Path(name if there else snapshot_download(name, revision=revision, allow_patterns=wanted))
         config = read_config(str(folder), None)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers reads whatever is in the folder, and fails at it in its own ways
         do = "give a hub id that you can reach, or a folder"
         raise DualSLMError(f"cannot load the LLM {name!r}", got=first_line(error), do=do) from error
     # It cannot be tried, because its layers are not here. What can be told from its configuration is.
@@ -63,7 +63,7 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
 
 def _read(folder: Path, key: str) -> Tensor:
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
+        with tensors_in(file) as tensors:
             if key in tensors.keys():  # noqa: SIM118 - not a mapping
                 found: Tensor = tensors.get_tensor(key)
                 return found

@@ -21,22 +21,22 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from dualslm.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Window, frame_count, layers_kept, window_for, windows
+from dualslm.audio import HOP, SAMPLE_RATE, SAMPLES_PER_FRAME, Window, frame_count, layers_kept, window_for, windows
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config
 from dualslm.model.fingerprint import fingerprint, of_weights
-from dualslm.model.frozen_files import encoder_key, weight_files
+from dualslm.model.frozen_files import encoder_key, tensors_in, weight_files
 from dualslm.pocket.parts import resolve
 
 log = logging.getLogger("dualslm")
 
+MAX_FFT = 4096  # samples; Whisper's is 400
 WINDOWS_AT_ONCE = 16  # bounds the memory of one forward pass, whatever the caller's batch
 
 
@@ -239,10 +239,20 @@ class SpeechEncoder(nn.Module):
 def _load_whisper(
     name: str, revision: str | None, config: WhisperConfig, dtype: torch.dtype, device: str, window: Window
 ) -> SpeechEncoder:
-    with torch.device("meta"):  # no random weights are drawn only to be replaced
-        whisper = WhisperEncoder(config)
+    try:
+        if config.encoder_attention_heads < 1:  # of which transformers makes a module that fails at its first clip
+            raise ValueError(f"{config.encoder_attention_heads} attention heads")
+        with torch.device("meta"):  # no random weights are drawn only to be replaced
+            whisper = WhisperEncoder(config)
+    except Exception as error:  # sizes that no encoder has
+        do = "use the config.json of the same checkpoint"
+        raise DualSLMError(f"cannot build the encoder of {name}", got=first_line(error), do=do) from error
     strict_load(whisper, _encoder_tensors(name, revision), what=f"the encoder weights of {name}")
-    features = WhisperFeatureExtractor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    try:
+        features = WhisperFeatureExtractor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # as above all
+        do = "use the preprocessor_config.json of the same checkpoint"
+        raise DualSLMError(f"cannot read the feature extractor of {name}", got=first_line(error), do=do) from error
     encoder = SpeechEncoder(whisper, features, name=name, revision=revision, window=window)
     # before the weights are cast: rounded twice they would not tell that they are those of a file in fp16
     encoder.identity = fingerprint(encoder)
@@ -257,7 +267,7 @@ def _encoder_tensors(name: str, revision: str | None) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(name, revision):
-        with safe_open(file, framework="pt") as shard:
+        with tensors_in(file) as shard:
             for key in shard.keys():  # noqa: SIM118 - safe_open is not a dict
                 if (bare := encoder_key(key)) is not None:
                     tensors[bare] = shard.get_tensor(key)
@@ -272,7 +282,7 @@ def load_config(name: str, revision: str | None, what: str) -> Any:
     """
     try:
         return read_config(name, revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers reads whatever is in the folder, and fails at it in its own ways
         raise DualSLMError(
             f"cannot find the {what} {name!r}",
             got=first_line(error),
@@ -290,9 +300,11 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], *, what: str) -> No
     given = {key: tuple(value.shape) for key, value in state.items()}
     faults = [f"{key} missing" for key in wanted.keys() - given.keys()]
     faults += [f"{key} unexpected" for key in given.keys() - wanted.keys()]
-    faults += [
-        f"{key} is {given[key]}, not {wanted[key]}" for key in wanted.keys() & given.keys() if wanted[key] != given[key]
-    ]
+    both = wanted.keys() & given.keys()
+    faults += [f"{key} is {given[key]}, not {wanted[key]}" for key in both if wanted[key] != given[key]]
+    # whole numbers in place of others: torch would refuse to load some, and load the rest
+    kinds = {key: value.is_floating_point() for key, value in module.state_dict().items()}
+    faults += [f"{key} is of {state[key].dtype}" for key in both if state[key].is_floating_point() != kinds[key]]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DualSLMError(
@@ -304,6 +316,12 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], *, what: str) -> No
 
 
 def _check_parts(config: WhisperConfig, features: WhisperFeatureExtractor, window_samples: int) -> None:
+    if (features.hop_length, features.sampling_rate) != (HOP, SAMPLE_RATE) or not 0 < features.n_fft <= MAX_FFT:
+        raise DualSLMError(
+            "the feature extractor is none of Whisper's",
+            got=f"steps of {features.hop_length}, windows of {features.n_fft}, {features.sampling_rate} Hz",
+            do=f"use the preprocessor_config.json of the same checkpoint, with steps of {HOP} at {SAMPLE_RATE} Hz",
+        )
     if features.feature_size != config.num_mel_bins or features.n_samples != window_samples:
         raise DualSLMError(
             "the feature extractor does not belong to the encoder",

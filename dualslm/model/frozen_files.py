@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from dualslm.errors import DualSLMError
-from dualslm.files import sha256
+from dualslm.files import read_json, sha256
 from dualslm.model.gguf import local_file, source_of
 
 Kind: TypeAlias = Literal["encoder", "LLM"]
@@ -131,7 +132,11 @@ def weight_files(name: str, revision: str | None) -> list[Path]:
     if index is None:
         files = ["model.safetensors"]
     else:
-        files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        do = "copy or download it again"
+        try:
+            files = sorted({str(Path(file)) for file in read_json(Path(index), "the list", do)["weight_map"].values()})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DualSLMError(f"the list {index} is damaged", got=repr(error), do=do) from error
     found = [cached_file(name, file, **find) for file in files]
     if None in found:
         raise DualSLMError(
@@ -140,6 +145,20 @@ def weight_files(name: str, revision: str | None) -> list[Path]:
             do="convert the checkpoint with save_pretrained(..., safe_serialization=True)",
         )
     return [Path(file) for file in found if file is not None]
+
+
+@contextmanager
+def tensors_in(file: Path) -> Iterator[Any]:
+    """Opens a file of tensors, which are mapped: only what is looked at is read.
+
+    Raises:
+        DualSLMError: it cannot be read, or is cut off or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise DualSLMError(f"cannot read {file}", got=str(error), do="copy or download it again") from error
 
 
 def encoder_key(key: str) -> str | None:
@@ -185,7 +204,7 @@ def _signs_of(file: Path, _size: int, _changed_ns: int) -> tuple[str, str | None
         return sha256(file), None
     try:
         meaning = json.dumps(_meaning(json.loads(file.read_bytes())), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return sha256(file), None
     return sha256(file), hashlib.sha256(meaning.encode()).hexdigest()
 
@@ -203,21 +222,16 @@ def _sample(kind: Kind, weights: Sequence[Path]) -> str:
         for block in _blocks(weights[0]):
             digest.update(block)
         return digest.hexdigest()
-    try:
-        for key, value in sorted(_tensors(kind, weights), key=lambda pair: pair[0]):
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(_some(kind, value))
-    except SafetensorError as error:
-        raise DualSLMError(
-            f"cannot read the weights of the {kind}", got=str(error), do="copy or download it again"
-        ) from error
+    for key, value in sorted(_tensors(kind, weights), key=lambda pair: pair[0]):
+        digest.update(f"{key} {tuple(value.shape)}".encode())
+        digest.update(_some(kind, value))
     return digest.hexdigest()
 
 
 def _tensors(kind: Kind, weights: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of some files; mapped, so that only what is looked at is read."""
+    """The tensors of some files."""
     for file in weights:
-        with safe_open(file, framework="pt") as opened:
+        with tensors_in(file) as opened:
             for key in opened.keys():  # noqa: SIM118 - safe_open is not a dict
                 name = encoder_key(key) if kind == "encoder" else key
                 if name is not None:

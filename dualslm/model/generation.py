@@ -9,8 +9,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -26,6 +28,9 @@ from dualslm.conversation import View
 from dualslm.errors import DualSLMError
 from dualslm.model.reasoning import AnswerStream, mark_ids
 
+COUNTS = range(2**31)  # of tokens: more than any LLM reads
+MOST = 10**9  # of any other number
+SEEDS = range(-(2**63), 2**64)  # that torch takes
 MIN_TEMPERATURE = 1e-4  # less counts as 0: logits that are divided by less overflow
 DECODE_WINDOW = 16  # tokens, to twice as many, that `TextStreamer` decodes at each step
 
@@ -63,6 +68,9 @@ class GenerationSettings:
     response_format: str | None = None
 
     def __post_init__(self) -> None:
+        # A card or a command line may give anything, and torch would refuse it in the middle of a reply, if at all.
+        for one in dataclasses.fields(self):
+            self._check_kind(one.name, str(one.type), getattr(self, one.name))
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise DualSLMError(
                 "these decoding settings make no sense",
@@ -72,6 +80,22 @@ class GenerationSettings:
         if self.top_k < 0 or not 0 <= self.min_p <= 1 or not self.repetition_penalty > 0:
             do = "use top_k >= 0, 0 <= min_p <= 1 and repetition_penalty > 0"
             raise DualSLMError("these decoding settings make no sense", got=f"{self}", do=do)
+
+    def _check_kind(self, name: str, kind: str, value: Any) -> None:
+        if value is None and kind.endswith("None"):
+            return
+        if kind.startswith("int"):
+            allowed = SEEDS if name == "seed" else COUNTS
+            fits = isinstance(value, Integral) and value in allowed
+            do = f"give a whole number from {allowed[0]} to {allowed[-1]}"
+        elif kind == "float":
+            fits = isinstance(value, int | float | np.number) and bool(-MOST < value < MOST)  # NaN is neither
+            do = f"give a number of less than {MOST}"
+        else:
+            fits = isinstance(value, str)
+            do = "give JSON as text"
+        if not fits or isinstance(value, bool):
+            raise DualSLMError(f"{name} makes no sense", got=f"{value!r:.80}", do=do)
 
     def changed(self, **values: Any) -> GenerationSettings:
         """The same settings with other values; what is None stays as it was."""

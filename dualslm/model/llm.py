@@ -10,7 +10,6 @@ Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions w
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,7 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dualslm.conversation import Reply
 from dualslm.errors import DualSLMError
-from dualslm.model.configuration import first_line, read_config
+from dualslm.model.configuration import first_line, read_config, read_tokenizer
 from dualslm.model.cuda_graphs import GraphDecoder, Step
 from dualslm.model.execution import keep_unpacked, quantization_of
 from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_of
@@ -334,12 +332,10 @@ class FrozenLM(nn.Module):
                 **source.options,
                 **bits,
             )
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.name, revision=revision, trust_remote_code=False, **source.options
-            )
-        # Broken GGUF files end in errors of struct, numpy or the reader's own look-ups.
-        # A configuration may ask for a package that is not here, as of a way of quantizing.
-        except (OSError, ValueError, RuntimeError, ImportError, struct.error, KeyError, IndexError, TypeError) as error:
+            tokenizer = read_tokenizer(source.name, revision, **source.options)
+        # Transformers and the readers of weights and GGUF files fail at a broken folder in dozens of ways of their own,
+        # and a configuration may ask for a package that is not here, as of a way of quantizing.
+        except Exception as error:
             raise DualSLMError(
                 f"cannot load the LLM {name!r}",
                 got=first_line(error),

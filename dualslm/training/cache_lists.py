@@ -48,7 +48,7 @@ def read_list(part: Path) -> list[dict[str, Any]]:
         if isinstance(found, dict) and found["sha256"] != _rows_hash(rows):
             raise ValueError("another list than was written")
         return rows
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(part, str(error)) from error
 
 

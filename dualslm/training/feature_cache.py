@@ -36,7 +36,7 @@ from dualslm.audio import FRAMES_PER_SECOND, layers_kept, load
 from dualslm.conversation import Speech
 from dualslm.data.progress import Pace
 from dualslm.errors import DualSLMError, one_line
-from dualslm.files import locked, replacing, sha256, system_error
+from dualslm.files import locked, read_json, replacing, sha256, system_error
 from dualslm.model.encoder import Frames, SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
 from dualslm.training.cache_lists import damaged, frames_hash, listed, read_list, write_list
@@ -332,8 +332,8 @@ def _load_recording(path: str) -> Recording:
 def _check_rule(folder: Path, rule: Rule) -> None:
     """Refuses a folder that is no cache, or one of another encoder or rule."""
     try:
-        found = json.loads((folder / META).read_text())
-    except (OSError, ValueError) as error:
+        found = dict(read_json(folder / META, "the rule", "build the cache with dualslm features"))
+    except (OSError, ValueError, TypeError) as error:
         raise DualSLMError(
             f"{folder} is not a cache of frames", got=f"no readable {META}", do="build it with dualslm features"
         ) from error

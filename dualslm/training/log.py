@@ -298,7 +298,7 @@ def _mean_losses(sums: Mapping[str, LossSums], group_of: Callable[[str], str]) -
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
     """The lines of a log that are whole: a run that was killed may leave half a last one, a bad disk any."""
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
                 yield row

@@ -101,7 +101,8 @@ def read_state(out: Path) -> dict[str, Any] | None:
         # A state of an earlier version has neither a hash nor this entry; a cut-off one of this version lacks one.
         if sealed != ("logs" in state):
             raise ValueError("it is cut off")
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        _check_fields(state)
+    except (RuntimeError, ValueError, TypeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         got = (str(error) or type(error).__name__).splitlines()[0]
         raise DualSLMError(f"{file} is damaged", got=got, do=do) from error
     for name, (length, known) in state.get("logs", {}).items():
@@ -109,6 +110,17 @@ def read_state(out: Path) -> dict[str, Any] | None:
         if _log_hash(out / name, length) != (length, known):
             log.warning("%s is not as the run wrote it: its figures may be wrong", out / name)
     return state
+
+
+def _check_fields(state: Mapping[str, Any]) -> None:
+    """Refuses what somebody else has sealed, and no run wrote."""
+    kinds = {"stage": int, "step": int, "best": float, "adapters": Mapping, "adamw": Mapping, "schedule": Mapping}
+    wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    logs, sources = state.get("logs", {}), state.get("sources", {})
+    if not isinstance(logs, Mapping) or any(name not in LOGS or len(pair) != 2 for name, pair in logs.items()):
+        wrong.append("logs")
+    if wrong or not isinstance(sources, Mapping) or min(state["stage"], state["step"]) < 0:
+        raise ValueError(f"no {[*wrong, 'place in the run, or no sources'][0]} that a run has")
 
 
 def _log_hash(file: Path, length: int | None = None) -> tuple[int, str]:

@@ -34,7 +34,7 @@ from dualslm.training.align import alignment_loss, label_values, tone_loss
 from dualslm.training.dataset import Batch, StageDataset, TrainingSample
 from dualslm.training.feature_cache import FrameCache
 from dualslm.training.log import RunLog, StageStats
-from dualslm.training.run_folder import read_state, write_state
+from dualslm.training.run_folder import STATE_FILE, read_state, write_state
 from dualslm.training.spelling import Spelling
 
 MIN_UNREADABLE = 20  # samples: fewer say nothing about the share of unreadable recordings
@@ -308,9 +308,14 @@ class Trainer:
         saved = read_state(self.out)
         assert saved is not None, "a state was read when the run began"
         # From the CPU: `load_state_dict` copies each tensor to where its weight is.
-        self.adapters.load_state_dict(saved["adapters"])
-        optimizer.load_state_dict(saved["adamw"])
-        scheduler.load_state_dict(saved["schedule"])
+        try:
+            self.adapters.load_state_dict(saved["adapters"])
+            optimizer.load_state_dict(saved["adamw"])
+            scheduler.load_state_dict(saved["schedule"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            do = "copy it from elsewhere, or delete it to begin the run anew"
+            got = (str(error) or type(error).__name__).splitlines()[0]
+            raise DualSLMError(f"{self.out / STATE_FILE} is not of this run", got=got, do=do) from error
 
     def _load_best(self, stage: Stage) -> None:
         self.adapters.load_state_dict(read_weights(self.out / stage.name, str(self.accelerator.device)))

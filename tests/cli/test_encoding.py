@@ -45,3 +45,13 @@ def test_lookalikes() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout == 'a -> b x 2 - schon "so" ... - ?\n'
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_one_that_holds_nothing(closed: str) -> None:
+    shell = ["sh", "-c", f'"$0" -m dualslm ask - --json {closed}', sys.executable]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2  # there is no recording
+    shell[2] = f'"$0" -m dualslm recipes {closed}'
+    subprocess.run(shell, capture_output=True, check=True)

@@ -117,6 +117,14 @@ LINES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (json.dumps(OPEN).encode().replace(b"Hi.", b"H\xff."), "the line"),
     "a list": (b"[]", "the line"),
     "NaN": (json.dumps(OPEN).encode().replace(b"0.5", b"NaN"), "the line"),
+    "half a character in a name of labels": (
+        json.dumps(OPEN).encode().replace(b'{"emotion"', b'{"\\ud800": "x", "emotion"'),
+        "turns[1].parts[0].labels",
+    ),
+    "half a character in a measurement": (
+        json.dumps(OPEN).encode().replace(b'"labels"', b'"measured": {"x": "\\ud800"}, "labels"'),
+        "turns[1].parts[0].measured",
+    ),
     "half a character": (json.dumps(OPEN).encode().replace(b"Hi.", b"H\\ud800"), "turns[1].parts[0].transcript"),
     "a number without end": (json.dumps(OPEN).encode().replace(b"0.5", b"1" * 5000), "the line"),
     "a great number": (json.dumps(OPEN).encode().replace(b"0.5", b"1e999"), "seconds"),

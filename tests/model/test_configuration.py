@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dualslm.model.embedding_only import embedding_only
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.llm import FrozenLM
 
+PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 OURS = {"DualSLM", "FrozenLM", "SpeechEncoder", "cls"}  # whose own calls of transformers are looked at
 NAMES_MODELS = {"from_pretrained", "from_config", "pipeline"}
 HOSTILE = "import pathlib\npathlib.Path(__file__).with_name('executed').touch()\npathlib.Path('executed').touch()\n"
@@ -117,3 +119,43 @@ def test_an_error_about_code_is_one_line_without_advice_to_trust_it(tmp_path: Pa
     folder = hostile(save_encoder(tmp_path), known=False)
     with pytest.raises(DualSLMError, match="got code of its own in the model's folder, which is never run; "):
         SpeechEncoder.from_pretrained(str(folder))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Transformers makes an empty one, with which every prompt is silence."""
+    save_llm(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    for load in (FrozenLM.from_pretrained, lambda name: embedding_only(name, revision=None, **PLAIN)):
+        with pytest.raises(DualSLMError, match="cannot load the LLM"):
+            load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("config.json", "encoder_layers", 10**9),
+        ("config.json", "encoder_attention_heads", 0),
+        ("config.json", "encoder_attention_heads", -1),
+        ("config.json", "d_model", 10**9),
+        ("config.json", "activation_function", "none"),
+        ("preprocessor_config.json", "hop_length", -1),
+        ("preprocessor_config.json", "hop_length", 10**9),
+        ("preprocessor_config.json", "n_fft", "x"),
+    ],
+)
+def test_settings_that_no_encoder_has_are_one_line(tmp_path: Path, file: str, field: str, value: object) -> None:
+    save_encoder(tmp_path)
+    settings = json.loads((tmp_path / file).read_text()) | {field: value}
+    (tmp_path / file).write_text(json.dumps(settings))
+    with pytest.raises(DualSLMError, match=r"encoder|extractor"):
+        SpeechEncoder.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", 10**9), ("hidden_act", "none"), ("rope", [])])
+def test_settings_that_no_llm_has_are_one_line(tmp_path: Path, field: str, value: object) -> None:
+    save_llm(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    changed = {"rope_parameters": value} if field == "rope" else {field: value}
+    (tmp_path / "config.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(DualSLMError, match="cannot load the LLM"):
+        FrozenLM.from_pretrained(str(tmp_path))

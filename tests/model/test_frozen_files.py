@@ -192,7 +192,16 @@ def test_a_card_asks_for_what_a_recipe_may(copy: Path, part: str, changed: dict[
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, "7", "null", '{"model_type": "dualslm"', "\udcff", '{"model_type": "dualslm", "format": 1}'],
+    [
+        "[" * 100_000,
+        "7",
+        "null",
+        '{"model_type": "dualslm"',
+        "\udcff",
+        '{"model_type": "dualslm", "format": 1}',
+        '{"model_type": "dualslm", "format": 2, "format": 1}',
+        '{"format": ' + "1" * 5000 + "}",
+    ],
 )
 def test_what_is_no_card_is_one_line(copy: Path, text: str) -> None:
     (copy / "adapters" / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -205,6 +214,76 @@ def test_fields_have_their_types(copy: Path, name: str, value: Any) -> None:
     settings(copy / "adapters" / "config.json", **{name: value})
     with pytest.raises(DualSLMError, match=f"is not a dualslm card of format 1: got .*{name}"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"encoder": "./a\0b"},
+        {"llm": "./\ud800"},
+        {"limits": "\ud800"},
+        {"format": True},
+        {"recipe": {"a": [None]}},  # no page could be written when these adapters are saved again
+        {"recipe": {"a": {"b": {"c": "\ud800"}}}},
+    ],
+)
+def test_a_card_that_nobody_could_use_or_save_is_refused_when_it_is_read(copy: Path, fields: dict[str, Any]) -> None:
+    settings(copy / "adapters" / "config.json", **fields)
+    with pytest.raises(DualSLMError, match="is not a dualslm card of format 1"):
+        read_card(copy / "adapters")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": float("nan")},
+        {"max_new_tokens": 1.5},
+        {"frequency_penalty": "x"},
+        {"seed": "x"},
+        {"seed": 10**40},
+        {"presence_penalty": float("inf")},
+        {"logprobs": -5},
+    ],
+)
+def test_a_card_asks_for_settings_of_replies_that_make_sense(copy: Path, asked: dict[str, Any]) -> None:
+    settings(copy / "adapters" / "config.json", generation=asked)
+    with pytest.raises(DualSLMError, match=f"asks for settings that are not known: got {next(iter(asked))}"):
+        load(copy)
+
+
+def test_heads_of_the_linguistic_adapter_divide_the_width(copy: Path) -> None:
+    file = copy / "adapters" / "config.json"
+    card = json.loads(file.read_text())
+    weights = copy / "adapters" / "adapters.safetensors"
+    save_file(load_file(weights), weights)
+    settings(file, linguistic=card["linguistic"] | {"layers": 1, "heads": 7})
+    with pytest.raises(DualSLMError, match="the linguistic adapter's heads do not divide"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+def test_a_file_is_no_folder_of_a_model(copy: Path, part: str) -> None:
+    """Transformers would open it as a pickle."""
+    settings(copy / "adapters" / "config.json", **{part: "../llm/config.json"})
+    with pytest.raises(DualSLMError, match="a file, and not a folder"):
+        load(copy)
+
+
+def test_names_that_no_file_system_has_are_one_line() -> None:
+    for name in ("a" * 5000, "a\0b", "\ud800"):
+        with pytest.raises(DualSLMError, match="cannot find the checkpoint"):
+            DualSLM.from_pretrained(name, device="cpu")
+
+
+def test_a_save_that_fails_leaves_what_was_there(copy: Path) -> None:
+    model = load(copy)
+    before = {file.name: file.read_bytes() for file in (copy / "adapters").iterdir()}
+    model.recipe = {"a": [None]}
+    with torch.no_grad():
+        model.ling.project.bias.add_(1)
+    with pytest.raises(TypeError):
+        model.save_pretrained(copy / "adapters")
+    assert {file.name: file.read_bytes() for file in (copy / "adapters").iterdir()} == before
 
 
 def test_a_large_size_is_refused_before_memory_is_taken(copy: Path) -> None:
@@ -232,6 +311,35 @@ def test_weights_of_another_type_are_refused(copy: Path) -> None:
     weights = copy / "adapters" / "adapters.safetensors"
     save_file({key: value.to(torch.int32) for key, value in load_file(weights).items()}, weights)
     with pytest.raises(DualSLMError, match=r"holds no adapters' weights: got .* of type torch\.int32"):
+        load(copy)
+
+
+def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
+    """They would make every reply an empty one, without a word."""
+    weights = copy / "adapters" / "adapters.safetensors"
+    tensors = load_file(weights)
+    tensors["para.project.weight"][0, 0] = float("nan")
+    save_file(tensors, weights)  # without the hash, as an outsider would
+    with pytest.raises(DualSLMError, match=r"damaged: got para\.project\.weight with values that are no numbers"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5])
+def test_weights_that_were_cut_off_are_one_line(copy: Path, part: str, share: float) -> None:
+    file = copy / part / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    for load_llm in (True, False):
+        with pytest.raises(DualSLMError, match=r"cannot (read|load)") as error:
+            load(copy, load_llm=load_llm)
+        assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_are_no_weights_of_an_encoder(copy: Path) -> None:
+    file = copy / "encoder" / "model.safetensors"
+    save_file({key: value.to(torch.int8) for key, value in load_file(file).items()}, file)
+    with pytest.raises(DualSLMError, match=r"is of torch\.int8"):
         load(copy)
 
 

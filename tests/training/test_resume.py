@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,7 +27,7 @@ from dualslm.files import locked
 from dualslm.model.loss import Loss
 from dualslm.recipe import Recipe, Stage, to_toml
 from dualslm.training import run_folder
-from dualslm.training.feature_cache import FrameCache
+from dualslm.training.feature_cache import FrameCache, Rule
 from dualslm.training.train import train
 from dualslm.training.trainer import Trainer
 
@@ -310,6 +312,29 @@ def test_a_flip_in_what_is_learnt_from_is_found(kit: Path, tmp_path: Path, name:
     data[int(share * len(data))] ^= 4
     file.write_bytes(data)
     assert outcome(folder, {}) == "found"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"step": "x"}, {"stage": -1}, {"adapters": {}}, {"adapters": []}, {"adamw": {}}, {"sources": 5}, {"logs": 5}],
+)
+def test_a_state_that_no_run_wrote_is_one_line(run: Callable[[], Path], tmp_path: Path, changed: Any) -> None:
+    """Its hash says only that nothing has changed since somebody sealed it."""
+    state = run_folder.read_state(tmp_path / "run")
+    assert state is not None
+    memory = io.BytesIO()
+    torch.save({**state, **changed}, memory)
+    seal = run_folder.SEAL + hashlib.sha256(memory.getbuffer()).digest()
+    (tmp_path / "run" / "state.pt").write_bytes(memory.getvalue() + seal)
+    with pytest.raises(DualSLMError, match=r"state\.pt is (damaged|not of this run)"):
+        run()
+
+
+def test_a_cache_that_says_nonsense_is_one_line(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, "null", '{"window": 1, "window": 2}'):
+        (tmp_path / "cache.json").write_text(text)
+        with pytest.raises(DualSLMError, match="is not a cache of frames"):
+            FrameCache(tmp_path, Rule("encoder", 1, 1))
 
 
 def test_a_log_that_was_changed_is_named(

@@ -210,8 +210,16 @@ def _check_task(task: str, number: int, parts: Sequence[Any]) -> None:
 def _text(value: object) -> None:
     if not isinstance(value, str) or not value or value.isspace():
         _fail("must be text that is not empty", value, "write it in quotes, or leave the field out")
-    # JSON can escape half of a surrogate pair, which no file, tokenizer or terminal can encode afterwards.
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+    _whole_characters(value)
+
+
+def _whole_characters(value: object) -> None:
+    """JSON can escape half of a surrogate pair, which no file, tokenizer or terminal can encode afterwards."""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        _fail("is nested too deeply", "brackets within brackets", "write names and plain values")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         _fail("holds half a character", ascii(value), "write both halves of the pair")
 
 
@@ -278,6 +286,7 @@ def _part(part: object) -> None:
 def _labels(labels: object) -> None:
     if not isinstance(labels, dict):
         _fail("is not an object", labels, 'write for example {"gender": "female"}')
+    _whole_characters("".join(labels))
     for name, value in labels.items():
         try:
             _text(value)
@@ -298,6 +307,7 @@ def _choices(choices: object) -> None:
 def _object(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         _fail("is not an object", value, "write names and values in braces")
+    _whole_characters(value)
     return value
 
 
