@@ -152,8 +152,8 @@ class LlamaCppBatch:
         for first in range(start, len(keys), CHUNK):
             part_TD = rows_TD[first : first + CHUNK]
             ctypes.memmove(self._chunk.embd, part_TD.ctypes.data, part_TD.nbytes)
-            places = [(sequence, first + row, first + row == len(keys) - 1) for row in range(len(part_TD))]
-            self._decode(self._chunk, places)
+            rows = [(sequence, first + row, first + row == len(keys) - 1) for row in range(len(part_TD))]
+            self._decode(self._chunk, rows)
             self._read[sequence] += keys[first : first + len(part_TD)]
         return self._logits(-1)
 
@@ -171,10 +171,10 @@ class LlamaCppBatch:
             request.logits_V = self._logits(row)
             request.unread = None
 
-    def _decode(self, batch: Any, places: Sequence[tuple[int, int, bool]]) -> None:
+    def _decode(self, batch: Any, rows: Sequence[tuple[int, int, bool]]) -> None:
         """Runs the LLM over a batch: of each row the sequence, the position, and whether its logits are wanted."""
-        batch.n_tokens = len(places)
-        for row, (sequence, position, wanted) in enumerate(places):
+        batch.n_tokens = len(rows)
+        for row, (sequence, position, wanted) in enumerate(rows):
             batch.pos[row] = position
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = sequence
