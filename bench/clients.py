@@ -92,7 +92,7 @@ def outcome(python: str, url: str, client: str, what: str) -> dict[str, Any]:
     began = time.perf_counter()
     env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches a list of prices first
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
-    right = done.returncode == 0 and ("dog" if what in ("text", "responses") else "bakery") in done.stdout
+    right = done.returncode == 0 and ("umbrella" if what in ("text", "responses") else "bakery") in done.stdout
     found: dict[str, Any] = {"ok": right, "seconds": round(time.perf_counter() - began, 1)}
     return found if right else {**found, "said": (done.stderr or done.stdout).strip().splitlines()[-1:]}
 

@@ -41,7 +41,7 @@ def test_a_client_gets_a_reply(root: Path, request: pytest.FixtureRequest, modul
     env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches a list of prices first
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    assert ("dog" if what in ("text", "responses") else "bakery") in done.stdout
+    assert ("umbrella" if what in ("text", "responses") else "bakery") in done.stdout
 
 
 @pytest.mark.parametrize("name", ["openai", "litellm", "langchain", "llm", "pipecat"])

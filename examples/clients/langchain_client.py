@@ -19,7 +19,7 @@ data = base64.b64encode(Path(file).read_bytes()).decode()
 heard = HumanMessage([{"type": "audio", "base64": data, "mime_type": "audio/wav"}])
 
 if what in ("text", "responses"):
-    print(model.invoke("I lost my dog today.").text)
+    print(model.invoke("I lost my umbrella at the bank.").text)
 elif what == "audio":
     print(model.invoke([heard]).text)
 elif what == "stream":

@@ -19,7 +19,7 @@ said = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 heard = [{"role": "user", "content": [said]}]
 
 if what == "text":
-    answer = litellm.completion(messages=[{"role": "user", "content": "I lost my dog today."}], **to)
+    answer = litellm.completion(messages=[{"role": "user", "content": "I lost my umbrella at the bank."}], **to)
     print(answer.choices[0].message.content)
 elif what == "audio":
     print(litellm.completion(messages=heard, **to).choices[0].message.content)
@@ -31,4 +31,4 @@ elif what == "transcription":
     with open(file, "rb") as sound:
         print(litellm.transcription(file=sound, **to).text)
 elif what == "responses":
-    print(litellm.responses(input="I lost my dog today.", **to).output[0].content[0].text)
+    print(litellm.responses(input="I lost my umbrella at the bank.", **to).output[0].content[0].text)

@@ -18,7 +18,7 @@ lines = f"- model_id: dualslm\n  model_name: dualslm\n  api_base: {url}\n  audio
 
 with tempfile.TemporaryDirectory() as folder:
     Path(folder, "extra-openai-models.yaml").write_text(lines)
-    options = ["I lost my dog today."] if what == "text" else ["Hello.", "-a", file]
+    options = ["I lost my umbrella at the bank."] if what == "text" else ["Hello.", "-a", file]
     options += [] if what == "stream" else ["--no-stream"]
     command = [sys.executable, "-m", "llm", "-m", "dualslm", "--no-log", *options]
     sys.exit(subprocess.run(command, env=os.environ | {"LLM_USER_PATH": folder}, stdin=subprocess.DEVNULL).returncode)

@@ -16,7 +16,7 @@ client = OpenAI(base_url=url, api_key="none")
 
 data = base64.b64encode(Path(file).read_bytes()).decode()
 said = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-typed = {"type": "text", "text": "I lost my dog today."}
+typed = {"type": "text", "text": "I lost my umbrella at the bank."}
 messages = [{"role": "user", "content": [typed if what == "text" else said]}]
 
 if what in ("text", "audio"):
@@ -30,4 +30,4 @@ elif what == "transcription":
     with open(file, "rb") as sound:
         print(client.audio.transcriptions.create(model="dualslm", file=sound).text)
 elif what == "responses":
-    print(client.responses.create(model="dualslm", input="I lost my dog today.").output_text)
+    print(client.responses.create(model="dualslm", input="I lost my umbrella at the bank.").output_text)

@@ -17,7 +17,7 @@ url, file, what = [*sys.argv[1:], "audio"][:3]
 
 data = base64.b64encode(Path(file).read_bytes()).decode()
 said = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-content = "I lost my dog today." if what == "text" else [said]
+content = "I lost my umbrella at the bank." if what == "text" else [said]
 
 
 async def main() -> None:

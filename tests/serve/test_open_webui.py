@@ -39,7 +39,7 @@ def filled(body: Any) -> Any:
     return json.loads(json.dumps(body).replace("{audio}", base64.b64encode(SAD.read_bytes()).decode()))
 
 
-@pytest.mark.parametrize(("what", "word"), [("text", "dog"), ("settings", "sit down"), ("audio", "bakery")])
+@pytest.mark.parametrize(("what", "word"), [("text", "umbrella"), ("settings", "sit down"), ("audio", "bakery")])
 def test_a_chat_is_answered(url: str, recorded: Any, what: str, word: str) -> None:
     answer = httpx2.post(url + "/chat/completions", json=filled(recorded["chat"][what]), timeout=60)
     assert answer.status_code == 200, answer.text
@@ -65,7 +65,7 @@ def test_a_recording_is_written_down(url: str, recorded: Any) -> None:
 
 def test_tools_are_refused_unless_the_server_may_ignore_them(model: DualSLM, url: str, recorded: Any) -> None:
     body = recorded["chat"]["text"] | {"stream": False, "stream_options": None}
-    responses = {"model": "dualslm", "input": "I lost my dog today.", "tools": body["tools"]}
+    responses = {"model": "dualslm", "input": "I lost my umbrella at the bank.", "tools": body["tools"]}
     asked = (("/chat/completions", body), ("/responses", responses))
     for path, sent in asked:
         assert httpx2.post(url + path, json=sent, timeout=60).status_code == 200
