@@ -90,12 +90,25 @@ def read_json(path: Path, what: str, do: str) -> Any:
     text = read_text(path, what, do)
     try:
         value = json.loads(text, object_pairs_hook=_fields)
-        if HALF.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # a half without its other half cannot be written anywhere
+        if HALF.search(text) and holds_half(value):
+            raise ValueError("half a character")
     # ValueError: a number of more digits than Python reads, too. RecursionError: nested too deeply.
     except (ValueError, RecursionError) as error:
         raise DualSLMError(f"{what} {path} is damaged", got=str(error), do=do) from error
     return value
+
+
+def holds_half(value: object) -> bool:
+    """Whether a text, or one within a value of JSON, holds half a character.
+
+    JSON can escape half of a surrogate pair, which no file, tokenizer or terminal can encode afterwards. A value that
+    is nested too deeply to be looked through counts as one, since it cannot be written again either.
+    """
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return True
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

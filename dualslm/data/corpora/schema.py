@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from dualslm.errors import DualSLMError
-from dualslm.files import BYTE_ORDER_MARK, open_regular
+from dualslm.files import BYTE_ORDER_MARK, holds_half, open_regular
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 Check: TypeAlias = Callable[[object], object]
@@ -214,13 +214,8 @@ def _text(value: object) -> None:
 
 
 def _whole_characters(value: object) -> None:
-    """JSON can escape half of a surrogate pair, which no file, tokenizer or terminal can encode afterwards."""
-    try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        _fail("is nested too deeply", "brackets within brackets", "write names and plain values")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        _fail("holds half a character", ascii(value), "write both halves of the pair")
+    if holds_half(value):
+        _fail("holds half a character", "one of U+D800 to U+DFFF alone", "write both halves of the pair")
 
 
 def _path(value: object) -> None:
@@ -284,10 +279,7 @@ def _part(part: object) -> None:
 
 
 def _labels(labels: object) -> None:
-    if not isinstance(labels, dict):
-        _fail("is not an object", labels, 'write for example {"gender": "female"}')
-    _whole_characters("".join(labels))
-    for name, value in labels.items():
+    for name, value in _object(labels).items():
         try:
             _text(value)
         except Fault as fault:
