@@ -19,7 +19,7 @@ from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import open_index
 from dualslm.data.tasks.task import NO_AUDIO
 from dualslm.errors import DualSLMError
-from dualslm.evaluation import items, predict, score
+from dualslm.evaluation import items, predict, prediction_fields, score
 from dualslm.files import sha256
 
 MARK = "\ufeff"
@@ -64,7 +64,7 @@ def test_other_files_may_have_marks(folder: Path) -> None:
     plain = Path(__file__).parents[2] / "recipes/tiny.toml"
     (folder / "r.toml").write_text(MARK + plain.read_text(), encoding="utf-8")
     assert recipe.load(folder / "r.toml") == recipe.load(plain)
-    row = dict.fromkeys(predict.KEYS, "x") | {"answer": "yes"}
+    row = dict.fromkeys(prediction_fields.NEEDED, "x") | {"answer": "yes", "choices": None, "ended": True}
     (folder / "p.jsonl").write_text(f"{MARK}{json.dumps(row)}\n", encoding="utf-8")
     assert [one["answer"] for one in predict.records(folder / "p.jsonl")] == ["yes"]
 

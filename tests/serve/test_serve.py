@@ -193,4 +193,4 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
         assert word in error
     taken.close()
     assert cli.main(["serve", "--cuda-graphs", "--vllm", "http://127.0.0.1:9/v1"]) == 2
-    assert "got --cuda-graphs" in capsys.readouterr().err
+    assert "got --vllm and --cuda-graphs" in capsys.readouterr().err
