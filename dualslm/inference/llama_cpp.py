@@ -193,10 +193,13 @@ def _shared(read: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(read, keys, strict=False)))
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def _to_log(_level: int, text: bytes, _: Any) -> None:
     """llama.cpp tells much of each file; what a user needs comes as an error of ours."""
     log.debug("%s", text.decode(errors="replace").rstrip())
+
+
+# kept for as long as the program runs: llama.cpp calls it at any time
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_to_log)
 
 
 def _library() -> Any:
@@ -205,6 +208,6 @@ def _library() -> Any:
     except ImportError as error:
         do = "pip install 'dualslm[llama-cpp]', which needs a C++ compiler"
         raise DualSLMError("--llama-cpp needs one more package", got="no llama_cpp", do=do) from error
-    llama_cpp.llama_log_set(_to_log, None)
+    llama_cpp.llama_log_set(LOG_CALLBACK, None)
     llama_cpp.llama_backend_init()
     return llama_cpp

@@ -66,7 +66,9 @@ def replies(batch: RequestBatch, asked: list[tuple[PromptEmbeds, GenerationSetti
 
 def test_embeddings_and_tokens_give_the_logits_of_pytorch(llm: FrozenLM, batch: LlamaCppBatch) -> None:
     (prompt,) = prompts(llm, [300])  # more than one chunk
-    soft = PromptEmbeds(prompt.embeds_TD + 0.01, [*prompt.keys[:-1], "soft"], prompt.labels_T)  # embeddings of no token
+    soft = PromptEmbeds(
+        prompt.embeds_TD + 0.01, [*prompt.keys[:-1], ("para", "soft", 0)], prompt.labels_T
+    )  # embeddings of no token
     here, there = ContinuousBatch(llm, 1), batch
     a, b = (one.join(soft, GenerationSettings(6)) for one in (here, there))
     torch.testing.assert_close(b.logits_V, a.logits_V, atol=1e-2, rtol=0)  # it keeps keys and values in 16 bits
