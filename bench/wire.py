@@ -78,6 +78,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options)
     rows = measure(tokenizer, args)
     settings = {key: getattr(args, key) for key in ("llm", "width", "dtype", "per_second", "turns")}
+    settings["llm"] = args.llm.removeprefix(f"{Path(__file__).resolve().parents[1]}/")  # no path of one machine
     result = {**about(), **settings, "rows": rows}
     write_result(result, args.out)
     print(tables.wire(result))
