@@ -87,14 +87,31 @@ def read_json(path: Path, what: str, do: str) -> Any:
     Raises:
         DualSLMError: the file cannot be read, is no JSON, gives a field twice, or holds half a character.
     """
-    text = read_text(path, what, do)
+    return parsed_json(read_text(path, what, do), f"{what} {path}", do)
+
+
+def parsed_json(text: str | bytes, where: str, do: str, *, fields: Sequence[str] | None = None) -> Any:
+    """The value of a JSON text; whatever the text holds, it is a value or one error.
+
+    Args:
+        text: the text, as bytes in UTF-8.
+        where: what holds it, for errors: "line 3 of the report a.json".
+        do: what an error says to do.
+        fields: what an object of its kind has, () for any object; no matter what it is when None.
+
+    Raises:
+        DualSLMError: no JSON, a field that is given twice, half a character, or a field that is missing.
+    """
     try:
+        text = text if isinstance(text, str) else text.decode()
         value = json.loads(text, object_pairs_hook=_fields)
         if HALF.search(text) and holds_half(value):
             raise ValueError("half a character")
+        if fields is not None and not (isinstance(value, dict) and set(fields) <= set(value)):
+            raise ValueError(" ".join(["no object", *(["with", ", ".join(fields)] if fields else [])]))
     # ValueError: a number of more digits than Python reads, too. RecursionError: nested too deeply.
     except (ValueError, RecursionError) as error:
-        raise DualSLMError(f"{what} {path} is damaged", got=str(error), do=do) from error
+        raise DualSLMError(f"{where} is damaged", got=str(error), do=do) from error
     return value
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualslm.errors import DualSLMError
-from dualslm.files import read_json
+from dualslm.files import parsed_json, read_json
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, data: bytes) -> None:
 def test_json_may_have_a_mark_and_both_halves_of_a_character(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\udc69"}')
     assert read_json(tmp_path / "a.json", "the report", "make it again") == {"a": "👩"}
+
+
+@pytest.mark.parametrize("text", [b"[]", b"1", b'{"a": 1}', b"null"])
+def test_an_object_of_another_kind_is_one_line(text: bytes) -> None:
+    with pytest.raises(DualSLMError, match=r"line 2 of a\.work is damaged: got no object with a, b"):
+        parsed_json(text, "line 2 of a.work", "delete it", fields=("a", "b"))
+    assert parsed_json(b'{"a": 1, "b": 2}', "line 2", "delete it", fields=("a", "b")) == {"a": 1, "b": 2}

@@ -232,14 +232,15 @@ def _run_diagnostics(args: argparse.Namespace, out: Path, manifests: Sequence[Pa
 
 def _score(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> int:
     """Measures predictions and writes the report and its pages; 1 where too few verdicts came back."""
-    import json
-
     from dualslm.evaluation import score
+    from dualslm.files import read_json
 
     judged, enough = _judged(args, out, files)
     # of this run or of an earlier one: with --only score they are read again, not measured again
     diagnostics_path = out / DIAGNOSTICS_FILE
-    diagnostics = json.loads(diagnostics_path.read_text()) if diagnostics_path.exists() else None
+    diagnostics = None
+    if diagnostics_path.exists():
+        diagnostics = read_json(diagnostics_path, "what was measured inside,", "delete it, or measure again")
     report = score.score(
         files, seed=args.seed, command=command(), versions=versions(), judged=judged, diagnostics=diagnostics
     )
@@ -339,11 +340,10 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
 
     Where no judge is named, the tiny world's own rule judges replies to its conversations.
     """
-    import json
-
     from dualslm.cli.judges import order
     from dualslm.evaluation.judges import panel
     from dualslm.evaluation.predict import META, records
+    from dualslm.files import read_json
 
     wanted = order(args)
     rows = [row for path in files for row in records(path) if row["task"] == "respond"]
@@ -361,7 +361,7 @@ def _judged(args: argparse.Namespace, out: Path, files: Sequence[Path]) -> tuple
             card
             for meta in metas
             if meta.exists()  # not beside predictions that somebody else made
-            for card in json.loads(meta.read_text())["settings"]["systems"]
+            for card in read_json(meta, "the record of the predictions,", "run predict again")["settings"]["systems"]
         ]
         found = panel.run(wanted, out, rows, cards, seed=args.seed)
     print("\n".join(map(one_line, found.lines)), file=sys.stderr)

@@ -24,7 +24,7 @@ from dualslm.errors import DualSLMError
 from dualslm.evaluation import prediction_fields
 from dualslm.evaluation.items import Exam, lacks
 from dualslm.evaluation.systems.item import Item, System, card
-from dualslm.files import BYTE_ORDER_MARK, open_regular, replacing, sha256
+from dualslm.files import BYTE_ORDER_MARK, open_regular, parsed_json, replacing, sha256
 
 PREDICTIONS = "predictions.jsonl"
 META = "predictions.meta.json"
@@ -293,8 +293,11 @@ def _done(out: Path, stated: Mapping[str, Any]) -> dict[int, list[dict[str, Any]
     for path in sorted(out.glob(".predictions.*.work")):
         # What follows the last newline is empty, or half a line that another process is just writing.
         head, *rest = path.read_bytes().split(b"\n")[:-1] or [b"{}"]
-        _check_settings(out, json.loads(head), stated)
-        done |= {job["job"]: job["lines"] for job in map(json.loads, rest)}
+        do = "give another --out, or delete it: its answers are then asked for again"
+        _check_settings(out, parsed_json(head, f"line 1 of {path}", do, fields=()), stated)
+        for number, line in enumerate(rest, 2):
+            job = parsed_json(line, f"line {number} of {path}", do, fields=("job", "lines"))
+            done[job["job"]] = job["lines"]
     return done
 
 
@@ -308,8 +311,8 @@ def _check_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 def _settings_of(out: Path) -> dict[str, Any]:
     """The settings of predictions that are complete."""
     try:
-        meta = json.loads((out / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        meta = parsed_json((out / META).read_bytes(), str(out / META), "delete it", fields=("settings",))
+    except (OSError, DualSLMError) as error:
         raise DualSLMError(
             f"{out / PREDICTIONS} is there, and nothing tells how it was made",
             got=f"no readable {META}",

@@ -26,7 +26,7 @@ from dualslm.evaluation import measure
 from dualslm.evaluation.metrics import answers, wer
 from dualslm.evaluation.metrics.bootstrap import RESAMPLES, holm
 from dualslm.evaluation.predict import META, records
-from dualslm.files import read_json, replacing, sha256
+from dualslm.files import parsed_json, read_json, replacing, sha256
 
 REPORT = "report.json"
 FORMAT = 1
@@ -145,11 +145,9 @@ def _source(path: Path) -> dict[str, Any]:
     """A file of predictions, and what its meta file says of it."""
     # Another program may have written the predictions, without a meta file; a damaged one hides how they were made.
     try:
-        meta = json.loads(path.with_name(META).read_text(encoding="utf-8"))
+        meta = parsed_json(path.with_name(META).read_bytes(), str(path.with_name(META)), "run predict again", fields=())
     except OSError:
         meta = {}
-    except ValueError as error:
-        raise DualSLMError(f"{path.with_name(META)} is damaged", got=error, do="run predict again") from error
     settings = meta.get("settings", {})
     try:
         digest = sha256(path)

@@ -28,11 +28,12 @@ from dualslm.data.manifest_index import TARGETS, rows
 from dualslm.data.progress import Progress
 from dualslm.data.tasks import NO_ANSWER, left_out, waiting
 from dualslm.errors import DualSLMError
-from dualslm.files import replacing, sha256
+from dualslm.files import parsed_json, replacing, sha256
 from dualslm.model.reasoning import ALOUD, UNMARKED, separate
 from dualslm.recipe import Recipe
 from dualslm.training.teacher import Teacher, messages
 
+AGAIN = "give another --out, or delete it: its replies are then drawn again"
 SHOWN_TARGETS = 24  # on the sheet of samples
 SHOWN_DROPPED = 8  # replies that are no target, on the same sheet
 UNABLE = r"(can't|cannot|can not|won't|am unable to|am not able to)"
@@ -225,7 +226,7 @@ def _resume(job: Job, settings: Mapping[str, Any], batch: int) -> int:
         with job.work.open("r+b") as file:
             head = file.readline()
             if head.endswith(b"\n"):
-                _check_settings(job, json.loads(head), settings)
+                _check_settings(job, parsed_json(head, f"line 1 of {job.work}", AGAIN, fields=()), settings)
                 done = 0
                 end = file.tell()
                 for count, line in enumerate(iter(file.readline, b""), 1):
@@ -256,8 +257,9 @@ def _check_settings(job: Job, found: Mapping[str, Any], wanted: Mapping[str, Any
 def _finished(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The report of targets that are there already."""
     try:
-        found: dict[str, Any] = json.loads(job.report.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = job.report.read_bytes()
+        found: dict[str, Any] = parsed_json(text, str(job.report), AGAIN, fields=("settings",))
+    except (OSError, DualSLMError) as error:
         raise DualSLMError(
             f"{job.out} is there, without a report of how it was made",
             got=f"no readable {job.report.name}",
@@ -312,8 +314,9 @@ def _finish(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _work_lines(job: Job) -> Iterator[dict[str, Any]]:
     """The lines of the work file after its settings."""
-    with job.work.open(encoding="utf-8") as file:
-        yield from map(json.loads, islice(file, 1, None))
+    with job.work.open("rb") as file:
+        for number, line in enumerate(islice(file, 1, None), 2):
+            yield parsed_json(line, f"line {number} of {job.work}", AGAIN, fields=())
 
 
 def _settled(job: Job) -> Iterator[dict[str, Any]]:

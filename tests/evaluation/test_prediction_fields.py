@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dualslm.errors import DualSLMError
+from dualslm.evaluation import predict
 from dualslm.evaluation.predict import records
 
 ROW: dict[str, Any] = {
@@ -67,3 +68,19 @@ def test_a_line_that_is_no_object_is_said_to_be_none(tmp_path: Path, line: Any) 
 def test_likelihoods_of_null_are_none(tmp_path: Path) -> None:
     (found,) = records(write(tmp_path, {**ROW, "likelihoods": None, "seconds": None, "labels": {}}))
     assert "likelihoods" not in found
+
+
+@pytest.mark.parametrize("head", [b"[" * 100_000, b"[]", b"{", b"1" * 5000])
+def test_a_work_file_that_nobody_here_wrote_is_one_line(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / ".predictions.0-of-1.work").write_bytes(head + b"\n")
+    with pytest.raises(DualSLMError, match=r"line 1 of .*\.work is damaged"):
+        predict._done(tmp_path, {})
+    (tmp_path / ".predictions.0-of-1.work").write_bytes(b'{}\n{"job": 1}\n')
+    with pytest.raises(DualSLMError, match=r"line 2 of .*\.work is damaged: got no object with job, lines"):
+        predict._done(tmp_path, {})
+
+
+def test_a_record_of_predictions_that_nobody_here_wrote_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / predict.META).write_bytes(b"[" * 100_000)
+    with pytest.raises(DualSLMError, match="nothing tells how it was made"):
+        predict._settings_of(tmp_path)

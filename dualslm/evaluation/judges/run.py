@@ -178,7 +178,7 @@ def verdicts(path: Path) -> list[dict[str, Any]]:
     try:
         text = read_text(path, "the verdicts", "judge the predictions first")
         return [json.loads(line) for line in text.splitlines()]
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DualSLMError(f"cannot read the verdicts {path}", got=error, do="judge the predictions first") from error
 
 
@@ -195,7 +195,7 @@ def _written_before(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             record = json.loads(line)
             key = identity(record)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             do = "give another folder, or delete it; nothing is asked twice"
             raise DualSLMError(f"{out} holds something else than verdicts", got=error, do=do) from error
         yield key, record
