@@ -8,7 +8,6 @@ lines.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,6 +171,8 @@ def _wrong(where: str, wanted: str, raw: object) -> DualSLMError:
 
 
 def _suggest(word: str, known: Sequence[str], *, prefix: str = "") -> str:
+    import difflib  # late: `dualslm --help` answers sooner without it
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"choose one of {', '.join(known)}"
 
