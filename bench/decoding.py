@@ -86,7 +86,7 @@ def main() -> None:
     if not args.quick and find_spec("llama_cpp") is not None:
         from dualslm.inference.llama_cpp import LlamaCppBatch
 
-        batch = LlamaCppBatch(model.llm, local_file(args.llm), context=1024, size=1)
+        batch = LlamaCppBatch.of(model.llm, context=1024, size=1)
         ways[OURS_BY_LLAMA] = partial(ours, model, args.tokens, batch)
         from llama_cpp import Llama
 

@@ -75,10 +75,8 @@ def _chat(args: argparse.Namespace) -> int:
     batch = None
     if args.llama_cpp:
         from dualslm.inference.llama_cpp import LlamaCppBatch
-        from dualslm.model.gguf import local_file
 
-        file = local_file(model.llm.name, model.llm.revision)
-        batch = LlamaCppBatch(model.llm, file, context=context_of(args), size=1)
+        batch = LlamaCppBatch.of(model.llm, context=context_of(args), size=1)
     session = Session(
         model,
         conversation,

@@ -117,7 +117,7 @@ class ContinuousBatch:
     @property
     def context(self) -> int | None:
         """What the LLM was made for."""
-        return getattr(self.llm.model.config.get_text_config(), "max_position_embeddings", None)
+        return self.llm.context
 
     @property
     def kept_positions(self) -> int:
@@ -130,8 +130,7 @@ class ContinuousBatch:
         assert len(self.requests) < self.size, "the batch is full"
         self._read_drawn()  # all rows must stand at the same position before one is added
         self._release_static()
-        # salted at its first position, a prompt has no beginning in common with those of other salts
-        keys: list[Hashable] = [(prompt.salt, prompt.keys[0]), *prompt.keys[1:]]
+        keys = prompt.salted_keys
         reused = 0
         known: KeysValues = []
         if self.llm.keeps_every_position and prompt.reuse:

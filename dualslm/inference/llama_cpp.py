@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Hashable, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from torch import Tensor
 
 from dualslm.errors import DualSLMError
 from dualslm.inference.continuous_batch import ActiveRequest, draw
+from dualslm.inference.prefix_cache import common_length
 from dualslm.model.generation import GenerationSettings, Sampler
+from dualslm.model.gguf import local_file
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.model.llm import FrozenLM
 
@@ -60,16 +61,24 @@ class LlamaCppBatch:
             raise DualSLMError("llama.cpp cannot read this GGUF file", got=str(file), do="serve without --llama-cpp")
         self._width = self._cpp.llama_model_n_embd(self._model)
         self._vocabulary = self._cpp.llama_vocab_n_tokens(self._cpp.llama_model_get_vocab(self._model))
-        width = llm.embed(torch.zeros(1, 1, dtype=torch.long, device=llm.device)).shape[-1]
-        if width != self._width:
+        if llm.width != self._width:
             do = "name the same LLM in both places"
-            raise DualSLMError(f"the adapters' LLM is {width} wide", got=f"a GGUF file of {self._width}", do=do)
+            raise DualSLMError(f"the adapters' LLM is {llm.width} wide", got=f"a GGUF file of {self._width}", do=do)
         self.context = context or min(MAX_CONTEXT, self._cpp.llama_model_n_ctx_train(self._model))
         self._context = self._made_context()
         self._chunk = self._cpp.llama_batch_init(CHUNK, self._width, 1)
         self._drawn = self._cpp.llama_batch_init(size, 0, 1)
         self._read: list[list[Hashable]] = [[] for _ in range(size)]  # what each sequence holds
         self._sequence: dict[ActiveRequest, int] = {}
+
+    @classmethod
+    def of(cls, llm: FrozenLM, *, context: int | None, size: int = SEQUENCES) -> LlamaCppBatch:
+        """A batch of an LLM that was loaded from a GGUF file, by the name that it was loaded by.
+
+        Raises:
+            DualSLMError: it was loaded from something else, or as when a batch is made.
+        """
+        return cls(llm, local_file(llm.name, llm.revision), context=context, size=size)
 
     @property
     def kept_positions(self) -> int:
@@ -79,13 +88,14 @@ class LlamaCppBatch:
     def join(self, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
         """Reads a prompt, as far as it is new, and adds it to the batch."""
         assert len(self.requests) < self.size, "the batch is full"
-        keys: list[Hashable] = [(prompt.salt, prompt.keys[0]), *prompt.keys[1:]]
+        keys = prompt.salted_keys
         if len(keys) >= self.context:
             do = "serve with a larger --context, or say less"
             raise DualSLMError(f"llama.cpp has {self.context} positions", got=f"a prompt of {len(keys)}", do=do)
-        sequence, reused = self._best_sequence(keys, reuse=prompt.reuse)
-        self._forget(sequence, reused)
-        logits_V = self._prefill(sequence, prompt.embeds_TD, keys, reused)
+        sequence, shared = self._best_sequence(keys, reuse=prompt.reuse)
+        self._forget(sequence, shared)
+        reused = len(self._read[sequence])  # less than is shared where the cache could not be cut
+        logits_V = self._prefill(sequence, prompt.embeds_TD, keys)
         sampler = Sampler(generation, torch.device("cpu"))
         tokens = min(generation.max_new_tokens, self.context - len(keys))
         request = ActiveRequest(keys, len(keys), reused, tokens, sampler, logits_V)
@@ -131,7 +141,7 @@ class LlamaCppBatch:
     def _best_sequence(self, keys: Sequence[Hashable], *, reuse: bool) -> tuple[int, int]:
         """The free sequence that shares the longest beginning with a prompt, and how long it is."""
         free = set(range(self.size)) - set(self._sequence.values())
-        shared = {sequence: _shared(self._read[sequence], keys) if reuse else 0 for sequence in free}
+        shared = {sequence: common_length(self._read[sequence], keys) if reuse else 0 for sequence in free}
         # Among equals the emptiest: what the others hold may still be asked for.
         best = max(free, key=lambda sequence: (shared[sequence], -len(self._read[sequence])))
         # The last position is read in any case, because its logits are needed.
@@ -145,11 +155,10 @@ class LlamaCppBatch:
             after = 0
         del self._read[sequence][after:]
 
-    def _prefill(self, sequence: int, embeds_TD: Tensor, keys: Sequence[Hashable], reused: int) -> Tensor:
-        start = len(self._read[sequence])  # less than `reused` where the cache could not be cut
-        assert start <= reused
+    def _prefill(self, sequence: int, embeds_TD: Tensor, keys: Sequence[Hashable]) -> Tensor:
+        """Reads a prompt from where the sequence stands."""
         rows_TD = np.ascontiguousarray(embeds_TD.float().cpu().numpy())
-        for first in range(start, len(keys), CHUNK):
+        for first in range(len(self._read[sequence]), len(keys), CHUNK):
             part_TD = rows_TD[first : first + CHUNK]
             ctypes.memmove(self._chunk.embd, part_TD.ctypes.data, part_TD.nbytes)
             rows = [(sequence, first + row, first + row == len(keys) - 1) for row in range(len(part_TD))]
@@ -186,11 +195,6 @@ class LlamaCppBatch:
         pointer = self._cpp.llama_get_logits_ith(self._context, row)
         logits_V: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
         return torch.from_numpy(logits_V.copy())  # the next step writes over llama.cpp's own
-
-
-def _shared(read: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
-    """The number of first positions that are the same."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(read, keys, strict=False)))
 
 
 def _to_log(_level: int, text: bytes, _: Any) -> None:

@@ -48,7 +48,7 @@ class PrefixCache:
         longest = 0
         found = -1
         for entry, (known, _) in self._entries.items():
-            length = _common_length(known, keys)
+            length = common_length(known, keys)
             if length > longest:
                 longest = length
                 found = entry
@@ -64,7 +64,7 @@ class PrefixCache:
         It takes the place of entries that it begins with; nothing happens where a longer entry begins with it.
         """
         for entry, (known, _) in list(self._entries.items()):
-            common = _common_length(known, keys)
+            common = common_length(known, keys)
             if common == len(keys):
                 self._entries.move_to_end(entry)
                 return
@@ -82,6 +82,7 @@ class PrefixCache:
         self.tokens -= len(self._entries.pop(entry)[0])
 
 
-def _common_length(known: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
+def common_length(known: Sequence[Hashable], keys: Sequence[Hashable]) -> int:
+    """The number of first positions at which two prompts have the same."""
     both = enumerate(zip(known, keys, strict=False))
     return next((index for index, (one, other) in both if one != other), min(len(known), len(keys)))

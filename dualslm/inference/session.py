@@ -352,7 +352,6 @@ def _exchanges(conversation: Conversation) -> list[int]:
 
 def context_of(llm: FrozenLM, wanted: int | None) -> int | None:
     """Positions that the LLM can hold; None where nothing limits them."""
-    made_for = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None)
-    if wanted is not None and (wanted < 2 or (made_for is not None and wanted > made_for)):
-        raise DualSLMError("this context makes no sense", got=wanted, do=f"give 2 to {made_for or 'any number'}")
-    return wanted if wanted is not None else made_for
+    if wanted is not None and (wanted < 2 or (llm.context is not None and wanted > llm.context)):
+        raise DualSLMError("this context makes no sense", got=wanted, do=f"give 2 to {llm.context or 'any number'}")
+    return wanted if wanted is not None else llm.context

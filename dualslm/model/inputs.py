@@ -61,6 +61,11 @@ class PromptEmbeds:
         ids = [key for key in self.keys if isinstance(key, int)]
         return ids if len(ids) == len(self.keys) else None
 
+    @property
+    def salted_keys(self) -> list[Hashable]:
+        """The keys, the first one with the salt: prompts of different salts have no beginning in common."""
+        return [(self.salt, self.keys[0]), *self.keys[1:]]
+
     def without(self, span: range) -> PromptEmbeds:
         """The same prompt without some of its positions."""
         rest = [position for position in range(len(self.keys)) if position not in span]

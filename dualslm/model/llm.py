@@ -300,6 +300,11 @@ class FrozenLM(nn.Module):
             raise DualSLMError("a token that the LLM has no embedding for", got=got, do=do)
         return ids
 
+    @property
+    def context(self) -> int | None:
+        """Positions that it was made for; None where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     @classmethod
     def from_pretrained(
         cls,

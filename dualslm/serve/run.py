@@ -22,7 +22,6 @@ from dualslm.inference.describe import Questions
 from dualslm.inference.local import LocalBackend
 from dualslm.inference.prefix_cache import PREFIX_CACHE_BYTES
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.gguf import local_file
 from dualslm.serve.app import app
 from dualslm.serve.connections import OncePerMinute, most_connections, protocol, quiet_accept
 from dualslm.serve.limits import Limits
@@ -149,8 +148,7 @@ def _backend(model: DualSLM, settings: Settings, context: int | None) -> Backend
     if settings.llama_cpp:
         from dualslm.inference.llama_cpp import LlamaCppBatch
 
-        file = local_file(model.llm.name, model.llm.revision)
-        return LocalBackend(model.llm, batch=LlamaCppBatch(model.llm, file, context=context))
+        return LocalBackend(model.llm, batch=LlamaCppBatch.of(model.llm, context=context))
     if settings.vllm is None:
         return LocalBackend(model.llm, settings.limits.running, settings.cache_bytes)
     from dualslm.inference.vllm import VLLMBackend

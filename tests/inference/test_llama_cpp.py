@@ -11,6 +11,7 @@ import torch
 from support.factory import prompt_of, save_llm
 from support.ggufkit import as_gguf
 
+from dualslm import tiny
 from dualslm.errors import DualSLMError
 from dualslm.inference.continuous_batch import ContinuousBatch, RequestBatch
 from dualslm.inference.llama_cpp import LlamaCppBatch
@@ -111,6 +112,23 @@ def test_what_was_read_is_reused_within_one_salt(llm: FrozenLM, batch: LlamaCppB
     assert read(first) == 0
 
 
+def test_a_cache_that_cannot_be_cut_is_read_anew(
+    llm: FrozenLM, batch: LlamaCppBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = prompts(llm, [30, 40])
+    want = replies(ContinuousBatch(llm, 1), [(other, GenerationSettings(8))])
+    batch.size = 1  # so that there is no empty sequence to take
+    batch.leave(batch.join(first, GenerationSettings(2)))
+    cut = batch._cpp.llama_memory_seq_rm
+    # as caches of some LLMs refuse it: all or nothing
+    monkeypatch.setattr(
+        batch._cpp, "llama_memory_seq_rm", lambda memory, one, start, end: start < 1 and cut(memory, one, start, end)
+    )
+    assert replies(batch, [(other, GenerationSettings(8))]) == want
+    request = batch.join(first, GenerationSettings(2))
+    assert request.reused == 0
+
+
 def test_a_request_that_leaves_makes_room_at_once(llm: FrozenLM, batch: LlamaCppBatch) -> None:
     requests = [batch.join(prompt, GenerationSettings(50)) for prompt in prompts(llm, [5, 6, 7])]
     batch.step()
@@ -126,10 +144,10 @@ def test_what_cannot_be_run_is_one_line(llm: FrozenLM, file: Path, tmp_path: Pat
     (broken := tmp_path / "broken.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(DualSLMError, match="cannot read this GGUF file"):
         LlamaCppBatch(llm, broken)
-    other = FrozenLM.from_pretrained(str(save_llm(tmp_path / "other", "llama")))
-    if other.width != llm.width:
-        with pytest.raises(DualSLMError, match="wide"):
-            LlamaCppBatch(other, file)
+    with pytest.raises(DualSLMError, match="LLM is 192 wide: got a GGUF file of 32"):
+        LlamaCppBatch(tiny.load().llm, file)
+    with pytest.raises(DualSLMError, match="GGUF files alone"):
+        LlamaCppBatch.of(llm, context=400)
     with pytest.raises(DualSLMError, match="GGUF files alone"):
         local_file("Qwen/Qwen2.5-0.5B-Instruct")
     assert local_file(str(file)) == file
