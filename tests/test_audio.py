@@ -41,6 +41,20 @@ def test_channels_are_averaged(tmp_path: Path, channels: int) -> None:
     np.testing.assert_allclose(load(path), tone() * levels.mean(), atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_cancel_out_are_heard(tmp_path: Path, channels: int) -> None:
+    # One plug of a balanced pair the wrong way round: the mean would be silence.
+    signs = np.tile([0.5, -0.5], channels // 2).astype(np.float32)
+    path = wav(tmp_path / "a.wav", tone()[:, None] * signs)
+    np.testing.assert_allclose(np.abs(load(path)), np.abs(tone()) / 2, atol=1e-6)
+
+
+def test_one_voice_among_eight_channels_is_averaged(tmp_path: Path) -> None:
+    samples = np.zeros((SAMPLE_RATE, 8), np.float32)
+    samples[:, 3] = tone()
+    np.testing.assert_allclose(load(wav(tmp_path / "a.wav", samples)), tone() / 8, atol=1e-6)
+
+
 def test_path_bytes_and_array_agree(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", tone(rate=44_100), 44_100)
     samples = load(path)

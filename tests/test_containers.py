@@ -43,6 +43,14 @@ def rf64(data_bytes: int) -> bytes:
     return riff(ds64, FORMAT, b"data\xff\xff\xff\xff" + PCM, head=b"RF64")
 
 
+def rifx(data_bytes: int) -> bytes:
+    """A wav whose numbers are big-endian."""
+    about = struct.pack(">HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
+    body = b"WAVEfmt " + struct.pack(">I", len(about)) + about
+    body += b"data" + struct.pack(">I", data_bytes) + np.frombuffer(PCM, "<i2").byteswap().tobytes()
+    return b"RIFX" + struct.pack(">I", len(body)) + body
+
+
 def mp3_in_wav(mp3: bytes) -> bytes:
     about = struct.pack("<HHIIHHHIHHH", 0x55, 1, SAMPLE_RATE, 4000, 1, 0, 12, 1, 2, 288, 1)
     return riff(chunk(b"fmt ", about), chunk(b"fact", struct.pack("<I", 100)), chunk(b"data", mp3))
@@ -79,6 +87,10 @@ WHOLE = {
     "wav that states less": sized(WAV, 32_000),
     "wav with a chunk in front": riff(chunk(b"LIST", b"INFO odd"), FORMAT, b"data\0\0\0\0" + PCM),
     "mu-law": sized(encoded("WAV", "ULAW"), 0),
+    "big-endian": rifx(len(PCM)),
+    "big-endian of 0 bytes": rifx(0),
+    "big-endian of -1 bytes": rifx(0xFFFFFFFF),
+    "big-endian that states less": rifx(32_000),
     "rf64": rf64(len(PCM)),
     "rf64 of 0 bytes": rf64(0),
     "rf64 of -1 bytes": rf64(2**64 - 1),
@@ -193,6 +205,21 @@ def test_a_second_recording_in_an_ogg_file_is_said(codec: str) -> None:
     samples, fault = read(one + one)
     assert len(samples) == len(read(one).samples)
     assert fault == f"two recordings in one: the second begins at byte {len(one):,}"
+
+
+@pytest.mark.parametrize(
+    ("data", "second"),
+    [
+        (riff(FORMAT, chunk(b"data", PCM), chunk(b"data", PCM)), 44 + len(PCM)),
+        (riff(FORMAT, chunk(b"data", PCM), chunk(b"LIST", b"INFO"), chunk(b"data", PCM)), 56 + len(PCM)),
+        (WAV + WAV, len(WAV)),
+        (rifx(len(PCM)) + rifx(len(PCM)), len(rifx(0))),
+    ],
+)
+def test_a_second_recording_in_a_wav_file_is_said(data: bytes, second: int) -> None:
+    samples, fault = read(data)
+    assert len(samples) == len(PCM) // 2
+    assert fault == f"two recordings in one: the second begins at byte {second:,}"
 
 
 def test_a_file_that_breaks_off_in_front_of_its_sound_is_said_to_be_cut_off() -> None:

@@ -49,6 +49,8 @@ MAX_RATE = 384_000  # Hz, the highest rate that recorders write
 MEDIA_SLACK_S = 0.5  # s by which webm and m4a may be shorter than they state: video and padding count in them
 MAX_PEAK = 32.0  # full scale is 1; far above it lie integers that were cast to floats
 
+CANCELLED = 1e-3  # of the loudest channel's energy; the mean of eight channels of which one speaks has 16 times as much
+
 LEVEL_FRAME = 30 * SAMPLE_RATE // 1000  # samples in 30 ms, over which a level is measured
 SILENT_DB = -70.0  # dB below full scale; the quietest speech of our corpora reaches -60 in its loudest frame
 
@@ -285,7 +287,7 @@ def _read_media(opened: media.Media, name: str, longest: float, budget: SampleBu
         _check_format(opened.rate, len(block_CN), name)
         if not count:
             longest, name = _affordable(longest, opened.rate, len(block_CN), name, budget)
-        blocks.append(block_CN.mean(axis=0, dtype=np.float32))
+        blocks.append(_mono(block_CN))
         count += len(blocks[-1])
         _spend(block_CN.size, budget)
         _check_length(count, opened.rate, name, longest)  # at each block, so that decoding stops there
@@ -314,7 +316,17 @@ def _blocks(file: _Stream, most: int) -> Iterator[Samples]:
     remaining = most
     while remaining and len(block_NC := file.read(min(size, remaining), dtype="float32", always_2d=True)):
         remaining -= len(block_NC)
-        yield block_NC.mean(axis=1, dtype=np.float32)
+        yield _mono(block_NC.T)
+
+
+def _mono(block_CN: Samples) -> Samples:
+    """The mean of the channels (C, N), or the loudest one where they cancel out, as with a plug of wrong polarity."""
+    mean_N = block_CN.mean(axis=0, dtype=np.float32)
+    if len(block_CN) > 1:
+        energy_C = np.square(block_CN, dtype=np.float64).sum(axis=1)
+        if np.square(mean_N, dtype=np.float64).sum() < CANCELLED * energy_C.max():
+            return block_CN[energy_C.argmax()]
+    return mean_N
 
 
 def _from_array(array: NDArray[Any], rate: int) -> Samples:

@@ -8,9 +8,8 @@ wav files, and which file is asked for what; nothing here imports torch.
 from __future__ import annotations
 
 import io
-import struct
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from dualslm.audio import studio
 from dualslm.audio.contents import (
@@ -33,8 +32,8 @@ def look(file: BinaryIO) -> Contents:
     size = file.seek(0, io.SEEK_END)
     head = at(file, 0, HEAD)
     whole = Contents(0, size)
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return _wav(file, size, rf64=head[:4] == b"RF64")
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+        return _wav(file, size, head[:4])
     if head[:4] == b"fLaC" and len(head) > 26:
         # The lower 36 of 40 bits are the number of samples, 0 where the writer did not know it. Always patched to 0:
         # libsndfile reads no further than a header says, even where more follows.
@@ -47,8 +46,9 @@ def look(file: BinaryIO) -> Contents:
     return studio.look(file, size) or whole
 
 
-def _wav(file: BinaryIO, size: int, *, rf64: bool) -> Contents:
+def _wav(file: BinaryIO, size: int, kind: bytes) -> Contents:
     """A wav file with the size of its sound corrected; of one that holds mp3, the mp3."""
+    order: Literal["big", "little"] = "big" if kind == b"RIFX" else "little"
     position = 12
     tag = 0
     ds64 = None
@@ -57,45 +57,64 @@ def _wav(file: BinaryIO, size: int, *, rf64: bool) -> Contents:
         if len(head) < 8 or head[:4] == b"data":
             break
         if head[:4] == b"fmt ":
-            tag = int.from_bytes(file.read(2), "little")
+            tag = int.from_bytes(file.read(2), order)
         elif head[:4] == b"ds64":
             ds64 = position
-        length = int.from_bytes(head[4:], "little")
+        length = int.from_bytes(head[4:], order)
         position += 8 + length + length % 2  # chunks begin at even positions
     if len(head) < 8 or head[:4] != b"data":
         return Contents(0, size)
     start = position + 8
-    stated = int.from_bytes(head[4:], "little")
+    stated = int.from_bytes(head[4:], order)
     limit = PLACEHOLDER
-    if rf64 and ds64 is not None:
-        stated = int.from_bytes(at(file, ds64 + 16, 8), "little")
+    if kind == b"RF64" and ds64 is not None:
+        stated = int.from_bytes(at(file, ds64 + 16, 8), order)
         limit = LONG_PLACEHOLDER if stated != 0xFFFFFFFF else PLACEHOLDER
     available = size - start
     fault = cut_off(available, stated) if available < stated < limit else None
     if stated >= limit or stated == 0:
-        available -= _tail(file, start, size)
+        available -= _tail(file, start, size, order)
         size = start + available
-    more = stated < available and _is_sound(file, start + stated, size, any_length=stated == 0)
+    more = stated < available and _is_sound(file, start + stated, size, order, any_length=stated == 0)
     stop = size if more or stated > available else start + stated
     if tag in MPEG_IN_WAV:
         inner = mp3(file, start, stop)
         return replace(inner, fault=fault or inner.fault)
     if stop == start + stated or stop >= 1 << 32:
-        return Contents(0, size, fault=fault)
-    # As plain RIFF, whose sizes libsndfile reads alike everywhere.
-    patches = {0: b"RIFF" + struct.pack("<I", stop - 8), position + 4: struct.pack("<I", stop - start)}
+        second = _second(file, stop, order)
+        return Contents(0, stop if second else size, fault=fault or second)  # libsndfile refuses what has two
+    # As plain RIFF or RIFX, whose sizes libsndfile reads alike everywhere.
+    plain = b"RIFX" if order == "big" else b"RIFF"
+    patches = {
+        0: plain + (stop - 8).to_bytes(4, order),
+        position + 4: (stop - start).to_bytes(4, order),
+    }
     if ds64 is not None:
         patches[ds64] = b"JUNK"
     return Contents(0, size, patches, fault)
 
 
-def _tail(file: BinaryIO, start: int, size: int) -> int:
+def _second(file: BinaryIO, position: int, order: Literal["big", "little"]) -> str | None:
+    """The fault of a file in which more sound follows the first: decoders read the first alone."""
+    position += position % 2
+    for _ in range(MAX_CHUNKS):
+        head = at(file, position, 8)
+        if len(head) < 8:
+            return None
+        length = int.from_bytes(head[4:], order)
+        if head[:4] in (b"data", b"RIFF", b"RIFX") and length:
+            return f"two recordings in one: the second begins at byte {position:,}"
+        position += 8 + length + length % 2
+    return None
+
+
+def _tail(file: BinaryIO, start: int, size: int, order: Literal["big", "little"]) -> int:
     """The bytes of a list of tags that ends the file, behind sound whose length is not stated."""
     first = max(start, size - MAX_PADDING)
     data = at(file, first, size - first)
     for name in (b"LIST", b"id3 "):
         found = data.rfind(name)
-        if found >= 0 and found + 8 + int.from_bytes(data[found + 4 : found + 8], "little") in (
+        if found >= 0 and found + 8 + int.from_bytes(data[found + 4 : found + 8], order) in (
             len(data),
             len(data) - 1,
         ):
@@ -103,12 +122,12 @@ def _tail(file: BinaryIO, start: int, size: int) -> int:
     return 0
 
 
-def _is_sound(file: BinaryIO, position: int, size: int, *, any_length: bool) -> bool:
+def _is_sound(file: BinaryIO, position: int, size: int, order: Literal["big", "little"], *, any_length: bool) -> bool:
     """Whether sound goes on behind its stated end, where other chunks, tags or padding may follow."""
     # A writer that forgot the padding byte begins its next chunk one byte early.
     for first in (position, position + position % 2):
         head = at(file, first, 8)
         is_name = len(head) == 8 and head[:4].strip() and all(32 <= letter < 127 for letter in head[:4])
-        if is_name and int.from_bytes(head[4:], "little") <= size - first - 8:
+        if is_name and int.from_bytes(head[4:], order) <= size - first - 8:
             return False
     return size - position > (0 if any_length else MAX_PADDING)

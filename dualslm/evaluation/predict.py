@@ -382,6 +382,6 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DualSLMError(f"{where} is no prediction", got=str(error), do="run predict again") from error
     if (got := prediction_fields.wrong(row)) is not None:
-        raise DualSLMError(f"{where} is no prediction", got=got, do="give every key; docs/evaluation.md lists them")
+        raise DualSLMError(f"{where} is no prediction", got=got, do="write it as docs/evaluation.md says")
     # Null is as good as absent: not every system tells likelihoods.
     return {name: value for name, value in row.items() if name != "likelihoods" or value is not None}

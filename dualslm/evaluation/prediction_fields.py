@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType, NoneType
 from typing import Any
 
+from dualslm.data.tasks import TASKS
+from dualslm.data.tasks.attributes import ATTRIBUTES
+
 TEXT, MAYBE_TEXT = (str,), (str, NoneType)
 NEEDED: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
@@ -55,4 +58,9 @@ def wrong(row: Any) -> str | None:
             return f"{name} {row[name]!r}"[:80]
     if not all(isinstance(choice, str) for choice in row["choices"] or ()):
         return f"choices {row['choices']!r}"[:80]
+    # No table would show either of these.
+    if row["task"] not in TASKS:
+        return f"task {row['task']!r}"[:80] + f", where {', '.join(TASKS)} are known"
+    if bool(row["choices"]) != (row["task"] in ATTRIBUTES):
+        return f"choices {row['choices']!r}"[:80] + f" for the task {row['task']}"
     return None

@@ -8,11 +8,13 @@ in which dtype the frozen parts are carried out is `resolve_device`.
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers import BitsAndBytesConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -50,6 +52,16 @@ def keep_unpacked(model: nn.Module) -> None:
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             setattr(part, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no field that is known here
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps to kernels of attention that need no plan for each new shape, as cuDNN's does: every prompt is one."""
+    if device.type != "cuda":
+        return nullcontext()
+    chosen: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return chosen
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

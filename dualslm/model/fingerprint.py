@@ -39,3 +39,13 @@ def of_weights(module: nn.Module, first: torch.dtype | None = None) -> str:
         digest.update(f"{key} {tuple(value.shape)}".encode())
         digest.update(ends.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of every weight and buffer of a module (of its own shards): equal before and after, or one moved."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        local = value.to_local() if hasattr(value, "to_local") else value
+        digest.update(local.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -9,16 +9,14 @@ Dimensions: B prompts, T tokens, D width of the LLM, V vocabulary, K positions w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import get_ident
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +30,7 @@ from dualslm.conversation import Reply
 from dualslm.errors import DualSLMError
 from dualslm.model.configuration import first_line, read_config, read_tokenizer
 from dualslm.model.cuda_graphs import GraphDecoder, Step
-from dualslm.model.execution import keep_unpacked, quantization_of
+from dualslm.model.execution import attention_kernels, keep_unpacked, quantization_of
 from dualslm.model.generation import GREEDY, GenerationSettings, Sampler, text_of
 from dualslm.model.gguf import source_of
 from dualslm.model.llm_probe import probe
@@ -158,7 +156,7 @@ class FrozenLM(nn.Module):
         if mask_BT is not None:
             # Counted from a prompt's own first token: padding must not shift the positions that the LLM sees.
             positions = (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -embeds_BTD.shape[1] :]
-        with self._head_reads(keep_BT), _attention(embeds_BTD.device):
+        with self._head_reads(keep_BT), attention_kernels(embeds_BTD.device):
             out = self.model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=mask_BT,
@@ -193,12 +191,21 @@ class FrozenLM(nn.Module):
         """Reads prompts of embeddings, each (T, D), after `before` where it is given (then B must be equal).
 
         Reading in two goes equals reading at once: tested to 1e-4 in float32.
+
+        Raises:
+            DualSLMError: a prompt that is longer than the LLM's context.
         """
         embeds_BTD, mask_BT = pad_left(prompts)
         cache = DynamicCache(config=self.model.config)
         if before is not None:
             cache = before.cache
             mask_BT = torch.cat([before.mask_BT, mask_BT], dim=1)
+        if self.context is not None and (longest := int(mask_BT.sum(dim=1).max())) > self.context:
+            raise DualSLMError(
+                "this prompt is too long for the LLM's context",
+                got=f"{longest} positions, where {self.context} are all that it has",
+                do="say it in fewer words, shorter recordings or fewer turns",
+            )
         last_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
         last_BT[:, -1] = True
         logits_BV = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=last_BT, cache=cache)
@@ -206,19 +213,28 @@ class FrozenLM(nn.Module):
 
     @torch.no_grad()
     def decode(self, read: Prefilled, generation: GenerationSettings = GREEDY) -> Generator[list[int | None]]:
-        """Yields the next token of each reply, None once a reply has ended; the cache grows with them."""
+        """Yields the next token of each reply, None once a reply has ended or is full; the cache grows with them."""
         sample = Sampler(generation, read.logits_BV.device)
         logits_BV = read.logits_BV
         ended = [False] * len(logits_BV)
-        with self._steps(read, generation.max_new_tokens) as step:
-            for left in reversed(range(generation.max_new_tokens)):
+        longest = self.longest(read, generation)
+        with self._steps(read, max(longest)) as step:
+            for count in range(1, max(longest) + 1):
                 ids_B = sample(logits_BV)
                 ids = ids_B.tolist()  # the one time that a step waits for the device
                 ended = [done or token in self.stops for token, done in zip(ids, ended, strict=True)]
                 yield [None if done else token for token, done in zip(ids, ended, strict=True)]
-                if all(ended) or not left:
+                ended = [done or count >= most for done, most in zip(ended, longest, strict=True)]
+                if all(ended):
                     return
                 logits_BV = step(ids_B)
+
+    def longest(self, read: Prefilled, generation: GenerationSettings) -> list[int]:
+        """The most tokens of each reply: what was asked for, as far as the context has room, and at least one."""
+        most = generation.max_new_tokens
+        if self.context is None:
+            return [most] * len(read.mask_BT)
+        return [max(1, min(most, self.context - length)) for length in read.mask_BT.sum(dim=1).tolist()]
 
     @contextmanager
     def _steps(self, read: Prefilled, max_new_tokens: int) -> Iterator[Step]:
@@ -274,10 +290,12 @@ class FrozenLM(nn.Module):
             return [reply for prompt_TD in prompts for reply in self.generate([prompt_TD], generation, text=text)]
         replies: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
-        for tokens in self.decode(self.prefill(prompts), generation):
+        read = self.prefill(prompts)
+        longest = self.longest(read, generation)  # before the cache grows
+        for tokens in self.decode(read, generation):
             for row, token in enumerate(tokens):
                 if token is None:
-                    finished[row] = True
+                    finished[row] = len(replies[row]) < longest[row]
                 else:
                     replies[row].append(token)
         return [Reply(text(self.tokenizer, ids), end) for ids, end in zip(replies, finished, strict=True)]
@@ -369,26 +387,6 @@ def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     position_T = torch.arange(int(lengths_B.max()))
     mask_BT = (position_T >= len(position_T) - lengths_B[:, None]).long()
     return pad_sequence(list(rows), batch_first=True, padding_side="left"), mask_BT.to(rows[0].device)
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of every weight and buffer of a module (of its own shards): equal before and after, or one moved."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        local = value.to_local() if hasattr(value, "to_local") else value
-        digest.update(local.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps to kernels of attention that need no plan for each new shape, as cuDNN's does: every prompt is one."""
-    if device.type != "cuda":
-        return nullcontext()
-    chosen: AbstractContextManager[None] = sdpa_kernel(
-        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    )
-    return chosen
 
 
 def _configured_stops(model: PreTrainedModel) -> frozenset[int]:

@@ -25,8 +25,8 @@ from dualslm.data.manifest import Examples, transcripts
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
+from dualslm.model.fingerprint import weights_hash
 from dualslm.model.inputs import Hear
-from dualslm.model.llm import weights_hash
 from dualslm.model.loss import MIN_SAVED_SHARE, NEVER_SHARE, Loss
 from dualslm.prompt import Prompt
 from dualslm.recipe import Optimizer, Recipe, Stage

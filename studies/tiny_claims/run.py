@@ -6,8 +6,8 @@ Trains and tests, on the embedded default and one core: the three stages; the sa
 (ERR); without context randomness (histories of one length in stage 3); one adapter of equal size for both kinds of
 information; m = 1, 4, 8, 16; the last encoder layer or a mix of all; and stage 1 without the alignment of L that the
 tiny recipe puts before it. Each leg is one stage that starts from its parent's adapters: what two rows have in common
-is trained once. A finished leg is not done again, so that a stopped study can be resumed; with `--minutes` no leg
-begins after that time. After each leg docs/results/study.json is written, and from it docs/study.md.
+is trained once. A finished leg is not done again, and one that was stopped goes on where it was saved; with `--minutes`
+no leg begins after that time. After each leg docs/results/study.json is written, and from it docs/study.md.
 
 The stages are shorter than the recipe's, so figures are lower than the shipped model's: compare rows with each other.
 """
@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import rows
 from dualslm.files import locked, replacing
-from dualslm.model.checkpoint import WEIGHTS as ADAPTERS
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.recipe import Recipe, Stage, ViewDraw, load
@@ -46,7 +45,8 @@ from dualslm.tiny.build.recordings import Recordings, record
 from dualslm.tiny.build.run import without_err
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
-from dualslm.training.trainer import Trainer
+from dualslm.training.run_folder import read_state
+from dualslm.training.trainer import Trainer, TrainerState
 from studies.tiny_claims import page
 from studies.tiny_claims.exam import Counts, context, examine
 
@@ -272,7 +272,8 @@ class Study:
         recipe = recipe_of(leg)
         folder = leg.folder(self.out)
         model = self.model(leg, recipe)
-        if not (folder / leg.stage / ADAPTERS).exists():
+        trained = folder / "trained"  # adapters alone may be those of the best validation so far
+        if not trained.exists():
             if leg.parent:
                 parent = self.trained(leg.parent).adapters
                 if leg.parent.stage == "align":
@@ -282,7 +283,11 @@ class Study:
                     model.adapters.load_state_dict(parent.state_dict())
             examples = {leg.stage: self.conversations.get(leg.variant, self.conversations[leg.stage])}
             folder.mkdir(parents=True, exist_ok=True)
-            Trainer(recipe, model, folder, examples, None, self.cache, Accelerator(cpu=True)).run()
+            trainer = Trainer(recipe, model, folder, examples, None, self.cache, Accelerator(cpu=True))
+            if (state := read_state(folder)) is not None:
+                trainer.state = TrainerState(state["stage"], state["step"], state["best"])
+            trainer.run()
+            trained.touch()
         model.adapters.load_state_dict(read_weights(folder / leg.stage, "cpu"))
         return model.eval()
 

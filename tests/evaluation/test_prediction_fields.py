@@ -45,6 +45,10 @@ def write(folder: Path, line: Any, encoding: str = "utf-8") -> Path:
         ("truth", ["a"]),
         ("choices", "ab"),
         ("choices", [1, 2]),
+        ("choices", ["a", "b"]),  # of a transcription
+        ("task", "mood"),
+        ("task", "x" * 1000),
+        ("task", ""),
         ("answer", ["a"]),
         ("ended", "yes"),
         ("audio", {"path": "a.wav"}),
@@ -57,6 +61,12 @@ def test_a_field_of_another_kind_is_one_line(tmp_path: Path, field: str, value: 
     with pytest.raises(DualSLMError, match=f"line 1 is no prediction: got {field} ") as caught:
         list(records(write(tmp_path, {**ROW, field: value})))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_label_without_choices_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DualSLMError, match="got choices None for the task emotion"):
+        list(records(write(tmp_path, {**ROW, "task": "emotion", "truth": "sad"})))
 
 
 @pytest.mark.parametrize("line", [[1], None, 5, "id"])

@@ -14,8 +14,8 @@ from support.factory import FAMILIES, save_encoder, save_llm
 from dualslm.conversation import Channel, Conversation, Said, Speech, View
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
+from dualslm.model.fingerprint import weights_hash
 from dualslm.model.generation import GenerationSettings
-from dualslm.model.llm import weights_hash
 from dualslm.prompt import Text, render
 
 SHORT = GenerationSettings(max_new_tokens=12)
