@@ -142,7 +142,7 @@ def _serve(args: argparse.Namespace) -> int:
     check_certificate(args.ssl_certfile, args.ssl_keyfile)
     # first, because loading takes long: a port in use is reported at once
     listening = listen(args.host, args.port)
-    model = model_of(args, load_llm=args.vllm is None)
+    model = model_of(args, load_llm=args.vllm is None and not args.llama_cpp)
     if args.cuda_graphs:
         model.llm.enable_cuda_graphs()
     system = new_conversation(args).system

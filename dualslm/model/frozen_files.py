@@ -97,6 +97,7 @@ def check(kind: Kind, name: str, revision: str | None, known: Record, *, verify:
     if found is None:
         raise _other(kind, name, "no files of it")
     settings, weights = found
+    here = here or any(file.suffix == ".gguf" for file in weights)  # which is read here wherever its LLM runs
     try:
         stated = known["files"]
         there = {file.name: file for file in settings}

@@ -89,7 +89,8 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         """What decided the last message, a reply: nats that its tokens lose in another tone and after other words."""
         server.check_model(body.model)
         if not service.llm_is_local:
-            raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
+            do = "serve without --vllm and --llama-cpp to weigh replies"
+            raise DualSLMError("no likelihoods here", got="an LLM that runs elsewhere", do=do)
         async with server.admitted(request):
             parsed = server.threads.run(parse_chat, body, server.limits, service.system)
             ask = await server.wait_for(request, parsed)

@@ -36,6 +36,35 @@ def test_every_leg_has_a_recipe_and_a_way_from_the_start(root: Path, monkeypatch
     assert study.Leg("fixed-history", "respond", 1).parent == study.Leg("full", "disentangle", 1)
 
 
+class StoppedError(Exception):
+    """Says at which step a run would have gone on."""
+
+
+class Trainer:
+    state = study.TrainerState()
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run(self) -> None:
+        raise StoppedError(self.state.step)
+
+
+def test_a_leg_that_was_stopped_goes_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    leg = study.Leg("unaligned", "joint", 0)
+    best_so_far = leg.folder(tmp_path) / "joint" / "adapters.safetensors"
+    best_so_far.parent.mkdir(parents=True)
+    best_so_far.touch()
+    begun = study.Study(tmp_path)
+    begun.__dict__ |= {"conversations": {"joint": None}, "cache": None}
+    monkeypatch.setattr(study.Study, "model", lambda *_: None)
+    monkeypatch.setattr(study, "Trainer", Trainer)
+    monkeypatch.setattr(study, "read_state", lambda _: {"stage": 0, "step": 800, "best": 1.0})
+    with pytest.raises(StoppedError, match="800"):
+        begun.trained(leg)
+
+
 def test_one_adapter_has_about_the_weights_of_two() -> None:
     settings: dict[str, Any] = {"paralinguistic": {"dropout": 0.0}, "linguistic": {"hidden": 1024}}
     model = DualSLM.from_parts(str(WEIGHTS / "encoder"), str(WEIGHTS / "llm"), device="cpu", **settings)
