@@ -91,7 +91,7 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
         if not service.llm_is_local:
             raise DualSLMError("no likelihoods here", got="an LLM in vLLM", do="serve without --vllm to weigh replies")
         async with server.admitted(request):
-            parsed = server.threads.run(parse_chat, body, server.limits, service.system)
+            parsed = server.threads.run(parse_chat, body, server.limits, service.model.llm.tokenizer, service.system)
             ask = await server.wait_for(request, parsed)
             turns = ask.conversation.turns
             if len(turns) < 2 or turns[-1].role != "assistant":

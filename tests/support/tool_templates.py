@@ -215,8 +215,8 @@ system message!") }}
 {%- endfor %}
 """
 CALL_MARKS = ("<tool_call>", "</tool_call>")
-INST = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]")
-INST = (*SP, *INST, "[/TOOL_RESULTS]")
+RESULTS = ("[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+INST = (*SP, "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", *RESULTS)
 IPYTHON = (*META, "<|eom_id|>", "<|python_tag|>")
 TOOL_FAMILIES: dict[str, Family] = {
     # in Qwen2.5 the marks of a call are added and not special, as here; in Hermes' tokenizers there are none
