@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -97,6 +98,18 @@ def test_a_spoken_question_a_call_its_result_and_the_answer(model: DualSLM) -> N
     text = words.decode(answered[begun:])
     assert CALL in text
     assert "<tool_response>\nRain<|im_end|>\n</tool_response>" in text
+
+
+def test_the_example(root: Path, model: DualSLM, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / "examples" / "tools.py"
+    backend = ScriptedBackend(CALL, "Take an umbrella.")
+    with serving(model, backend) as url:
+        monkeypatch.setattr("sys.argv", ["tools.py", url, str(SAD)])
+        exec(compile(path.read_text(), str(path), "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == 'weather({"city": "Zürich"})\nTake an umbrella.\n'
+    assert "Rain in Zürich, 12 degrees." in model.llm.tokenizer.decode(
+        [token for token in backend.prompts[1] if token >= 0]
+    )
 
 
 def test_streamed_as_it_is_whole(url: str, said: ScriptedBackend) -> None:
