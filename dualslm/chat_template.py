@@ -12,6 +12,7 @@ No torch here.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jinja2 import Environment, Template, nodes
 from jinja2.visitor import NodeTransformer
 
+from dualslm.conversation import Messages, Tools
 from dualslm.errors import DualSLMError
 
 if TYPE_CHECKING:
@@ -148,11 +150,8 @@ def _end(tokenizer: PreTrainedTokenizerBase, after: str, eos: int | None) -> int
     if ids and ids[0] in special_ids(tokenizer):
         return ids[0]
     if eos is None:
-        raise DualSLMError(
-            "nothing tells where a reply of this LLM ends",
-            got="no eos token, and no special token after a reply in the chat template",
-            do="set tokenizer.eos_token",
-        )
+        got = "no eos token, and no special token after a reply in the chat template"
+        raise DualSLMError("nothing tells where a reply of this LLM ends", got=got, do="set tokenizer.eos_token")
     return int(eos)
 
 
@@ -260,22 +259,22 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, split: bool = Fal
 # ---------------------------------------------------------------------- rendering within limits
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation: bool) -> str:
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation: bool, tools: Tools = ()) -> str:
     """What `apply_chat_template` renders, in limited time and of limited size.
 
     Raises:
         DualSLMError: the template refuses the conversation, fails, or runs into a limit.
     """
     own = bool(tokenizer.chat_template)
-    given = sum(len(message["content"]) for message in messages)
+    given = len(json.dumps([*messages, *tools], ensure_ascii=False))
     # Without a template, a prompt begins as a text of this tokenizer does.
     adds_bos = tokenizer.bos_token_id is not None and _encoded(tokenizer, "a", whole=True)[0] == tokenizer.bos_token_id
     _LIMITS.begin(given)
     try:
-        pieces = _compiled(tokenizer.get_chat_template(None if own else PLAIN)).generate(
+        pieces = _compiled(tokenizer.get_chat_template(None if own else PLAIN, list(tools) or None)).generate(
             **tokenizer.special_tokens_map,
             messages=[dict(message) for message in messages],
-            tools=None,
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=generation,
             enable_thinking=False,
@@ -286,11 +285,9 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]],
         do = "set tokenizer.chat_template to one that ends"
         raise DualSLMError("the LLM's chat template does not end", got=str(error), do=do) from None
     except Exception as error:  # a template is a program of somebody else's, and may fail in any way
-        raise DualSLMError(
-            "the LLM's chat template refuses this conversation",
-            got=(str(error).strip() or type(error).__name__).splitlines()[0],
-            do="let user and assistant alternate, beginning with the user, or set tokenizer.chat_template",
-        ) from error
+        got = (str(error).strip() or type(error).__name__).splitlines()[0]
+        do = "let user and assistant alternate, beginning with the user, or set tokenizer.chat_template"
+        raise DualSLMError("the LLM's chat template refuses this conversation", got=got, do=do) from error
 
 
 class _LimitError(Exception):

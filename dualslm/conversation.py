@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Source: TypeAlias = Literal["speech", "text", "none"]
 Channel: TypeAlias = Literal["para", "ling"]
 History: TypeAlias = Literal["text", "speech"]
-Role: TypeAlias = Literal["user", "assistant"]
+Role: TypeAlias = Literal["user", "assistant", "tool"]
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
@@ -141,11 +141,33 @@ Part: TypeAlias = str | Speech
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the LLM asks to be called.
+
+    Attributes:
+        id: the name by which the result refers to the call.
+        name: the name of the function.
+        arguments: values by name, as JSON has them.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation: who speaks, and the parts of what is said, text or speech, in order."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: who speaks.
+        parts: what is said, text or speech, in order.
+        calls: of the assistant: what it asks to be called; of a tool: the one call whose result the turn is.
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def speeches(self) -> tuple[Speech, ...]:
@@ -155,7 +177,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """A system text and the turns so far.
+    """A system text, the turns so far, and the tools that may be called.
 
     >>> talk = Conversation(system="Answer warmly, in one sentence.")
     >>> talk.user(Speech("hello.wav")).assistant("Good to hear you!").user("And now in text.")
@@ -164,14 +186,19 @@ class Conversation:
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
+    tools: Tools = ()
 
     def user(self, *parts: Part) -> Conversation:
         """Adds a user turn of one or more parts and returns the conversation itself."""
         return self._add("user", parts)
 
-    def assistant(self, *parts: Part) -> Conversation:
-        """Adds an assistant turn and returns the conversation itself."""
-        return self._add("assistant", parts)
+    def assistant(self, *parts: Part, calls: Sequence[ToolCall] = ()) -> Conversation:
+        """Adds an assistant turn, of which calls are enough, and returns the conversation itself."""
+        return self._add("assistant", parts, tuple(calls))
+
+    def tool(self, result: str, call: ToolCall) -> Conversation:
+        """Adds the result of a call and returns the conversation itself."""
+        return self._add("tool", (result,), (call,))
 
     @classmethod
     def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
@@ -212,21 +239,21 @@ class Conversation:
             return said
         if are_messages(said):
             conversation = cls.from_messages(said)
-            return conversation if conversation.system is not None else cls(system, conversation.turns)
+            return conversation if conversation.system is not None else replace(conversation, system=system)
         return cls(system).user(said if isinstance(said, Speech) else Speech(cast("Audio", said)))
 
     def copy(self) -> Conversation:
         """The same conversation, to be continued without changing this one."""
-        return Conversation(self.system, list(self.turns))
+        return replace(self, turns=list(self.turns))
 
-    def _add(self, role: Role, parts: tuple[Part, ...]) -> Conversation:
-        if not parts or not all(isinstance(part, (str, Speech)) for part in parts):
+    def _add(self, role: Role, parts: tuple[Part, ...], calls: tuple[ToolCall, ...] = ()) -> Conversation:
+        if not (parts or calls) or not all(isinstance(part, (str, Speech)) for part in parts):
             raise DualSLMError(
                 f"a {role} turn is made of text or Speech",
                 got=", ".join(type(part).__name__ for part in parts) or "nothing",
                 do='write for example talk.user(Speech("hello.wav")) or talk.user("hello")',
             )
-        self.turns.append(Turn(role, parts))
+        self.turns.append(Turn(role, parts, calls))
         return self
 
     def __repr__(self) -> str:
@@ -269,5 +296,7 @@ Audio: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.floating[Any]]"
 """A recording: a path, the bytes of a file, or 16 kHz samples."""
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """Chat messages as OpenAI's clients write them."""
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""Functions as OpenAI's clients and chat templates describe them: `{"type": "function", "function": {...}}`."""
 Said: TypeAlias = "Audio | Speech | Conversation | Messages"
 """What can be answered: a recording, a conversation, or chat messages."""

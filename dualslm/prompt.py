@@ -16,7 +16,7 @@ No torch here: the model fills the slots.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -99,7 +99,8 @@ def render(
     prompt of the conversation before that answer.
 
     Args:
-        conversation: ends with a user turn to be answered, or, when supervised, with the assistant's answer.
+        conversation: ends with a user turn or a tool's result to be answered, or, when supervised, with the
+            assistant's answer. A template that knows no tools leaves them out.
         tokenizer: of the LLM, whose chat template is used.
         view: the sources of spoken turns, as a View or as written on the command line ("speech,none").
         history: the sources of every spoken turn but the user's last one; `view` when None. A clip there that has no
@@ -118,15 +119,16 @@ def render(
     targets = {i for i, turn in enumerate(turns) if turn.role == "assistant" and supervise != "none"}
     targets = {len(turns) - 1} if supervise == "last" else targets
     typed = [part for turn in conversation.turns for part in turn.parts if isinstance(part, str)]
-    writer = _Writer(tokenizer, learns, [conversation.system or "", *typed])
+    called = [_call_fields(turn) for turn in turns]
+    writer = _Writer(tokenizer, learns, [conversation.system or "", *typed, *_texts([called, conversation.tools])])
     messages = []
     for index, turn in enumerate(turns):
         past = history if index != last_spoken else None
         content = writer.target(turn) if index in targets else writer.content(turn, past or view, past=past is not None)
-        messages.append({"role": turn.role, "content": content})
+        messages.append({"role": turn.role, "content": content, **_with_texts(called[index], writer.typed)})
     if supervise == "none":
-        return writer.write(writer.rendered(conversation.system, messages), ends=False)
-    text = writer.rendered(conversation.system, messages[:-1])
+        return writer.write(writer.rendered(conversation, messages), ends=False)
+    text = writer.rendered(conversation, messages[:-1])
     return writer.write(text + writer.format.lead + messages[-1]["content"], ends=not cut_off)
 
 
@@ -186,15 +188,18 @@ class _Writer:
             text, lambda name: name if name in spared else f"{self.quote}{controls.ids[name]}{CLOSE}"
         )
 
-    def rendered(self, system: str | None, messages: list[dict[str, str]]) -> str:
+    def rendered(self, conversation: Conversation, messages: list[dict[str, Any]]) -> str:
         """The template's text up to the reply."""
+        system = conversation.system
         if system is not None and self.format.system:
             messages = [{"role": "system", "content": self.typed(system)}, *messages]
         elif system:
             first = next(index for index, message in enumerate(messages) if message["role"] == "user")
             opened = {"role": "user", "content": self.typed(system) + JOIN * 2 + messages[first]["content"]}
             messages = [*messages[:first], opened, *messages[first + 1 :]]
-        return rendered(self.tokenizer, messages, generation=True)
+        # names and descriptions of tools come from clients: what they spell out is text as well
+        tools = _with_texts(conversation.tools, self.typed)
+        return rendered(self.tokenizer, messages, generation=True, tools=tools)
 
     def target(self, turn: Turn) -> str:
         """The placeholder of a turn whose words are to be learnt."""
@@ -324,19 +329,54 @@ def _known(value: Any, field: str, need: str) -> Any:
 # ---------------------------------------------------------------------- the conversation
 
 
+def _call_fields(turn: Turn) -> dict[str, Any]:
+    """What the message of a turn has beside its content, as transformers' templates expect calls and results."""
+    if turn.role == "tool":
+        return {"tool_call_id": turn.calls[0].id, "name": turn.calls[0].name}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in turn.calls
+    ]
+    return {"tool_calls": calls} if calls else {}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value, names of fields among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield name
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each of its texts changed, names of fields too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): _with_texts(one, change) for name, one in value.items()}
+    return [_with_texts(one, change) for one in value] if isinstance(value, list | tuple) else value
+
+
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
     """Turns of one speaker in a row become one: many templates insist on alternation."""
     merged: list[Turn] = []
     for turn in turns:
-        if merged and merged[-1].role == turn.role:
-            turn = Turn(turn.role, merged.pop().parts + turn.parts)
+        if merged and merged[-1].role == turn.role != "tool":  # each result belongs to a call of its own
+            before = merged.pop()
+            turn = Turn(turn.role, before.parts + turn.parts, before.calls + turn.calls)
         merged.append(turn)
     return merged
 
 
 def _check_end(turns: Sequence[Turn], supervise: Supervise) -> None:
     wanted = ["user"] if supervise == "none" else ["user", "assistant"]
-    if [turn.role for turn in turns[-len(wanted) :]] != wanted:
+    answers_a_call = supervise == "none" and bool(turns) and turns[-1].role == "tool"
+    if not answers_a_call and [turn.role for turn in turns[-len(wanted) :]] != wanted:
         raise DualSLMError(
             "a conversation to be answered ends with a user turn"
             if supervise == "none"

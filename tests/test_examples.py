@@ -98,7 +98,7 @@ def test_the_set_up_for_many(root: Path) -> None:
         assert "syntax is ok" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", ["stream.py", "realtime.py", "curl.sh"])
+@pytest.mark.parametrize("name", ["stream.py", "realtime.py", "tools.py", "curl.sh"])
 def test_without_arguments_an_example_says_how_it_is_used(root: Path, name: str) -> None:
     command = ["sh"] if name.endswith(".sh") else [sys.executable]
     done = subprocess.run([*command, str(root / "examples" / name)], capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from dualslm.cli.options import (
 )
 from dualslm.errors import DualSLMError
 
+PARSERS = ("hermes", "llama3_json", "mistral")  # those of `serve.tool_calls`, which takes long to import
 POSITIVE = (
     "max_body",
     "max_memory",
@@ -81,7 +82,16 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let pages of this origin ask too; may be repeated",
     )
-    add("--ignore-tools", action="store_true", help="answer clients that always offer tools, such as Open WebUI")
+    add(
+        "--ignore-tools",
+        action="store_true",
+        help="answer clients that always offer tools, such as Open WebUI, without calling any",
+    )
+    add(
+        "--tool-call-parser",
+        choices=PARSERS,
+        help="how the LLM writes calls of tools (default: as its chat template has it)",
+    )
     add("--no-page", action="store_true", help="no web page at /")
     add_any_sound(parser)
     add_cuda_graphs(parser, "; while one request is alone")
@@ -119,6 +129,7 @@ def _serve(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         any_sound=args.any_sound,
         ignore_tools=args.ignore_tools,
+        tool_call_parser=args.tool_call_parser,
         memory=args.max_memory * 2**20,
     )
     settings = Settings(

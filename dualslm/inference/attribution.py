@@ -169,7 +169,8 @@ def weighed_prompts(
     def answered(change: Callable[[Speech], Speech], one: View) -> Prompt:
         *before, last = conversation.turns
         parts = [change(part) if isinstance(part, Speech) else part for part in last.parts]
-        whole = Conversation(conversation.system, [*before, replace(last, parts=tuple(parts))]).assistant(reply)
+        turns = [*before, replace(last, parts=tuple(parts))]
+        whole = replace(conversation, turns=turns).assistant(reply)
         return render(whole, tokenizer, one, history=view, supervise="last", cut_off=True)
 
     tones = _other_tones(heard, questions) if view.para != "none" else []

@@ -65,7 +65,11 @@ class Backend(Protocol):
         """Positions that prompt and reply may take together; None where it does not say."""
 
     def stream(
-        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
     ) -> AsyncGenerator[Piece]:
         """The reply in pieces, the last of which has a reason. Closed early, the LLM stops working on it.
 
@@ -73,6 +77,7 @@ class Backend(Protocol):
             prompt: as the LLM reads it.
             generation: settings of the reply.
             stop: the reply ends before the first of these texts.
+            keep_special: special tokens that stay in the text, since they mark calls of tools in it.
 
         Raises:
             UnavailableError: the LLM cannot be reached, or gave up.
@@ -100,7 +105,7 @@ class StopStrings:
         if starts:
             self.met = True
             return text[: min(starts)]
-        keep = max((_overlap(text, one) for one in self.stop), default=0)
+        keep = max((overlap(text, one) for one in self.stop), default=0)
         shown = text[: len(text) - keep]
         self.held = text[len(shown) :]
         return shown
@@ -111,6 +116,6 @@ class StopStrings:
         return "" if self.met else rest
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The longest end of a text with which a stop text begins."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -98,10 +98,14 @@ class LocalBackend:
         return self.batch.context
 
     async def stream(
-        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`."""
-        pieces = ReplyStreamer(self.llm.tokenizer, begins_within(self.llm.tokenizer, prompt.keys))
+        pieces = ReplyStreamer(self.llm.tokenizer, begins_within(self.llm.tokenizer, prompt.keys), keep_special)
         job = _Job(prompt, generation, pieces, StopStrings(stop), asyncio.get_running_loop())
         with self._changed:
             if self._closed:

@@ -250,7 +250,7 @@ class Session:
         for index in spoken[:-1]:
             parts = (self._in_words(part, past) if isinstance(part, Speech) else part for part in turns[index].parts)
             turns[index] = Turn("user", tuple(parts))
-        return Conversation(conversation.system, turns)
+        return replace(conversation, turns=turns)
 
     def _in_words(self, speech: Speech, past: View) -> Speech:
         """A recording with the words and the caption that the model gives it; what it came with stays."""
@@ -302,7 +302,7 @@ def fitted(
 
     def fits(number: int) -> bool:
         if number not in prompts:
-            prompts[number] = prompt_of(Conversation(conversation.system, conversation.turns[starts[number] :]))
+            prompts[number] = prompt_of(replace(conversation, turns=conversation.turns[starts[number] :]))
         return length(prompts[number]) <= free
 
     fewest = first if fits(first) else bisect_left(range(len(starts)), True, lo=first, key=fits)
@@ -328,10 +328,12 @@ def _first_of_a_size(conversation: Conversation, starts: Sequence[int], most: in
     """
     sizes = [
         sum(len(part) if isinstance(part, str) else len(part.transcript or "") for part in turn.parts)
+        + sum(len(str(call.arguments)) for call in turn.calls)
         for turn in conversation.turns
     ]
+    always = len(conversation.system or "") + len(str(conversation.tools))
     for index, start in enumerate(starts):
-        if (size := len(conversation.system or "") + sum(sizes[start:])) <= most:
+        if (size := always + sum(sizes[start:])) <= most:
             return index
     raise DualSLMError(
         "this turn is too long for the LLM's context",

@@ -27,7 +27,7 @@ from dualslm.errors import DualSLMError
 from dualslm.inference.backend import Piece, Reason, TokenLogprob, UnavailableError
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
-from dualslm.model.reasoning import AnswerStream, begins_within, mark_ids
+from dualslm.model.reasoning import AnswerStream, begins_within, mark_ids, special_tokens
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # without a byte
@@ -75,7 +75,11 @@ class VLLMBackend:
         return self._context
 
     async def stream(
-        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
     ) -> AsyncGenerator[Piece]:
         """See `Backend.stream`; leaving it closes the connection, on which vLLM stops."""
         body = self._body(prompt, generation, stop)
@@ -84,7 +88,8 @@ class VLLMBackend:
         thoughts = None
         if self.tokenizer is not None:
             thoughts = AnswerStream(begins_within(self.tokenizer, prompt.keys))
-            if mark_ids(self.tokenizer):  # vLLM would leave out the marks, and not the thought between them
+            # vLLM would leave out the marks, and not the thought or the call between them
+            if mark_ids(self.tokenizer) or not special_tokens(self.tokenizer).keys().isdisjoint(keep_special):
                 body["skip_special_tokens"] = False
         self._open += 1
         try:

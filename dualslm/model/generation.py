@@ -26,7 +26,7 @@ from transformers import (
 
 from dualslm.conversation import View
 from dualslm.errors import DualSLMError
-from dualslm.model.reasoning import AnswerStream, mark_ids
+from dualslm.model.reasoning import AnswerStream, mark_ids, special_tokens
 
 COUNTS = range(2**31)  # of tokens: more than any LLM reads
 MOST = 10**9  # of any other number
@@ -214,10 +214,15 @@ class TextStreamer:
     A character is shown once all its bytes are there, and shown text is never taken back. Each step decodes the last 16
     to 32 tokens alone, some of them already shown, because a token's text may depend on the one before it (as vLLM and
     TGI do).
+
+    Args:
+        tokenizer: the LLM's.
+        keep_special: special tokens that stay in the text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep_special: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
+        self.keep_special = keep_special
         self.ids: list[int] = []
         self.start = 0  # of the tokens that are decoded now; no character begins before it
         self.next_start = 0  # of those that will be decoded next
@@ -227,7 +232,7 @@ class TextStreamer:
     def add(self, token: int) -> str:
         """What can be shown now that this token has come; empty while a character is not whole."""
         self.ids.append(token)
-        text = text_of(self.tokenizer, self.ids[self.start :])
+        text = text_of(self.tokenizer, self.ids[self.start :], self.keep_special)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character are not all there yet
             return ""
         if not text.startswith(self.seen):  # a byte that is of no character: those before it are written otherwise now
@@ -241,13 +246,13 @@ class TextStreamer:
 
     def rest(self) -> str:
         """What was held back, when no more tokens come."""
-        piece = text_of(self.tokenizer, self.ids)[self.shown :]
+        piece = text_of(self.tokenizer, self.ids, self.keep_special)[self.shown :]
         self.shown += len(piece)
         return piece
 
     def _look_from(self, start: int) -> None:
         """Makes text of the tokens from `start` on alone, which were all shown."""
-        seen = text_of(self.tokenizer, self.ids[start:])
+        seen = text_of(self.tokenizer, self.ids[start:], self.keep_special)
         if seen.strip():  # otherwise a space that stands in front of a text would be lost
             self.start, self.seen, self.next_start = start, seen, len(self.ids)
 
@@ -258,11 +263,14 @@ class ReplyStreamer:
     Args:
         tokenizer: the LLM's.
         opened: whether the prompt has opened a thought already; see `reasoning.begins_within`.
+        keep_special: special tokens that stay in the text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, opened: bool = False) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, opened: bool = False, keep_special: Sequence[str] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        self._text = TextStreamer(tokenizer)
+        self._text = TextStreamer(tokenizer, keep_special)
         self._answer = AnswerStream(opened)
 
     def add(self, token: int) -> str:
@@ -274,10 +282,11 @@ class ReplyStreamer:
         return self._answer.add(self._text.rest()) + self._answer.rest()
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply's tokens, without special ones except those that mark a thought."""
-    if thought_ids := mark_ids(tokenizer):
-        special = set(tokenizer.all_special_ids) - thought_ids
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], keep_special: Sequence[str] = ()) -> str:
+    """The text of a reply's tokens, without special ones except those that mark a thought and those that are kept."""
+    known = special_tokens(tokenizer)
+    if kept_ids := mark_ids(tokenizer) | {known[token] for token in keep_special if token in known}:
+        special = {*known.values()} - kept_ids
         ids = [token for token in ids if token not in special]
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

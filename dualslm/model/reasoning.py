@@ -7,7 +7,7 @@ opened the thought already, by the closing tag alone. What cannot be told from t
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -180,11 +180,18 @@ def answer(text: str, opened: bool = False) -> str:
 
 
 @lru_cache(maxsize=8)
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
+    """The tokens that decoding leaves out: those that the tokenizer names, and those that are only flagged special."""
+    flagged = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return flagged | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+@lru_cache(maxsize=8)
 def mark_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The special tokens that mark thoughts or channels, which stay in a text that thoughts are to be cut from."""
-    tokens = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    tokens = special_tokens(tokenizer).items()
     channels = ("<|channel|>", "<|message|>", "<|start|>")
-    return frozenset(number for number, token in tokens if MARK.fullmatch(token) or token in channels)
+    return frozenset(number for token, number in tokens if MARK.fullmatch(token) or token in channels)
 
 
 def begins_within(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Hashable]) -> bool:

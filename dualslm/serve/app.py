@@ -190,7 +190,10 @@ class Server:
             message = "response_format: none can be enforced here; let vLLM run the LLM (--vllm), or ask in words."
             raise RefusedError(400, message, "invalid_value")
         # in a thread, because decoding the recordings would hold up everybody's tokens
-        parsed = self.threads.run(parse_chat, body, self.limits, self.service.system, self.service.model.generation)
+        model = self.service.model
+        parsed = self.threads.run(
+            parse_chat, body, self.limits, model.llm.tokenizer, self.service.system, model.generation
+        )
         ask = await self.wait_for(request, parsed)
         # encoded before the response starts: what is wrong with a prompt still gets a status of its own
         return ask, await self.wait_for(request, self.service.encode(ask))

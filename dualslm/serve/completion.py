@@ -13,10 +13,12 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dualslm.conversation import ToolCall
 from dualslm.inference.backend import Piece, TokenLogprob
 from dualslm.serve.errors import openai_error
-from dualslm.serve.openai_schema import Envelope, Usage, choice, usage
+from dualslm.serve.openai_reply import Envelope, Usage, call_json, choice, usage
 from dualslm.serve.service import Ask, EncodedPrompt
+from dualslm.serve.tool_calls import CallStream
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -34,6 +36,7 @@ class Completion:
         replies: number of replies to the one prompt.
         last: the piece that came last of each reply that has begun.
         seconds: s from the request to the end of each step.
+        calls: of tools, of each reply that has ended with some.
     """
 
     server: Server
@@ -43,6 +46,7 @@ class Completion:
     replies: int = 1
     last: dict[int, Piece] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[int, list[ToolCall]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.seconds["encode"] = time.perf_counter() - self.began
@@ -56,7 +60,10 @@ class Completion:
                 texts[index] += piece.text
                 logprobs[index] += piece.logprobs
         self.count()
-        choices = [choice(index, text, self.reason(index), logprobs[index]) for index, text in enumerate(texts)]
+        choices = [
+            choice(index, text, self.reason(index), logprobs[index], self.calls.get(index, ()))
+            for index, text in enumerate(texts)
+        ]
         return Envelope(self.server.name).whole(choices, self.usage(), self.prompt.left_out_turns)
 
     async def events(self, slot: AsyncExitStack, *, include_usage: bool) -> AsyncGenerator[str]:
@@ -78,6 +85,9 @@ class Completion:
                                 delta = {"content": piece.text}
                                 yield sse(envelope.chunk(delta, index=index, logprobs=piece.logprobs))
                     for index in range(self.replies):
+                        for number, call in enumerate(self.calls.get(index, ())):
+                            called = {"tool_calls": [{"index": number, **call_json(call)}]}
+                            yield sse(envelope.chunk(called, index=index))
                         yield sse(envelope.chunk({}, self.reason(index), index=index))
                     if include_usage:
                         self.seconds["whole"] = time.perf_counter() - self.began
@@ -88,9 +98,15 @@ class Completion:
         yield "data: [DONE]\n\n"
 
     async def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
-        """The pieces of all replies, each with the number of its reply, by turns."""
+        """The pieces of all replies, each with the number of its reply, by turns; calls of tools are no text."""
         async with AsyncExitStack() as stack:
             streams: dict[int, AsyncGenerator[Piece]] = {}
+            names = {tool["function"]["name"] for tool in self.ask.conversation.tools}
+            written = self.ask.calls
+            readers = [
+                CallStream(written, names, several=self.ask.several_calls) if written else None
+                for _ in range(self.replies)
+            ]
             for index in range(self.replies):
                 # another seed for each: equal seeds would draw equal replies
                 seed = None if self.ask.generation.seed is None else self.ask.generation.seed + index
@@ -106,6 +122,11 @@ class Completion:
                     if not self.last:
                         self.seconds["first_token"] = time.perf_counter() - self.began
                         self.server.metrics.first_text.observe(self.seconds["first_token"])
+                    if (reader := readers[index]) is not None:
+                        text = reader.add(piece.text) + (reader.rest() if piece.reason else "")
+                        piece = replace(piece, text=text)
+                        if reader.calls:
+                            self.calls[index] = reader.calls
                     self.last[index] = piece
                     yield index, piece
 
@@ -113,7 +134,8 @@ class Completion:
         """Why a reply has ended."""
         reason = self.last[index].reason
         assert reason is not None, "a backend's last piece has a reason"
-        return reason
+        # a reply that was cut off may have whole calls before the one that was cut
+        return "tool_calls" if index in self.calls and reason == "stop" else reason
 
     def usage(self) -> Usage:
         """Positions and tokens, so far."""

@@ -92,7 +92,7 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
             do = "serve without --vllm and --llama-cpp to weigh replies"
             raise DualSLMError("no likelihoods here", got="an LLM that runs elsewhere", do=do)
         async with server.admitted(request):
-            parsed = server.threads.run(parse_chat, body, server.limits, service.system)
+            parsed = server.threads.run(parse_chat, body, server.limits, service.model.llm.tokenizer, service.system)
             ask = await server.wait_for(request, parsed)
             turns = ask.conversation.turns
             if len(turns) < 2 or turns[-1].role != "assistant":

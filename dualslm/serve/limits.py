@@ -26,6 +26,7 @@ class Limits:
         timeout: seconds that a request may take, waiting included.
         any_sound: whether recordings without speech are answered too.
         ignore_tools: whether requests that offer tools are answered without calling any.
+        tool_call_parser: how the LLM writes calls of tools; as its chat template has it when None.
         memory: bytes of bodies and decoded recordings of all requests together; half of them for one client.
     """
 
@@ -38,6 +39,7 @@ class Limits:
     timeout: float = 300.0
     any_sound: bool = False
     ignore_tools: bool = False
+    tool_call_parser: str | None = None
     memory: int = 2**30
 
     @property

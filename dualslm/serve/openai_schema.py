@@ -1,4 +1,4 @@
-"""OpenAI's JSON ↔ conversations: what a request may hold, and what a response looks like (ours).
+"""OpenAI's JSON → conversations: what a request may hold (ours).
 
 Any user turn may have text and `input_audio` parts. Beyond OpenAI's fields a request may have a `view`, and a
 recording a `transcript`, a `caption` and a `tone` (another recording, or a description, whose tone it takes). A field
@@ -8,27 +8,27 @@ that would change the reply and is not understood is refused, not ignored.
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dualslm.conversation import Conversation, Part, Speech, View
-from dualslm.inference.backend import TokenLogprob
 from dualslm.model.generation import GREEDY, GenerationSettings
 from dualslm.serve.errors import RefusedError
 from dualslm.serve.limits import Limits
 from dualslm.serve.recordings import AudioData, Recordings, ToneCaption, check_speech
 from dualslm.serve.service import Ask
-from dualslm.serve.strict import WHY, Items, Name, StopText, Strict
+from dualslm.serve.strict import Items, Name, StopText, Strict
+from dualslm.serve.tools import CallHistory, CallMessage, call_format, parse_tools
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_REPLY_TOKENS = 256  # unless the request says otherwise: OpenAI has no limit here, a small LLM may never stop
 MAX_REPLY_TOKENS = 32_768  # of any reply; the context limits it further
 MAX_REPLIES = 16  # to one request
 MAX_STOP_TEXTS = 4  # as OpenAI
-CACHED_STEP = 16  # positions: exact counts would tell where two prompts begin to differ
 
 
 class TextPart(Strict):
@@ -108,9 +108,21 @@ class AssistantMessage(Strict):
     content: str | Items[TextPart] | None = None
     name: str | None = None
     refusal: str | None = Field(None, description="what was said instead of a reply")
+    tool_calls: Items[CallMessage] | None = Field(None, description="what it asked to be called")
 
 
-AnyMessage: TypeAlias = SystemMessage | UserMessage | AssistantMessage
+class ToolMessage(Strict):
+    """The result of a call."""
+
+    ignored = MESSAGE_EXTRAS
+
+    role: Literal["tool"]
+    content: str | Items[TextPart]
+    tool_call_id: Name
+    name: str | None = None
+
+
+AnyMessage: TypeAlias = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 Message = Annotated[AnyMessage, Field(discriminator="role")]
 
 
@@ -131,7 +143,6 @@ class ChatRequest(Strict):
             "keep_alive",
             "metadata",
             "moderation",
-            "parallel_tool_calls",  # of no tools
             "prediction",  # makes a reply faster, and no other
             "priority",
             "prompt_cache_key",
@@ -163,7 +174,8 @@ class ChatRequest(Strict):
     max_tokens: int | None = Field(None, ge=1, description="a reply is never longer than the context allows")
     max_completion_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1, le=MAX_REPLIES)
-    tools: Items[dict[str, Any]] | None = Field(None, description="none is called: refused, or ignored if so served")
+    tools: Items[dict[str, Any]] | None = Field(None, description="functions, where the LLM's chat template takes them")
+    parallel_tool_calls: bool | None = Field(None, description="false: a reply has one call at most")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="with logprobs")
     response_format: dict[str, Any] | None = Field(None, description="json_object or json_schema: behind vLLM alone")
@@ -203,21 +215,27 @@ class ChatRequest(Strict):
         )
 
 
-def parse_chat(request: ChatRequest, limits: Limits, system: str | None, defaults: GenerationSettings = GREEDY) -> Ask:
+def parse_chat(
+    request: ChatRequest,
+    limits: Limits,
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None,
+    defaults: GenerationSettings = GREEDY,
+) -> Ask:
     """The conversation and the settings of a request, its recordings decoded.
 
     Args:
         request: the request's body.
         limits: limits of turns and recordings.
+        tokenizer: the LLM's, whose chat template takes tools or does not.
         system: system text of a conversation that has none.
         defaults: settings of the reply that the request leaves open.
 
     Raises:
-        RefusedError: a request over a limit, or messages in an order that makes no sense.
+        RefusedError: a request over a limit, messages in an order that makes no sense, or tools that cannot be called.
         DualSLMError: an unknown view, or a recording that cannot be used, for example one without speech.
     """
-    if request.tools and not limits.ignore_tools:
-        raise RefusedError(400, f"tools: not supported here: {WHY['tools']}.", "invalid_value", param="tools")
+    calls = call_format(tokenizer, limits.tool_call_parser) if request.tools and not limits.ignore_tools else None
     turns = len(request.messages)
     if turns > limits.turns:
         raise RefusedError(413, f"{turns} messages; at most {limits.turns} are taken.", "too_many_turns")
@@ -227,16 +245,21 @@ def parse_chat(request: ChatRequest, limits: Limits, system: str | None, default
     if request.top_logprobs and not request.logprobs:
         raise RefusedError(400, "top_logprobs: asks for logprobs; send logprobs: true with it.", "invalid_value")
     view = View.parse(request.view)
-    conversation = _conversation(request.messages, limits, system)
+    conversation = _conversation(request.messages, limits, tokenizer, system)
+    conversation.tools = parse_tools(request.tools or ()) if calls is not None else ()
     # after all recordings are decoded: that they are too long together is the graver fault
     if "speech" in (view.para, view.ling):
         for turn in conversation.turns:
             for speech in turn.speeches:
                 check_speech(speech, limits)
-    return Ask(conversation, view, request.generation(defaults), [text for text in stop if text])
+    stop = [text for text in stop if text]
+    several = request.parallel_tool_calls is not False
+    return Ask(conversation, view, request.generation(defaults), stop, calls, several_calls=several)
 
 
-def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | None) -> Conversation:
+def _conversation(
+    messages: Sequence[AnyMessage], limits: Limits, tokenizer: PreTrainedTokenizerBase, system: str | None
+) -> Conversation:
     """The conversation of some messages; system messages stand at the beginning only."""
     system_texts: list[str] = []
     for message in messages:
@@ -245,12 +268,21 @@ def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | 
         system_texts.append(_text(message.content))
     recordings = Recordings(limits)
     conversation = Conversation("\n".join(system_texts) if system_texts else system)
-    for message in messages[len(system_texts) :]:
+    history = CallHistory(tokenizer)
+    for index, message in enumerate(messages[len(system_texts) :], len(system_texts)):
+        where = f"messages.{index}"
+        if isinstance(message, ToolMessage):
+            conversation.tool(_text(message.content), history.answered(message.tool_call_id, where))
+            continue
+        history.check_all_answered(where)
         if isinstance(message, SystemMessage):
             # chat templates have one place for it: moved to the front it would silently mean something else
             raise RefusedError(400, "A system message stands in the middle; put it first.", "invalid_value")
         if isinstance(message, AssistantMessage):
-            conversation.assistant(_text(message.content or message.refusal or ""))
+            calls = history.calls(message.tool_calls, where) if message.tool_calls else []
+            text = _text(message.content or message.refusal or "")
+            # without words beside a call nothing is said, not even a blank line after what was said before
+            conversation.assistant(*([text] if text or not calls else []), calls=calls)
         elif isinstance(message.content, str):
             conversation.user(message.content)
         else:
@@ -258,6 +290,7 @@ def _conversation(messages: Sequence[AnyMessage], limits: Limits, system: str | 
                 part.text if isinstance(part, TextPart) else _speech(part, recordings) for part in message.content
             ]
             conversation.user(*parts)
+    history.check_all_answered("messages")
     return conversation
 
 
@@ -274,94 +307,3 @@ def _speech(part: AudioPart, recordings: Recordings) -> Speech:
 
 def _text(content: str | Sequence[TextPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
-
-
-# ---------------------------------------------------------------------- responses
-
-
-class Usage(BaseModel):
-    """Positions of the prompt, P and L among them, and tokens of the reply."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int]
-
-
-def usage(prompt: int, audio: int, reused: int, drawn: int) -> Usage:
-    """What a reply took.
-
-    Args:
-        prompt: positions of the prompt.
-        audio: positions of the prompt that are P or L.
-        reused: positions of the prompt that came from the prefix cache; given in steps of `CACHED_STEP`.
-        drawn: tokens of the reply.
-    """
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=drawn,
-        total_tokens=prompt + drawn,
-        prompt_tokens_details={"audio_tokens": audio, "cached_tokens": reused // CACHED_STEP * CACHED_STEP},
-    )
-
-
-class Envelope:
-    """What all JSON objects of one reply have in common.
-
-    Args:
-        model: name of the model.
-    """
-
-    def __init__(self, model: str) -> None:
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-        self.model = model
-
-    def whole(self, choices: Sequence[dict[str, Any]], used: Usage, left_out_turns: int) -> dict[str, Any]:
-        """A chat.completion of some choices (see `choice`); `left_out_turns` is not OpenAI's."""
-        completion = self._with("chat.completion", [*choices])
-        return completion | {"usage": used.model_dump(), "left_out_turns": left_out_turns}
-
-    def chunk(
-        self,
-        delta: dict[str, str],
-        reason: str | None = None,
-        *,
-        index: int = 0,
-        logprobs: Sequence[TokenLogprob] = (),
-    ) -> dict[str, Any]:
-        """A chat.completion.chunk."""
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs_json(logprobs)}
-        return self._with("chat.completion.chunk", [choice])
-
-    def usage_chunk(self, used: Usage, left_out_turns: int) -> dict[str, Any]:
-        """The last chunk, which says what the reply took."""
-        # OpenAI's own has no choices either: clients that take choices[0] without looking have to know this
-        chunk = self._with("chat.completion.chunk", [])
-        return chunk | {"usage": used.model_dump(), "left_out_turns": left_out_turns}
-
-    def _with(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-
-
-def choice(index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """One of the replies to a request."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs_json(logprobs)}
-
-
-def logprobs_json(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-    """Log-probabilities as OpenAI writes them; None for none."""
-    if not logprobs:
-        return None
-    content = [
-        _one_logprob(one.token, one.logprob) | {"top_logprobs": [_one_logprob(*other) for other in one.top]}
-        for one in logprobs
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
-    # a token may be some bytes of a character, whose text is not known
-    known = "\N{REPLACEMENT CHARACTER}" not in token
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if known else None}

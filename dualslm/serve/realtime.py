@@ -27,11 +27,11 @@ from dualslm.serve.caller import CALLER
 from dualslm.serve.errors import RefusedError, openai_error
 from dualslm.serve.fairness import ONE_CLIENT
 from dualslm.serve.json_body import parse_json
-from dualslm.serve.openai_schema import usage
+from dualslm.serve.openai_reply import usage
 from dualslm.serve.realtime_conversation import Item, conversation_of, find, item_of, new_id
 from dualslm.serve.realtime_schema import SessionSettings
 from dualslm.serve.recordings import check_speech, from_base64
-from dualslm.serve.responses import begin, output_text
+from dualslm.serve.responses import announced, opened, output_text
 from dualslm.serve.service import Ask
 from dualslm.serve.turn_detection import PCMDecoder, TurnDetector
 
@@ -324,7 +324,8 @@ class RealtimeSession:
         status = "completed"
         details: dict[str, Any] = {}
         try:
-            for one in begin(item.json() | {"status": "in_progress"}, response("in_progress")):
+            begun = item.json() | {"status": "in_progress"}
+            for one in (*announced(response("in_progress")), *opened(begun)):
                 kind = one.pop("kind")
                 if kind != "in_progress":  # an event of /v1/responses alone
                     more = one if kind == "created" else {"response_id": response_id, **one}

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from itertools import count
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from dualslm.conversation import ToolCall
 from dualslm.inference.backend import TokenLogprob
 from dualslm.serve.completion import Completion, sse
 from dualslm.serve.errors import RefusedError, openai_error
+from dualslm.serve.openai_reply import call_json, logprobs_json
 from dualslm.serve.openai_schema import (
     MESSAGE_EXTRAS,
     REPLY_EXTRAS,
@@ -30,10 +32,11 @@ from dualslm.serve.openai_schema import (
     StreamOptions,
     SystemMessage,
     TextPart,
+    ToolMessage,
     UserMessage,
-    logprobs_json,
 )
 from dualslm.serve.strict import Items, Name, Strict
+from dualslm.serve.tools import Called, CallMessage
 
 if TYPE_CHECKING:
     from dualslm.serve.app import Server
@@ -86,6 +89,44 @@ class InputItem(Strict):
         return SystemMessage(role=self.role, content=texts)
 
 
+class CallItem(Strict):
+    """A call that an earlier response made."""
+
+    ignored = frozenset({"id", "status"})
+
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+
+    def call(self) -> CallMessage:
+        """The call as a message of a chat has it."""
+        return CallMessage(id=self.call_id, function=Called(name=self.name, arguments=self.arguments))
+
+
+class ResultItem(Strict):
+    """The result of a call."""
+
+    ignored = frozenset({"id", "status"})
+
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: str | Items[InputText]
+
+    def message(self) -> AnyMessage:
+        """The result as a message of a chat."""
+        texts = [self.output] if isinstance(self.output, str) else [part.text for part in self.output]
+        return ToolMessage(role="tool", tool_call_id=self.call_id, content="\n".join(texts))
+
+
+AnyItem = Annotated[
+    InputItem | CallItem | ResultItem,
+    Field(discriminator="type"),
+    # messages need not say that they are some
+    BeforeValidator(lambda item: {"type": "message", **item} if isinstance(item, dict) else item),
+]
+
+
 class TextSettings(Strict):
     """What the text of a reply should be like."""
 
@@ -98,7 +139,7 @@ class ResponsesRequest(Strict):
     ignored = ChatRequest.ignored
 
     model: Name
-    input: str | Items[InputItem] = Field(min_length=1)
+    input: str | Items[AnyItem] = Field(min_length=1)
     instructions: str | None = Field(None, description="the system text")
     view: Name = Field(
         "speech,speech", description="sources of P and L: speech, text or none", examples=["none,speech"]
@@ -111,7 +152,8 @@ class ResponsesRequest(Strict):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: Items[Name] = Field([])
     text: TextSettings | None = None
-    tools: Items[dict[str, Any]] | None = Field(None, description="none is called: refused, or ignored if so served")
+    tools: Items[dict[str, Any]] | None = Field(None, description="functions, where the LLM's chat template takes them")
+    parallel_tool_calls: bool | None = Field(None, description="false: a reply has one call at most")
     truncation: Literal["auto", "disabled"] = Field("auto", description="the oldest turns are left out, or all refused")
 
     @field_validator("include")
@@ -126,7 +168,13 @@ class ResponsesRequest(Strict):
     def chat(self) -> ChatRequest:
         """The same as a request for a chat completion."""
         items = [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        messages = [item.message() for item in items]
+        messages: list[AnyMessage] = []
+        for of_calls, some in groupby(items, lambda item: isinstance(item, CallItem)):
+            if of_calls:  # those of one response stand side by side
+                calls = [item.call() for item in some if isinstance(item, CallItem)]
+                messages.append(AssistantMessage(role="assistant", refusal=None, tool_calls=calls))
+            else:
+                messages += [item.message() for item in some if not isinstance(item, CallItem)]
         if self.instructions:
             messages.insert(0, SystemMessage(role="system", content=self.instructions))
         wanted = self.text.format if self.text else None
@@ -136,7 +184,14 @@ class ResponsesRequest(Strict):
         fields = {
             "model": self.model,
             "messages": messages,
-            "tools": self.tools,
+            # chat completions have the function one level deeper
+            "tools": [
+                {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+                if tool.get("type") == "function"
+                else tool
+                for tool in self.tools or ()
+            ],
+            "parallel_tool_calls": self.parallel_tool_calls,
             "view": self.view,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -210,27 +265,40 @@ class _Reply:
         with self.completion.counted():
             async with slot, aclosing(self.completion.pieces()) as pieces:
                 try:
-                    for one in begin(self._item("in_progress"), self._json("in_progress")):
+                    for one in announced(self._json("in_progress")):
                         yield event(**one)
                     at = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
                     async with asyncio.timeout(self.completion.server.limits.timeout):
                         async for _, piece in pieces:
+                            if piece.text and not self.text:
+                                for one in opened(self._item("in_progress")):
+                                    yield event(**one)
                             self.text += piece.text
                             self.logprobs += piece.logprobs
                             if piece.text:
                                 logprobs = _logprobs(piece.logprobs)
                                 yield event("output_text.delta", **at, delta=piece.text, logprobs=logprobs)
                     status = self._status()
-                    done = {**at, "text": self.text, "logprobs": _logprobs(self.logprobs)}
-                    yield event("output_text.done", **done)
-                    yield event("content_part.done", **at, part=self._part())
-                    yield event("output_item.done", output_index=0, item=self._item(status))
+                    if not self.text and not self._calls:  # a reply without a word is one all the same
+                        for one in opened(self._item("in_progress")):
+                            yield event(**one)
+                    if self.text or not self._calls:
+                        done = {**at, "text": self.text, "logprobs": _logprobs(self.logprobs)}
+                        yield event("output_text.done", **done)
+                        yield event("content_part.done", **at, part=self._part())
+                        yield event("output_item.done", output_index=0, item=self._item(status))
+                    for one in call_events(self._items(status)):
+                        yield event(**one)
                     yield event(status, response=self._json(status))
                 except Exception as error:  # status 200 was sent already, so the error travels as an event
                     yield sse({"type": "error", "sequence_number": next(numbers), **openai_error(error)[1]})
 
     def _status(self) -> Status:
-        return "completed" if self.completion.reason(0) == "stop" else "incomplete"
+        return "incomplete" if self.completion.reason(0) == "length" else "completed"
+
+    @property
+    def _calls(self) -> list[ToolCall]:
+        return self.completion.calls.get(0, [])
 
     def _part(self) -> dict[str, Any]:
         return output_text(self.text) | {"logprobs": _logprobs(self.logprobs)}
@@ -238,6 +306,11 @@ class _Reply:
     def _item(self, status: Status) -> dict[str, Any]:
         content = [] if status == "in_progress" else [self._part()]
         return {"id": self.item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+    def _items(self, status: Status) -> list[dict[str, Any]]:
+        """What the reply says, and what it calls."""
+        says = [self._item(status)] if self.text or not self._calls else []
+        return [*says, *(_call_item(call) for call in self._calls)]
 
     def _json(self, status: Status) -> dict[str, Any]:
         body = self.body
@@ -249,7 +322,7 @@ class _Reply:
             "created_at": self.created,
             "status": status,
             "model": body.model,
-            "output": [self._item(status)] if ended else [],
+            "output": self._items(status) if ended else [],
             "usage": {
                 "input_tokens": used.prompt_tokens,
                 "input_tokens_details": used.prompt_tokens_details | {"cache_write_tokens": 0},
@@ -268,22 +341,44 @@ class _Reply:
             "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
             "truncation": body.truncation,
             "metadata": {},
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": self.completion.ask.several_calls,
             "previous_response_id": None,
             "store": False,
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": "auto" if self.completion.ask.calls else "none",
+            "tools": body.tools if self.completion.ask.calls else [],
             "left_out_turns": self.completion.prompt.left_out_turns,
         }
 
 
-def begin(item: dict[str, Any], response: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The events before the first text of a reply."""
+def announced(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events with which a response begins."""
     yield {"kind": "created", "response": response}
     yield {"kind": "in_progress", "response": response}
+
+
+def opened(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events before the first text of a reply."""
     yield {"kind": "output_item.added", "output_index": 0, "item": item}
     at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     yield {"kind": "content_part.added", **at, "part": output_text("")}
+
+
+def call_events(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The events of the calls among the items of a response."""
+    for index, item in enumerate(items):
+        if item["type"] != "function_call":
+            continue
+        at = {"item_id": item["id"], "output_index": index}
+        begun = item | {"arguments": "", "status": "in_progress"}
+        yield {"kind": "output_item.added", "output_index": index, "item": begun}
+        yield {"kind": "function_call_arguments.delta", **at, "delta": item["arguments"]}
+        yield {"kind": "function_call_arguments.done", **at, "name": item["name"], "arguments": item["arguments"]}
+        yield {"kind": "output_item.done", "output_index": index, "item": item}
+
+
+def _call_item(call: ToolCall) -> dict[str, Any]:
+    ids = {"id": f"fc_{call.id}", "call_id": call.id}
+    return {"type": "function_call", **ids, **call_json(call)["function"], "status": "completed"}
 
 
 def output_text(text: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from dualslm.model.inputs import PromptEmbeds
 from dualslm.prompt import Prompt, render
 from dualslm.serve.caller import CALLER, Caller
 from dualslm.serve.fairness import FairThreads
+from dualslm.serve.tool_calls import CallFormat
 
 T = TypeVar("T")
 P_ = ParamSpec("P_")
@@ -50,16 +51,20 @@ class Ask:
     """What is asked of the LLM.
 
     Attributes:
-        conversation: conversation that ends with a user turn.
+        conversation: conversation that ends with a user turn, or with the result of a call.
         view: sources of P and L in its spoken turns.
         generation: settings of the reply.
         stop: texts before the first of which the reply ends.
+        calls: how calls of the conversation's tools stand in the reply; None where nothing may be called.
+        several_calls: whether the reply may have more than one.
     """
 
     conversation: Conversation
     view: View = NORMAL
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     stop: Sequence[str] = ()
+    calls: CallFormat | None = None
+    several_calls: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,9 @@ class Service:
         generation = ask.generation.changed(max_new_tokens=longest)
         # aclosing, because a client that leaves closes this generator and the LLM must stop at once, not when
         # the garbage collector finds the backend's generator
-        async with aclosing(self.backend.stream(prompt.embeds, generation, ask.stop)) as pieces:
+        stop = [*ask.stop, *(ask.calls.stop if ask.calls else ())]
+        keep_special = ask.calls.special if ask.calls else ()
+        async with aclosing(self.backend.stream(prompt.embeds, generation, stop, keep_special)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -247,13 +254,13 @@ class Service:
         return _Rendered(prompt, left_out, parts, self._salt(ask.conversation, caller.name), reuse=replied)
 
     def _salt(self, conversation: Conversation, client: str) -> str:
-        """A name of the talk that a conversation belongs to: its client, its system text and its first turn."""
+        """A name of the talk that a conversation belongs to: its client, system text, tools and first turn."""
         first = [
             self.audio_cache.digest(part) if isinstance(part, Speech) and part.audio is not None else repr(part)
             for part in conversation.turns[0].parts
         ]
         return blake2b(
-            repr((client, conversation.system, first)).encode(), key=self._secret, digest_size=16
+            repr((client, conversation.system, first, conversation.tools)).encode(), key=self._secret, digest_size=16
         ).hexdigest()
 
     async def _encode_waiting(self) -> None:

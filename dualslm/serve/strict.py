@@ -57,7 +57,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "skip_special_tokens": (True,),
         "task": ("transcribe",),  # of Whisper's servers
         "thinking": ({"type": "disabled"},),
-        "tool_choice": ("none", "auto"),  # without tools
+        "strict": (False,),
+        "tool_choice": ("none", "auto"),  # "none" drops the tools, see `Strict`
         "translate": (False, "false"),
         "typical_p": (1,),
         "use_beam_search": (False,),
@@ -87,10 +88,9 @@ WHY: Mapping[str, str] = MappingProxyType(
         "previous_response_id": "no response is stored here; send the earlier turns again",
         "reasoning": "the LLM replies without a chain of thought; leave it out",
         "reasoning_effort": "the LLM replies without a chain of thought; leave it out, or send 'none'",
-        "tool_call_id": "this model calls no tools; leave the tool's messages out",
-        "tool_calls": "this model calls no tools; leave tool calls out of the conversation",
-        "tool_choice": "this model calls no tools; leave it out, or send 'none'",
-        "tools": "this model calls no tools; leave it out, or serve with --ignore-tools",
+        "strict": "nothing holds arguments to their schema; send false, or leave it out",
+        "tool_choice": "no LLM can be made to call a tool here; send 'auto' or 'none', or leave it out",
+        "tools": "no tools are called over this route; leave it out, or ask for chat completions",
         "verbosity": "say in the system text how long replies should be",
         "web_search_options": "nothing is searched for; leave it out",
     }

@@ -14,6 +14,7 @@ from support.servekit import ANGRY, SAD, audio_part, client, user
 
 MODEL: Any = "dualslm"
 SAID = base64.b64encode(SAD.read_bytes()).decode()
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 PYDANTIC = ("input should", "input tag", "extra inputs", "field required", "validation", "function-", "tagged-union")
 
 
@@ -99,7 +100,7 @@ def test_a_reply_may_come_back_as_clients_keep_it(url: str, extras: dict[str, An
         ({"messages": None}, ["messages: must be a list, got null."]),
         ({"messages": []}, ["messages:", "empty"]),
         ({"messages": [{"content": "Hi."}]}, ["messages.0: has no 'role'"]),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, ["messages.0:", "'tool'"]),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, ["messages.0:", "calls no tools"]),
         ({"messages": [{"role": "user"}]}, ["messages.0.content: is missing"]),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -111,7 +112,7 @@ def test_a_reply_may_come_back_as_clients_keep_it(url: str, extras: dict[str, An
         ({"messages": [user({"type": "input_audio", "input_audio": {"data": SAID, "format": "pcm16"}})]}, ["'pcm16'"]),
         ({"messages": [user({"type": "input_audio", "input_audio": {"data": 5}})]}, ["input_audio.data: must be a te"]),
         (
-            {"messages": [user("Hi."), {"role": "assistant", "tool_calls": [{"id": "a"}]}, user("Hi.")]},
+            {"messages": [user("Hi."), {"role": "assistant", "tool_calls": [CALL]}, user("Hi.")]},
             ["messages.1.tool_calls:", "calls no tools"],
         ),
     ],

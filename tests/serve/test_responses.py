@@ -73,7 +73,7 @@ def test_a_reply_that_is_cut_off_is_incomplete(url: str) -> None:
     ("more", "word"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id: not supported here: no response is stored"),
-        ({"tools": [{"type": "web_search"}]}, "tools: not supported"),
+        ({"tools": [{"type": "web_search"}]}, "tools: this LLM calls no tools"),
         ({"reasoning": {"effort": "high"}}, "reasoning: not supported"),
         ({"background": True}, "background: not supported"),
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}}, "vLLM"),
@@ -81,7 +81,8 @@ def test_a_reply_that_is_cut_off_is_incomplete(url: str) -> None:
         ({"input": []}, "input: is empty"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "'input_image'"),
         ({"input": [{"role": "assistant", "content": [audio_part(SAD)]}]}, "only the user speaks"),
-        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "'message'"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "calls no tools"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "'function_call_output'"),
     ],
 )
 def test_what_responses_do_not_serve_is_named(url: str, more: Any, word: str) -> None:
@@ -198,7 +199,11 @@ class Recorder:
         self.settings: list[dict[str, Any]] = []
 
     async def stream(
-        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
     ) -> AsyncGenerator[Piece]:
         self.settings.append(generation.as_openai())
         yield Piece('{"a": 1}', 1, reason="stop")

@@ -18,6 +18,7 @@ import openai
 import pytest
 import soundfile
 from support.servekit import SAD, SlowBackend, assistant, audio_part, client, threaded, user
+from support.templates import tokenizer
 
 from dualslm import Conversation, DualSLM, Speech, tiny
 from dualslm.audio import SampleBudget, TooLongError, load
@@ -36,6 +37,7 @@ from dualslm.tiny.questions import ASKED
 from dualslm.tiny.world import LISTEN
 
 MODEL: Any = "dualslm"
+WORDS = tokenizer("chatml")
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +71,10 @@ def test_recordings_of_a_request_cost_together() -> None:
     limits = Limits(audio=2, speech=8, any_sound=True)  # 768,000 samples together
     part = audio_part(wav(1, 96_000, 4))  # 384,000
     request = {"model": MODEL, "messages": [user(part, part)]}
-    parse_chat(ChatRequest.model_validate(request), limits, None)
+    parse_chat(ChatRequest.model_validate(request), limits, WORDS, None)
     request["messages"] = [user(part, part, part)]
     with pytest.raises(RefusedError) as caught:
-        parse_chat(ChatRequest.model_validate(request), limits, None)
+        parse_chat(ChatRequest.model_validate(request), limits, WORDS, None)
     assert caught.value.status == 413
 
 
@@ -83,7 +85,7 @@ def test_recordings_of_a_client_that_left_are_not_decoded() -> None:
         caller.end()
         request = ChatRequest.model_validate({"model": MODEL, "messages": [user(audio_part(SAD))]})
         with pytest.raises(RefusedError) as caught:
-            parse_chat(request, Limits(), None)
+            parse_chat(request, Limits(), WORDS, None)
     finally:
         CALLER.reset(token)
     assert caught.value.code == "client_left"

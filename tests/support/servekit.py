@@ -18,7 +18,7 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
-from dualslm.inference.backend import Piece
+from dualslm.inference.backend import Piece, Reason
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
 from dualslm.tiny import CLIPS
@@ -39,7 +39,11 @@ class SlowBackend:
         self.abandoned = 0
 
     async def stream(
-        self, prompt: PromptEmbeds, generation: GenerationSettings, stop: Sequence[str] = ()
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
     ) -> AsyncGenerator[Piece]:
         self.running += 1
         self.abandoned += 1  # until the last token was taken
@@ -54,6 +58,45 @@ class SlowBackend:
 
     def state(self) -> Mapping[str, float]:
         return {"slow_running": self.running}
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+
+class ScriptedBackend:
+    """A backend that says what it is told, a character in each piece, and notes what it was asked.
+
+    Attributes:
+        says: the replies, the next one first; the last is said again and again.
+        reason: why each of them ends.
+        prompts: token ids of the prompts; -1 at positions of recordings.
+        asked: stop texts and special tokens to keep, of each request.
+    """
+
+    context = None
+
+    def __init__(self, *says: str) -> None:
+        self.says = list(says)
+        self.reason: Reason = "stop"
+        self.prompts: list[list[int]] = []
+        self.asked: list[tuple[list[str], list[str]]] = []
+
+    async def stream(
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerationSettings,
+        stop: Sequence[str] = (),
+        keep_special: Sequence[str] = (),
+    ) -> AsyncGenerator[Piece]:
+        self.prompts.append([key if isinstance(key, int) else -1 for key in prompt.keys])
+        self.asked.append((list(stop), list(keep_special)))
+        says = self.says.pop(0) if len(self.says) > 1 else self.says[0]
+        for number, character in enumerate(says, 1):
+            yield Piece(character, number)
+        yield Piece("", len(says), reason=self.reason)
+
+    def state(self) -> Mapping[str, float]:
+        return {}
 
     async def close(self) -> None:
         """There is nothing to end."""

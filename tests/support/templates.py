@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -236,9 +237,9 @@ LINES = [
 ]
 
 
-def tokenizer(name: str) -> PreTrainedTokenizerFast:
+def tokenizer(name: str, families: Mapping[str, Family] = FAMILIES) -> PreTrainedTokenizerFast:
     """A ByteLevel BPE with a family's special tokens and chat template."""
-    family = FAMILIES[name]
+    family = families[name]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
