@@ -46,6 +46,7 @@ class PromptEmbeds:
         fixed: number of first positions on which neither a gradient nor the loss depends.
         salt: prompts of different salts share nothing that was read.
         reuse: whether what was read before may be reused at all; what is read now is kept either way.
+        client: whose prompt it is: those of clients with fewer replies under way are read first.
     """
 
     embeds_TD: Tensor
@@ -54,6 +55,7 @@ class PromptEmbeds:
     fixed: int = 0
     salt: str = ""
     reuse: bool = True
+    client: str = ""
 
     @property
     def token_ids(self) -> list[int] | None:
