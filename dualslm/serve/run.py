@@ -26,6 +26,7 @@ from dualslm.model.dualslm import DualSLM
 from dualslm.serve.app import app
 from dualslm.serve.connections import OncePerMinute, most_connections, protocol, quiet_accept
 from dualslm.serve.limits import Limits
+from dualslm.serve.memory import return_freed
 from dualslm.serve.service import Service
 
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed just as a request sets out
@@ -140,6 +141,7 @@ def run(
         print(one_line(f"dualslm: warning: anybody who reaches {host} can use this server"), file=sys.stderr)
     # uvicorn handles SIGTERM itself and raises it again once it has stopped; ignored there, the exit status is 0
     signal.signal(signal.SIGTERM, lambda *_: None)
+    return_freed()
     backend = _backend(model, settings, context)
     service = Service(model, backend, questions=questions, context=context, system=system)
     asyncio.run(_serve(service, settings, listening))
