@@ -294,7 +294,9 @@ class Service:
         try:
             embeds = self.audio_cache.embed(prompts)
         except Exception as error:
-            return [error for _ in prompts]
+            if len(prompts) == 1:
+                return [error]
+            return [self._encode_batch([prompt])[0] for prompt in prompts]  # what is wrong with one is not the others'
         self.batches += 1
         return embeds
 
