@@ -50,6 +50,10 @@ class DualSLMError(ValueError):
         return partial(type(self), self.wrong, got=self.got, do=self.do), ()
 
 
+class BrokenModelError(DualSLMError):
+    """The model itself cannot answer; what was asked was right."""
+
+
 def visible(text: object) -> str:
     """Text for a terminal: characters that a terminal would obey are spelt out."""
     return UNSEEN.sub(_spelt, str(text))

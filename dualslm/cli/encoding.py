@@ -1,4 +1,4 @@
-"""Terminals that cannot show every character: cp1252, ASCII and the like; and none at all (ours)."""
+"""Terminals that cannot show every character: cp1252, ASCII and the like; none at all; and full disks (ours)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import unicodedata
+from typing import Any
 
 NAME = "dualslm"
 LOOKALIKES = {"▮": "#", "×": "x", "·": "-", "→": "->", "…": "...", "≤": "<=", "≥": ">=", "━": "-", "●": "*"}  # noqa: RUF001
@@ -23,10 +24,27 @@ def tolerate() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
     codecs.register_error(NAME, _lookalikes)
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        raw = _Lossy(sys.stderr.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, NAME, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         # tests and notebooks put other streams in their place, which take any text
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", None):
             stream.reconfigure(errors=NAME)
+
+
+class _Lossy(io.FileIO):
+    """A file into which nothing more is written where its disk is full, or nobody reads it.
+
+    What goes to standard error is told beside the work: a note that cannot be written must not end it.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Writes what can be written, and calls it all."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(memoryview(data).cast("B"))
 
 
 def is_unicode() -> bool:

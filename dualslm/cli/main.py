@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tolerate()
     logging.getLogger("dualslm").addFilter(VISIBLE)
     parser = _parser()
-    args = parser.parse_args(argv)
-    verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
     try:
+        args = parser.parse_args(argv)
+        verb: Callable[[argparse.Namespace], int] | None = getattr(args, "verb", None)
         if args.version:
             verb = show_versions
         elif verb is None:
@@ -124,6 +124,10 @@ class _Parser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             words += ["hf", word.removeprefix("hf:")] if word.startswith("hf:") else [word]
         return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse takes a full disk for nothing: help that was not written would be a success
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dualslm: error: {one_line(message)}; see {self.prog} --help\n")

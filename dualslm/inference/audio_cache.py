@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dualslm.audio import FRAMES_PER_SECOND, frame_count, load
 from dualslm.conversation import Channel, Speech
-from dualslm.model.inputs import PromptEmbeds, splice
+from dualslm.model.inputs import PromptEmbeds, readable, splice
 from dualslm.prompt import Prompt, Slot
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class AudioCache:
         if new:
             frames = self.model.hear(list(new.values()))
             both = zip(self.model.adapt("para", frames), self.model.adapt("ling", frames), strict=True)
-            for digest, (para_MD, ling_LD) in zip(new, both, strict=True):
+            for digest, (para_MD, ling_LD) in zip(new, map(readable, both), strict=True):
                 # copies, because a view would keep the whole batch
                 self._kept[digest] = {"para": para_MD.clone(), "ling": ling_LD.clone()}
             self.encoded += len(new)

@@ -7,10 +7,11 @@ nothing is locked. What fails between two steps, or in one, ends the requests of
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
+from time import perf_counter
 
 from dualslm.inference.backend import Piece, Reason, StopStrings, TokenLogprob, UnavailableError
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch, Logprobs, RequestBatch
@@ -22,6 +23,7 @@ from dualslm.model.reasoning import begins_within
 
 JOINS_PER_STEP = 4  # more would keep the requests in the batch waiting
 JOIN_POSITIONS = 1024  # read for prompts, after which the others have their next token first
+JOIN_S = 0.1  # the same for the time that was spent on them: on a busy machine four short prompts took seconds
 
 
 @dataclass(eq=False)
@@ -86,7 +88,7 @@ class LocalBackend:
     ) -> None:
         self.llm = llm
         self.batch: RequestBatch = batch or ContinuousBatch(llm, size, PrefixCache(max_bytes))
-        self._waiting: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
         self._jobs: dict[ActiveRequest, _Job] = {}
         self._changed, self._closed = Condition(), False
         self._thread = Thread(target=self._run, name="llm", daemon=True)
@@ -146,10 +148,7 @@ class LocalBackend:
                 for request in [request for request, job in self._jobs.items() if job.client_gone]:
                     self.batch.leave(request)  # whoever asked has hung up
                     del self._jobs[request]
-                positions = 0
-                for _ in range(JOINS_PER_STEP):
-                    if self._waiting and positions < JOIN_POSITIONS and len(self.batch.requests) < self.batch.size:
-                        positions += self._join(self._waiting.popleft())
+                self._join_waiting()
                 self._step()
             except Exception as error:  # out of memory, for one: these requests end, later ones may fit
                 for job in self._jobs.values():
@@ -163,6 +162,25 @@ class LocalBackend:
             while not (self._waiting or self._jobs or self._closed):
                 self._changed.wait()
             return bool(self._waiting or self._jobs)
+
+    def _join_waiting(self) -> None:
+        """Adds requests that wait, for as long as the others in the batch can do without a token."""
+        positions = 0
+        until = perf_counter() + JOIN_S
+        for number in range(JOINS_PER_STEP):
+            if not self._waiting or len(self.batch.requests) >= self.batch.size:
+                return
+            if number and (positions >= JOIN_POSITIONS or perf_counter() >= until):
+                return
+            positions += self._join(self._next())
+
+    def _next(self) -> _Job:
+        """Takes a request that waits, of the client with fewest in the batch: the prompts of one hold up no other."""
+        answered = Counter(job.prompt.client for job in self._jobs.values())
+        with self._changed:  # others come meanwhile
+            job = min(self._waiting, key=lambda one: answered[one.prompt.client])  # the oldest of those that are equal
+            self._waiting.remove(job)
+        return job
 
     def _join(self, job: _Job) -> int:
         """Adds a request to the batch; returns the positions that were read for it."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
+
+from dualslm.files import read_json, read_text
 
 log = logging.getLogger("dualslm")
 
@@ -28,10 +31,12 @@ def read_config(name: str, revision: str | None) -> Any:
 
     Raises:
         OSError: nothing there.
-        ValueError: nothing that transformers knows, without code of its own.
+        ValueError: nothing that transformers knows, without code of its own, or a damaged file beside it.
     """
     if os.path.isfile(name):  # of transformers some would read it as a configuration, and as weights in a pickle
         raise ValueError("a file, and not a folder")
+    if os.path.isdir(name):
+        _check_beside(Path(name))
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     for part in _with_parts(config):
         for field, value in part.to_dict().items():
@@ -64,6 +69,22 @@ def first_line(error: Exception) -> str:
     if "trust_remote_code" in text:
         return "code of its own in the model's folder, which is never run"
     return (text or type(error).__name__).splitlines()[0]
+
+
+def _check_beside(folder: Path) -> None:
+    """Refuses what transformers passes over in silence: the LLM would go on after its reply's end, or hear no turns."""
+    do = "copy or download the folder again"
+    settings = folder / "generation_config.json"
+    if settings.exists():
+        found = read_json(settings, "the settings of generation", do)
+        if not isinstance(found, dict):
+            raise ValueError(f"{settings.name} without settings")
+        stops = found.get("eos_token_id", 0)
+        if not all(type(stop) is int for stop in (stops if isinstance(stops, list) else [stops or 0])):
+            raise ValueError(f"{stops!r:.80} as eos_token_id in {settings.name}")
+    template = folder / "chat_template.jinja"
+    if template.exists() and not read_text(template, "the chat template", do).strip():
+        raise ValueError(f"an empty {template.name}")
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

@@ -30,7 +30,7 @@ from dualslm.model.encoder import Frames, SpeechEncoder, strict_load
 from dualslm.model.execution import resolve_device
 from dualslm.model.frozen_files import Kind, Record
 from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, ReplyStreamer
-from dualslm.model.inputs import Hear, SlotLengths, fill
+from dualslm.model.inputs import Hear, SlotLengths, fill, readable
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
 from dualslm.model.reasoning import answer, opens_in_thought
@@ -141,7 +141,7 @@ class DualSLM(nn.Module):
             prompts: from `dualslm.prompt.render`.
             hear: gives the frames of recordings, for example from a cache; `self.hear` when None.
         """
-        return [filled.embeds_TD for filled in fill(prompts, self.llm, self.adapt, hear or self.hear)]
+        return list(readable([one.embeds_TD for one in fill(prompts, self.llm, self.adapt, hear or self.hear)]))
 
     def frames(self, speech: Speech) -> int:
         """The number of encoder frames of a recording; nothing is encoded for it."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dualslm.conversation import Channel, Speech
+from dualslm.errors import BrokenModelError
 from dualslm.model.encoder import Frames
 from dualslm.model.llm import FrozenLM
 from dualslm.prompt import Prompt, Slot, Text
@@ -32,6 +33,7 @@ Adapt: TypeAlias = Callable[..., list[Tensor]]
 Key: TypeAlias = int | tuple[Channel, Hashable, int]
 """What stands at a position: a token id, or channel, recording and index within the slot."""
 
+TOO_LARGE = 1e18  # for an embedding: an LLM squares each value, and float32 ends at 3e38
 IGNORE_INDEX = -100  # the label of a position that carries no loss, as in PyTorch
 
 
@@ -46,6 +48,7 @@ class PromptEmbeds:
         fixed: number of first positions on which neither a gradient nor the loss depends.
         salt: prompts of different salts share nothing that was read.
         reuse: whether what was read before may be reused at all; what is read now is kept either way.
+        client: whose prompt it is: those of clients with fewer replies under way are read first.
     """
 
     embeds_TD: Tensor
@@ -54,6 +57,7 @@ class PromptEmbeds:
     fixed: int = 0
     salt: str = ""
     reuse: bool = True
+    client: str = ""
 
     @property
     def token_ids(self) -> list[int] | None:
@@ -142,6 +146,19 @@ def splice(
         labels_T = torch.tensor(labels, dtype=torch.long, device=llm.device)
         spliced.append(PromptEmbeds(torch.cat(embeds), keys, labels_T, len(keys) if fixed is None else fixed))
     return spliced
+
+
+def readable(embeds: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What an adapter made of some recordings, where an LLM can read it.
+
+    Raises:
+        BrokenModelError: a value is none, or too large; the reply would be an empty one, or nonsense.
+    """
+    # NaN is neither less nor more
+    if not all(bool((one.abs() < TOO_LARGE).all()) for one in embeds):
+        do = "use adapters as their training saved them, made for this encoder and this LLM"
+        raise BrokenModelError("the adapters make no embeddings of this", got="values that no LLM can read", do=do)
+    return embeds
 
 
 def fill(prompts: Sequence[Prompt], llm: FrozenLM, adapt: Adapt, hear: Hear) -> list[PromptEmbeds]:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from dualslm.errors import DualSLMError
+from dualslm.errors import BrokenModelError, DualSLMError
 from dualslm.inference.backend import UnavailableError
 from dualslm.inference.voice_activity import NoSpeechError
 from dualslm.serve.strict import wrong_fields
@@ -86,6 +86,8 @@ def _refusal(error: Exception) -> RefusedError:
     # before DualSLMError, whose subclass it is: the request was right, so the client may send it again
     if isinstance(error, UnavailableError):
         return RefusedError(503, str(error), "unavailable", retry_after=1)
+    if isinstance(error, BrokenModelError):
+        return RefusedError(500, str(error), "broken_model")
     if isinstance(error, NoSpeechError):
         return RefusedError(400, str(error), "no_speech")
     if isinstance(error, DualSLMError):

@@ -137,7 +137,7 @@ class Service:
         self._waiting.append(_Waiting(rendered.prompt, CALLER.get().name, seconds, encoded))
         if self._encoding is None or self._encoding.done():
             self._encoding = asyncio.create_task(self._encode_waiting())
-        row = replace(await encoded, salt=rendered.salt, reuse=rendered.reuse)
+        row = replace(await encoded, salt=rendered.salt, reuse=rendered.reuse, client=CALLER.get().name)
         audio_positions = sum(not isinstance(key, int) for key in row.keys)  # the key of a text position is its id
         free = UNLIMITED_TOKENS if self.context is None else self.context - len(row.keys)
         return EncodedPrompt(row, audio_positions, rendered.left_out_turns, max_new_tokens=free)
@@ -301,7 +301,9 @@ class Service:
         try:
             embeds = self.audio_cache.embed(prompts)
         except Exception as error:
-            return [error for _ in prompts]
+            if len(prompts) == 1:
+                return [error]
+            return [self._encode_batch([prompt])[0] for prompt in prompts]  # what is wrong with one is not the others'
         self.batches += 1
         return embeds
 

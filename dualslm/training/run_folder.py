@@ -115,7 +115,11 @@ def read_state(out: Path) -> dict[str, Any] | None:
 def _check_fields(state: Mapping[str, Any]) -> None:
     """Refuses what somebody else has sealed, and no run wrote."""
     kinds = {"stage": int, "step": int, "best": float, "adapters": Mapping, "adamw": Mapping, "schedule": Mapping}
-    wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    wrong = [
+        name for name, kind in kinds.items() if not isinstance(state.get(name), kind) or isinstance(state[name], bool)
+    ]
+    if not wrong and state["best"] != state["best"]:  # no loss would be better than no number: none would be kept
+        wrong.append("best")
     logs, sources = state.get("logs", {}), state.get("sources", {})
     if not isinstance(logs, Mapping) or any(name not in LOGS or len(pair) != 2 for name, pair in logs.items()):
         wrong.append("logs")

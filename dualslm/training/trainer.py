@@ -93,6 +93,7 @@ class Trainer:
     def run(self) -> None:
         """Goes through the stages that are left."""
         before = self._frozen_weights()
+        self._check_place()
         for index in range(self.state.stage, len(self.recipe.stages)):
             self._run_stage(self.recipe.stages[index])
             self.state = TrainerState(index + 1)
@@ -100,6 +101,17 @@ class Trainer:
             # Raised and not asserted: `python -O` drops assertions, and a run that moved the LLM must never pass.
             do = "discard this run, and report it as a fault of dualslm"
             raise DualSLMError("frozen weights moved during training", got=" and ".join(moved), do=do)
+
+    def _check_place(self) -> None:
+        """Refuses to resume beyond the end of a run or a stage: it would pass for one that is done."""
+        steps = -1
+        if self.state.stage < len(self.recipe.stages):
+            stage = self.recipe.stages[self.state.stage]
+            steps = self.samples(stage, self.examples[stage.name], self.recipe.seed).steps
+        if self.state.step > steps:
+            do = "copy it from elsewhere, or delete it to begin the run anew"
+            got = f"step {self.state.step} of stage {self.state.stage + 1}, which the run does not have"
+            raise DualSLMError(f"{self.out / STATE_FILE} is not of this run", got=got, do=do)
 
     def _frozen_weights(self) -> dict[str, str]:
         """Hashes of the weights that must not move."""
@@ -309,9 +321,17 @@ class Trainer:
         assert saved is not None, "a state was read when the run began"
         # From the CPU: `load_state_dict` copies each tensor to where its weight is.
         try:
+            stated = _settings(optimizer)
             self.adapters.load_state_dict(saved["adapters"])
             optimizer.load_state_dict(saved["adamw"])
             scheduler.load_state_dict(saved["schedule"])
+            # what would go on without a word, and end elsewhere than the recipe says
+            if scheduler.last_epoch != self.state.step:
+                raise ValueError(f"the learning rate of step {scheduler.last_epoch} at step {self.state.step}")
+            if _settings(optimizer) != stated:
+                raise ValueError("settings of the optimizer that the recipe does not have")
+            if not all(bool(weight.isfinite().all()) for weight in self.weights):
+                raise ValueError("weights that are no numbers")
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             do = "copy it from elsewhere, or delete it to begin the run anew"
             got = (str(error) or type(error).__name__).splitlines()[0]
@@ -359,6 +379,13 @@ def optimizer_and_schedule(
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     factor = partial(learning_rate_factor, warmup=max(1, stage.warmup), steps=steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the recipe says of each group of weights; the learning rate at hand follows from the step."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
 
 
 def learning_rate_factor(step: int, *, warmup: int, steps: int) -> float:

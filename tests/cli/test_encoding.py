@@ -55,3 +55,24 @@ def test_a_closed_stream_is_one_that_holds_nothing(closed: str) -> None:
     assert done.returncode == 2  # there is no recording
     shell[2] = f'"$0" -m dualslm recipes {closed}'
     subprocess.run(shell, capture_output=True, check=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", ["ask --help", "recipes", "no-such-verb"])
+def test_a_full_disk_is_one_line_where_a_line_can_be_written(words: str) -> None:
+    def ended(streams: str) -> tuple[int, list[str]]:
+        shell = ["sh", "-c", f'exec "$0" -m dualslm {words} {streams}', sys.executable]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        return done.returncode, done.stderr.splitlines()
+
+    status, said = ended(">/dev/full")
+    assert (status, len(said)) == (2, 1)
+    assert "space" in said[0] or words == "no-such-verb"
+    assert ended(">/dev/full 2>/dev/full")[0] == 2
+    assert ended("2>/dev/full") == (2 if words == "no-such-verb" else 0, [])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_note_that_cannot_be_written_ends_nothing() -> None:
+    shell = ["sh", "-c", f'exec "$0" -m dualslm show {CLIP} 2>/dev/full', sys.executable]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout

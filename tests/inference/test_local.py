@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from support.factory import prompt_of, save_llm
@@ -93,3 +95,54 @@ def test_long_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monke
     asyncio.run(together(LocalBackend(llm, 8)))
     assert order.count("join") == 6
     assert "join join" not in " ".join(order)
+
+
+def test_slow_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    join, step = ContinuousBatch.join, ContinuousBatch.step
+
+    def slow_join(batch: ContinuousBatch, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
+        order.append("join")
+        time.sleep(0.02)  # as on a machine that others use too
+        return join(batch, prompt, generation)
+
+    def noted_step(batch: ContinuousBatch) -> list[tuple[ActiveRequest, int | None]]:
+        order.append("step")
+        return step(batch)
+
+    monkeypatch.setattr(ContinuousBatch, "join", slow_join)
+    monkeypatch.setattr(ContinuousBatch, "step", noted_step)
+    monkeypatch.setattr(local, "JOIN_S", 0.01)
+
+    async def together(backend: LocalBackend) -> None:
+        await asyncio.gather(*(reply(backend, 5, GenerationSettings(6)) for _ in range(6)))
+        await backend.close()
+
+    asyncio.run(together(LocalBackend(llm, 8)))
+    assert order.count("join") == 6
+    assert "join join" not in " ".join(order)
+
+
+def test_the_prompts_of_one_client_hold_up_no_other(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    join = ContinuousBatch.join
+
+    def noted_join(batch: ContinuousBatch, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
+        order.append(prompt.client)
+        return join(batch, prompt, generation)
+
+    monkeypatch.setattr(ContinuousBatch, "join", noted_join)
+    monkeypatch.setattr(local, "JOIN_POSITIONS", 1)
+
+    async def ask(backend: LocalBackend, client: str) -> None:
+        prompt = replace(prompt_of(llm, list(range(20, 40))), client=client)
+        async for _ in backend.stream(prompt, GenerationSettings(30)):
+            pass
+
+    async def together(backend: LocalBackend) -> None:
+        await asyncio.gather(*(ask(backend, client) for client in [*"aaaaaaaa", "b"]))
+        await backend.close()
+
+    asyncio.run(together(LocalBackend(llm, 16)))
+    assert len(order) == 9
+    assert "b" in order[:3], "whose only prompt came last"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +161,33 @@ def test_settings_that_no_llm_has_are_one_line(tmp_path: Path, field: str, value
     (tmp_path / "config.json").write_text(json.dumps(settings | changed))
     with pytest.raises(DualSLMError, match="cannot load the LLM"):
         FrozenLM.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("generation_config.json", '{"eos_token_id": [1'),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}'),
+        ("generation_config.json", None),
+        ("chat_template.jinja", " \n"),
+        ("chat_template.jinja", None),
+        ("chat_template.jinja", "a pipe"),
+    ],
+)
+def test_damaged_files_that_transformers_passes_over_are_one_line(
+    tmp_path: Path, name: str, damage: str | None
+) -> None:
+    """None stands for a folder of that name."""
+    folder = save_llm(tmp_path / "llm", "qwen2")
+    file = folder / name
+    file.unlink(missing_ok=True)
+    if damage is None:
+        file.mkdir()
+    elif damage == "a pipe":
+        os.mkfifo(file)
+    else:
+        file.write_text(damage)
+    with pytest.raises(DualSLMError, match=re.escape(name)) as refused:
+        FrozenLM.from_pretrained(str(folder))
+    assert "cannot load the LLM" in str(refused.value)

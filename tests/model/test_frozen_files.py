@@ -8,17 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.factory import save_encoder, save_llm
 
-from dualslm.errors import DualSLMError
+from dualslm.conversation import Speech
+from dualslm.errors import BrokenModelError, DualSLMError
+from dualslm.inference.audio_cache import AudioCache
 from dualslm.model.checkpoint import read_card, read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.llm import FrozenLM
+from dualslm.serve.errors import openai_error
 from dualslm.tiny import WEIGHTS
 
 SHUFFLED = 43  # tensors of the shipped LLM, of 74
@@ -322,6 +326,22 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
     save_file(tensors, weights)  # without the hash, as an outsider would
     with pytest.raises(DualSLMError, match=r"damaged: got para\.project\.weight with values that are no numbers"):
         load(copy)
+
+
+@pytest.mark.parametrize("name", ["para.project.weight", "ling"])
+def test_weights_of_absurd_size_are_told_at_the_first_reply(copy: Path, name: str) -> None:
+    """They are numbers, but what they give is none, or one whose square is none."""
+    weights = copy / "adapters" / "adapters.safetensors"
+    tensors = load_file(weights)
+    for key in [key for key in tensors if key.startswith(name) and key.endswith("weight")]:
+        tensors[key] = tensors[key] * 1e30
+    save_file(tensors, weights)
+    model = load(copy)
+    sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    for reply in (model.reply, lambda audio: AudioCache(model).encode([Speech(audio)])):
+        with pytest.raises(BrokenModelError, match="the adapters make no embeddings of this"):
+            reply(sound)
+    assert openai_error(BrokenModelError("w", got="g", do="d"))[0].status == 500
 
 
 @pytest.mark.parametrize("part", ["encoder", "llm"])

@@ -316,18 +316,50 @@ def test_a_flip_in_what_is_learnt_from_is_found(kit: Path, tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"step": "x"}, {"stage": -1}, {"adapters": {}}, {"adapters": []}, {"adamw": {}}, {"sources": 5}, {"logs": 5}],
+    [
+        {"step": "x"},
+        {"step": -1},
+        {"step": 10**6},
+        {"step": True},
+        {"stage": -1},
+        {"stage": 9},
+        {"best": float("nan")},
+        {"adapters": {}},
+        {"adapters": []},
+        {"adamw": {}},
+        {"sources": 5},
+        {"logs": 5},
+    ],
 )
 def test_a_state_that_no_run_wrote_is_one_line(run: Callable[[], Path], tmp_path: Path, changed: Any) -> None:
     """Its hash says only that nothing has changed since somebody sealed it."""
+    reseal(tmp_path / "run", changed)
+    with pytest.raises(DualSLMError, match=r"state\.pt is (damaged|not of this run)"):
+        run()
+
+
+@pytest.mark.parametrize("kind", ["weights", "rate", "decay"])
+def test_a_state_that_would_learn_otherwise_is_one_line(run: Callable[[], Path], tmp_path: Path, kind: str) -> None:
     state = run_folder.read_state(tmp_path / "run")
+    assert state is not None
+    if kind == "weights":
+        next(iter(state["adapters"].values())).fill_(float("nan"))
+    elif kind == "rate":
+        state["schedule"]["last_epoch"] += 1
+    else:
+        state["adamw"]["param_groups"][0]["weight_decay"] = 0.5
+    reseal(tmp_path / "run", state)
+    with pytest.raises(DualSLMError, match=r"state\.pt is not of this run"):
+        run()
+
+
+def reseal(folder: Path, changed: Any) -> None:
+    state = run_folder.read_state(folder)
     assert state is not None
     memory = io.BytesIO()
     torch.save({**state, **changed}, memory)
     seal = run_folder.SEAL + hashlib.sha256(memory.getbuffer()).digest()
-    (tmp_path / "run" / "state.pt").write_bytes(memory.getvalue() + seal)
-    with pytest.raises(DualSLMError, match=r"state\.pt is (damaged|not of this run)"):
-        run()
+    (folder / "state.pt").write_bytes(memory.getvalue() + seal)
 
 
 def test_a_cache_that_says_nonsense_is_one_line(tmp_path: Path) -> None:
