@@ -321,11 +321,11 @@ def _blocks(file: _Stream, most: int) -> Iterator[Samples]:
 
 def _mono(block_CN: Samples) -> Samples:
     """The mean of the channels (C, N), or the loudest one where they cancel out, as with a plug of wrong polarity."""
-    mean_N = block_CN.mean(axis=0, dtype=np.float32)
+    mean_N: Samples = block_CN.mean(axis=0, dtype=np.float32)
     if len(block_CN) > 1:
         energy_C = np.square(block_CN, dtype=np.float64).sum(axis=1)
         if np.square(mean_N, dtype=np.float64).sum() < CANCELLED * energy_C.max():
-            return block_CN[energy_C.argmax()]
+            mean_N = block_CN[energy_C.argmax()]
     return mean_N
 
 

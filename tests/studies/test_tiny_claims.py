@@ -13,6 +13,7 @@ import torch
 from dualslm import DualSLM
 from dualslm.model.encoder import Frames
 from dualslm.tiny import WEIGHTS
+from dualslm.training.trainer import TrainerState
 from studies.tiny_claims import page
 from studies.tiny_claims import run as study
 
@@ -41,7 +42,7 @@ class StoppedError(Exception):
 
 
 class Trainer:
-    state = study.TrainerState()
+    state = TrainerState()
 
     def __init__(self, *_: object) -> None:
         pass

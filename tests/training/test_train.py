@@ -21,7 +21,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import SpeechEncoder
-from dualslm.model.llm import weights_hash
+from dualslm.model.fingerprint import weights_hash
 from dualslm.recipe import Linguistic, Paralinguistic, Recipe, Stage, to_toml
 from dualslm.training.dataset import Batch, StageDataset
 from dualslm.training.feature_cache import FrameCache, Rule
