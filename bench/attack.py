@@ -73,8 +73,8 @@ class Row:
 class Bystander:
     """Streams reply after reply in a process of its own, and notes how long it hears nothing.
 
-    In a thread of this process it would wait for the threads that attack: of 200 requests at once it heard nothing for
-    four times as long as a process beside them.
+    In a thread of this process it would wait for the threads that attack, and measure them: while 200 clients were made
+    here it heard nothing for 3 to 6 s, of a server in which a process beside them missed less than one.
     """
 
     def __init__(self, url: str) -> None:

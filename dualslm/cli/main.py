@@ -127,7 +127,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse takes a full disk for nothing: help that was not written would be a success
-        print(message, end="", file=file or sys.stderr, flush=True)
+        stream = file or sys.stderr
+        stream.write(message)
+        stream.flush()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dualslm: error: {one_line(message)}; see {self.prog} --help\n")

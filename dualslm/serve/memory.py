@@ -10,7 +10,7 @@ import ctypes
 
 M_TRIM_THRESHOLD = -1  # numbers of glibc's malloc.h
 M_MMAP_THRESHOLD = -3
-BLOCK_BYTES = 2**20  # larger ones are mapped and unmapped alone; a decoding step of the embedded LLM has none
+BLOCK_BYTES = 2**20  # larger ones are mapped and unmapped alone
 
 
 def return_freed() -> bool:
