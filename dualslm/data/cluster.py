@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 from dualslm.errors import DualSLMError, visible
 
 RETRIES = 3  # a piece that has killed its process so often will kill the next one too
+NOTE_S = 30.0  # s of waiting after which it is said where no machine is left
 AHEAD = 2  # tasks waiting for each one that runs, so that no machine idles while a result is written
 Piece = TypeVar("Piece")
 Found = TypeVar("Found")
@@ -91,7 +92,13 @@ class Cluster:
             yield self._result(running.popleft())
 
     def _result(self, running: Any) -> Any:
+        unit = "GPU" if self.device == "cuda" else "CPU"
         try:
+            while not self.ray.wait([running], timeout=NOTE_S)[0]:
+                if not self.ray.cluster_resources().get(unit):  # Ray itself waits for ever, and says nothing
+                    print(
+                        f"ray: no machine with a {unit} is left; waiting until one joins", file=sys.stderr, flush=True
+                    )
             found = self.ray.get(running)
         except self.ray.exceptions.RayTaskError:
             raise  # a fault of ours, with the traceback of the task

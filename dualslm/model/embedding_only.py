@@ -38,7 +38,7 @@ def embedding_only(name: str, *, revision: str | None, dtype: torch.dtype, devic
     try:
         if source.gguf_file:
             file = local_file(name, revision)
-            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
             tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
         else:
             wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]

@@ -200,12 +200,10 @@ class FrozenLM(nn.Module):
         if before is not None:
             cache = before.cache
             mask_BT = torch.cat([before.mask_BT, mask_BT], dim=1)
-        if self.context is not None and (longest := int(mask_BT.sum(dim=1).max())) > self.context:
-            raise DualSLMError(
-                "this prompt is too long for the LLM's context",
-                got=f"{longest} positions, where {self.context} are all that it has",
-                do="say it in fewer words, shorter recordings or fewer turns",
-            )
+        if self._room is not None and (longest := int(mask_BT.sum(dim=1).max())) > self._room:
+            got = f"{longest} positions, where {self._room} are all that it has"
+            do = "say it in fewer words, shorter recordings or fewer turns"
+            raise DualSLMError("this prompt is too long for the LLM's context", got=got, do=do)
         last_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
         last_BT[:, -1] = True
         logits_BV = self(embeds_BTD, None if bool(mask_BT.all()) else mask_BT, keep_BT=last_BT, cache=cache)
@@ -232,9 +230,14 @@ class FrozenLM(nn.Module):
     def longest(self, read: Prefilled, generation: GenerationSettings) -> list[int]:
         """The most tokens of each reply: what was asked for, as far as the context has room, and at least one."""
         most = generation.max_new_tokens
-        if self.context is None:
+        if self._room is None:
             return [most] * len(read.mask_BT)
-        return [max(1, min(most, self.context - length)) for length in read.mask_BT.sum(dim=1).tolist()]
+        return [max(1, min(most, self._room - length)) for length in read.mask_BT.sum(dim=1).tolist()]
+
+    @property
+    def _room(self) -> int | None:
+        """Positions that a prompt and its reply may have: of an LLM that stretches its positions as many as come."""
+        return self.context if self.length_rope is None else None
 
     @contextmanager
     def _steps(self, read: Prefilled, max_new_tokens: int) -> Iterator[Step]:

@@ -310,7 +310,10 @@ class _Reply:
     def _items(self, status: Status) -> list[dict[str, Any]]:
         """What the reply says, and what it calls."""
         says = [self._item(status)] if self.text or not self._calls else []
-        return [*says, *(_call_item(call) for call in self._calls)]
+        for call in self._calls:
+            ids = {"id": f"fc_{call.id}", "call_id": call.id}
+            says.append({"type": "function_call", **ids, **call_json(call)["function"], "status": "completed"})
+        return says
 
     def _json(self, status: Status) -> dict[str, Any]:
         body = self.body
@@ -374,11 +377,6 @@ def call_events(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"kind": "function_call_arguments.delta", **at, "delta": item["arguments"]}
         yield {"kind": "function_call_arguments.done", **at, "name": item["name"], "arguments": item["arguments"]}
         yield {"kind": "output_item.done", "output_index": index, "item": item}
-
-
-def _call_item(call: ToolCall) -> dict[str, Any]:
-    ids = {"id": f"fc_{call.id}", "call_id": call.id}
-    return {"type": "function_call", **ids, **call_json(call)["function"], "status": "completed"}
 
 
 def output_text(text: str) -> dict[str, Any]:

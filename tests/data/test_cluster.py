@@ -21,6 +21,7 @@ from support.targetskit import RECIPE, lines
 from support.trainkit import make
 
 from dualslm.cli import main as cli
+from dualslm.data import cluster as cluster_module
 from dualslm.data.cluster import Cluster
 from dualslm.errors import DualSLMError
 from dualslm.recipe import to_toml
@@ -53,7 +54,9 @@ def machines() -> Iterator[Any]:
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() / 20})
     patch.setattr("ray._private.node.time", clock)
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
-    found: Any = Machines(initialize_head=True, head_node_args=head)
+    # Not by Ray at exit: it would set a handler of signals, which no thread but the first may, and what a thread has
+    # started would end with that thread.
+    found: Any = Machines(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     for _ in range(2):
         found.add_node(num_cpus=1, num_gpus=0)
     yield found
@@ -97,6 +100,29 @@ def test_a_piece_that_kills_every_process_is_given_up(machines: Any, tmp_path: P
     ):
         list(cluster.map(Slow(tmp_path), [DEADLY]))
     assert len(list(tmp_path.glob("begun-*"))) == 4
+
+
+def test_a_cluster_without_machines_is_said_while_it_is_waited_for(
+    machines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "NOTE_S", 1.0)
+    with Cluster(machines.address) as cluster:
+        for node in [node for node in machines.list_all_nodes() if not node.head]:
+            machines.remove_node(node, allow_graceful=False)
+        work = cluster.map(Slow(tmp_path), range(2))
+        found: list[int] = []
+        waiting = Thread(target=lambda: found.extend(work))
+        waiting.start()
+        said = ""
+        deadline = time.monotonic() + START_S
+        while "no machine with a CPU is left" not in said and time.monotonic() < deadline:
+            time.sleep(0.5)
+            said += capsys.readouterr().err
+        for _ in range(2):
+            machines.add_node(num_cpus=1, num_gpus=0)
+        waiting.join()
+    assert found == [0, 1]
+    assert "waiting for one" in said
 
 
 def test_no_cluster_and_no_gpu_are_said_in_a_line(machines: Any, capsys: pytest.CaptureFixture[str]) -> None:

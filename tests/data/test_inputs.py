@@ -64,9 +64,9 @@ def test_other_files_may_have_marks(folder: Path) -> None:
     plain = Path(__file__).parents[2] / "recipes/tiny.toml"
     (folder / "r.toml").write_text(MARK + plain.read_text(), encoding="utf-8")
     assert recipe.load(folder / "r.toml") == recipe.load(plain)
-    row = dict.fromkeys(prediction_fields.NEEDED, "x") | {"answer": "yes", "choices": None, "ended": True}
+    row = dict.fromkeys(prediction_fields.NEEDED, "x") | {"task": "asr", "choices": None, "ended": True}
     (folder / "p.jsonl").write_text(f"{MARK}{json.dumps(row)}\n", encoding="utf-8")
-    assert [one["answer"] for one in predict.records(folder / "p.jsonl")] == ["yes"]
+    assert [one["answer"] for one in predict.records(folder / "p.jsonl")] == ["x"]
 
 
 def test_text_of_another_encoding_is_one_line(folder: Path) -> None:

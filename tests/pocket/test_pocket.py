@@ -14,7 +14,6 @@ from dualslm.errors import DualSLMError
 from dualslm.model.card import modelcard
 from dualslm.model.checkpoint import UNSTATED, UNTRAINED, find, read_card
 from dualslm.model.dualslm import DualSLM
-from dualslm.model.embedding_only import embedding_only
 from dualslm.pocket import parts
 from dualslm.tiny import CLIPS, LIMITS, load
 
@@ -68,11 +67,6 @@ def test_a_build_without_adapters_says_so(
     assert cli.main(["ask", CLIP, "--model", "pocket"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "this build has no pocket adapters" in line
-
-
-def test_a_gguf_file_behind_vllm_is_refused_in_one_line() -> None:
-    with pytest.raises(DualSLMError, match="serve without --vllm"):
-        embedding_only(pocket.LLM, revision=None, dtype=None, device="cpu")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- what a model says of itself
