@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -72,12 +72,14 @@ def test_a_fault_while_a_talk_leaves_is_told_and_survived(llm: FrozenLM, monkeyp
     assert asyncio.run(conversations(LocalBackend(llm, 4))) == 6
 
 
-def test_long_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def joins_and_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0) -> list[str]:
+    """A list that grows with every join, which takes `pause` s longer than it would, and every step of a batch."""
     order: list[str] = []
     join, step = ContinuousBatch.join, ContinuousBatch.step
 
     def noted_join(batch: ContinuousBatch, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
         order.append("join")
+        time.sleep(pause)
         return join(batch, prompt, generation)
 
     def noted_step(batch: ContinuousBatch) -> list[tuple[ActiveRequest, int | None]]:
@@ -86,39 +88,27 @@ def test_long_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monke
 
     monkeypatch.setattr(ContinuousBatch, "join", noted_join)
     monkeypatch.setattr(ContinuousBatch, "step", noted_step)
+    return order
+
+
+async def together(backend: LocalBackend, lengths: Iterable[int]) -> None:
+    """Replies to prompts of some lengths, asked at once."""
+    await asyncio.gather(*(reply(backend, length, GenerationSettings(6)) for length in lengths))
+    await backend.close()
+
+
+def test_long_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = joins_and_steps(monkeypatch)
     monkeypatch.setattr(local, "JOIN_POSITIONS", 10)
-
-    async def together(backend: LocalBackend) -> None:
-        await asyncio.gather(*(reply(backend, 30 + number, GenerationSettings(6)) for number in range(6)))
-        await backend.close()
-
-    asyncio.run(together(LocalBackend(llm, 8)))
+    asyncio.run(together(LocalBackend(llm, 8), range(30, 36)))
     assert order.count("join") == 6
     assert "join join" not in " ".join(order)
 
 
 def test_slow_prompts_are_read_between_the_tokens_of_others(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    join, step = ContinuousBatch.join, ContinuousBatch.step
-
-    def slow_join(batch: ContinuousBatch, prompt: PromptEmbeds, generation: GenerationSettings) -> ActiveRequest:
-        order.append("join")
-        time.sleep(0.02)  # as on a machine that others use too
-        return join(batch, prompt, generation)
-
-    def noted_step(batch: ContinuousBatch) -> list[tuple[ActiveRequest, int | None]]:
-        order.append("step")
-        return step(batch)
-
-    monkeypatch.setattr(ContinuousBatch, "join", slow_join)
-    monkeypatch.setattr(ContinuousBatch, "step", noted_step)
+    order = joins_and_steps(monkeypatch, pause=0.02)  # as on a machine that others use too
     monkeypatch.setattr(local, "JOIN_S", 0.01)
-
-    async def together(backend: LocalBackend) -> None:
-        await asyncio.gather(*(reply(backend, 5, GenerationSettings(6)) for _ in range(6)))
-        await backend.close()
-
-    asyncio.run(together(LocalBackend(llm, 8)))
+    asyncio.run(together(LocalBackend(llm, 8), [5] * 6))
     assert order.count("join") == 6
     assert "join join" not in " ".join(order)
 

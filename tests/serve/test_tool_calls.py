@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.templates import FAMILIES, tokenizer
 from support.tool_templates import PARSERS, TOOL_FAMILIES
 
+from dualslm.cli import serve as cli_serve
 from dualslm.serve.tool_calls import FORMATS, CallStream, tool_template
 
 F, G = {"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}
@@ -142,3 +143,7 @@ def test_what_a_template_does_is_tried(old: str, new: str, takes: bool) -> None:
     assert old in template
     words.chat_template = template.replace(old, new)
     assert (tool_template(words).takes_tools, tool_template(words).written) == (takes, None)
+
+
+def test_the_command_line_names_every_format() -> None:
+    assert tuple(FORMATS) == cli_serve.PARSERS
