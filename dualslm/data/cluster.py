@@ -96,7 +96,8 @@ class Cluster:
         try:
             while not self.ray.wait([running], timeout=NOTE_S)[0]:
                 if not self.ray.cluster_resources().get(unit):  # Ray itself waits for ever, and says nothing
-                    print(f"ray: no machine with a {unit} is left; waiting for one", file=sys.stderr, flush=True)
+                    said = f"ray: no machine with a {unit} is left; waiting for one"
+                    print(visible(said), file=sys.stderr, flush=True)
             found = self.ray.get(running)
         except self.ray.exceptions.RayTaskError:
             raise  # a fault of ours, with the traceback of the task
