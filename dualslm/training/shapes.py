@@ -141,6 +141,7 @@ KNOWN_ENCODERS: Mapping[str, EncoderShape] = MappingProxyType(
         "openai/whisper-medium": EncoderShape(1024, 24, 4096, 80),
         "openai/whisper-large-v2": EncoderShape(1280, 32, 5120, 80),
         "openai/whisper-large-v3": EncoderShape(1280, 32, 5120, 128),
+        "pocket:encoder": EncoderShape(512, 6, 2048, 80),  # whisper-base
     }
 )
 KNOWN_LLMS: Mapping[str, LLMShape] = MappingProxyType(
@@ -152,6 +153,7 @@ KNOWN_LLMS: Mapping[str, LLMShape] = MappingProxyType(
         "meta-llama/Llama-3.1-8B-Instruct": LLMShape(4096, 32, 32, 8, 128, 14336, 128256),
         "meta-llama/Llama-3.2-1B-Instruct": LLMShape(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
         "meta-llama/Llama-3.2-3B-Instruct": LLMShape(3072, 28, 24, 8, 128, 8192, 128256, tied=True),
+        "pocket:llm": LLMShape(576, 30, 9, 3, 64, 1536, 49152, tied=True),  # SmolLM2-135M-Instruct
     }
 )
 

@@ -94,6 +94,11 @@ def test_known_sizes_give_the_models_own_numbers_of_weights() -> None:
     assert shapes.KNOWN_ENCODERS["openai/whisper-large-v3"].weights == pytest.approx(0.637e9, rel=0.01)
 
 
+def test_the_pocket_parts_are_planned_before_they_are_fetched() -> None:
+    assert shapes.encoder_shape("pocket:encoder") == shapes.KNOWN_ENCODERS["openai/whisper-base"]
+    assert shapes.llm_shape("pocket:llm").weights == pytest.approx(134.5e6, rel=0.001)
+
+
 def test_counts_come_from_the_manifest(tmp_path: Path) -> None:
     recipe = make(tmp_path)
     found = estimate.estimate(recipe)
