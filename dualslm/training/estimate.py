@@ -16,13 +16,15 @@ from rich import box
 from rich.table import Table
 
 from dualslm.audio import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, frame_count, layers_kept, window_for
+from dualslm.conversation import Channel
 from dualslm.errors import DualSLMError
-from dualslm.recipe import ModelRecipe, Quantize, Recipe, Stage, TaskKind
+from dualslm.recipe import Linguistic, ModelRecipe, Paralinguistic, Quantize, Recipe, Stage, TaskKind
 from dualslm.training import expected
 from dualslm.training.expected import PAPER_LENGTHS as PAPER_LENGTHS
 from dualslm.training.expected import Lengths as Lengths
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
+ALIGNMENT_CLASSES = 3000  # `align.MAX_NEGATIVES`, which stands beside PyTorch
 DISK_OVERHEAD = 1.02  # safetensors headers and lists take 2 % beside the frames, as in `feature_cache.py`
 REACHED = 0.4  # share of a card's dense bfloat16 rate that a step is assumed to reach
 CARDS: Mapping[str, float] = MappingProxyType(  # dense bfloat16 TFLOP/s by the makers' data sheets
@@ -104,7 +106,8 @@ def estimate(recipe: Recipe) -> Estimate:
         for name, kind in stage.kinds.items():
             samples = steps[stage.name] * stage.batch * kind.share / shares
             shared = replace(lengths[name], shared=kind.together)
-            flops += samples * sample_cost(recipe, encoder, llm, shared, align=stage.objective == "align").total
+            aligned = kind.learns[0] if stage.objective == "align" else None
+            flops += samples * sample_cost(recipe, encoder, llm, shared, aligned=aligned).total
         stage_flops[stage.name] = flops
     # Of all stages, each manifest once: with those that one stage alone has.
     every = expected.counted(
@@ -163,7 +166,9 @@ def encoding_flops(encoder: EncoderShape, seconds: float, model: ModelRecipe) ->
     return sum(count * (encoder.flops(size) + encoder.mel_flops(size)) for size, count in frames.items())
 
 
-def sample_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, align: bool = False) -> Cost:
+def sample_cost(
+    recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Lengths, *, aligned: Channel | None = None
+) -> Cost:
     """FLOPs of learning from one sample: frames from the cache, prefix without gradient, logits at labels alone.
 
     Args:
@@ -171,47 +176,73 @@ def sample_cost(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: L
         encoder: sizes of the speech encoder.
         llm: sizes of the LLM.
         lengths: lengths of the sample.
-        align: whether L is aligned with the LLM's token embeddings instead, without the LLM.
+        aligned: the adapter that is aligned with the LLM's token embeddings instead, without the LLM.
     """
-    para = recipe.model.paralinguistic
-    ling = recipe.model.linguistic
     frames = lengths.seconds * FRAMES_PER_SECOND
-    groups = -(-frames // ling.stack)
-    ling_first = groups * ling.stack * encoder.width * ling.hidden
-    ling_products = ling_first + groups * ling.hidden * llm.width
-    if align:
-        return Cost(0.0, 0.0, _learning_flops(ling_products, ling_first))
-    ffn = para.feedforward or 4 * encoder.width
-    layer = frames * (4 * encoder.width**2 + 2 * encoder.width * ffn) + 2 * frames**2 * encoder.width
-    pooling = para.tokens * (frames * encoder.width + encoder.width * llm.width)
-    para_products = para.layers * layer + pooling
-    para_first = frames * 3 * encoder.width**2  # queries, keys and values of the first layer
-    suffix = para.tokens + groups + lengths.after + lengths.reply
+    groups = -(-frames // recipe.model.linguistic.stack)
+    para = _para_work(recipe.model.paralinguistic, encoder, llm, frames)
+    ling = _ling_work(recipe.model.linguistic, encoder, llm, groups)
+    if aligned == "para":
+        return Cost(0.0, 0.0, para.learning)
+    if aligned == "ling":
+        # The classes are frozen: two FLOPs forward and two backward towards L, for each number of their embeddings.
+        compared = 4 * groups * min(ALIGNMENT_CLASSES, llm.vocabulary) * llm.width
+        return Cost(0.0, 0.0, ling.learning + compared)
+    suffix = recipe.model.paralinguistic.tokens + groups + lengths.after + lengths.reply
     keys = lengths.context + suffix
     prefix = llm.forward(lengths.context, lengths.context) / lengths.shared
     # Two FLOPs for each weight of the head forward, and two backward towards its input: the head itself is frozen.
     head = 4 * llm.head * lengths.reply
     through_llm = llm.forward(suffix, keys) + llm.backward(suffix, keys) + head
-    return Cost(prefix, through_llm, _learning_flops(ling_products + para_products, para_first + ling_first))
+    return Cost(prefix, through_llm, para.learning + ling.learning)
 
 
-def _learning_flops(products: float, first: float) -> float:
-    """FLOPs of multiplications with weights that learn: forward, and both gradients.
+@dataclass(frozen=True)
+class Work:
+    """What an adapter takes for one clip.
 
-    Args:
-        products: multiplications in one forward pass.
-        first: those of first layers, which need no gradient towards the frames that they read.
+    Attributes:
+        weights: number of its weights.
+        products: multiplications with them in one forward pass.
+        first: those of them that need no gradient towards what they read, the frames.
     """
-    return 6 * products - 2 * first
+
+    weights: float
+    products: float
+    first: float
+
+    @property
+    def learning(self) -> float:
+        """FLOPs of a forward pass and both gradients."""
+        return 6 * self.products - 2 * self.first
+
+
+def _para_work(para: Paralinguistic, encoder: EncoderShape, llm: LLMShape, frames: float) -> Work:
+    ffn = para.feedforward or 4 * encoder.width
+    layer = 4 * encoder.width**2 + 2 * encoder.width * ffn
+    width = encoder.width * (2 if para.deviations else 1)
+    in_layers = para.layers * (frames * layer + 2 * frames**2 * encoder.width)
+    pooled = para.tokens * frames * width
+    project = width * llm.width
+    # Queries, keys and values of the first layer; without layers frames are pooled and projected.
+    first = frames * 3 * encoder.width**2 if para.layers else pooled + para.tokens * project
+    return Work(para.layers * layer + project, in_layers + pooled + para.tokens * project, first)
+
+
+def _ling_work(ling: Linguistic, encoder: EncoderShape, llm: LLMShape, groups: float) -> Work:
+    read = (2 * ling.around + 1) * ling.stack * encoder.width
+    first = read * (encoder.width if ling.layers else ling.hidden)
+    # Where there are layers, frames are narrowed to the encoder's width, which the layers keep, and widened again.
+    layers = ling.layers * 12 * encoder.width**2 + (encoder.width * ling.hidden if ling.layers else 0)
+    weights = first + layers + ling.hidden * llm.width
+    attention = ling.layers * 2 * groups**2 * encoder.width
+    return Work(weights, groups * weights + attention, groups * first)
 
 
 def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mapping[TaskKind, Lengths]) -> float:
     """Bytes of one process: frozen weights, adapters and their optimizer, and a micro-batch's activations."""
-    para = recipe.model.paralinguistic
-    ling = recipe.model.linguistic
-    ffn = para.feedforward or 4 * encoder.width
-    adapters = para.layers * (4 * encoder.width**2 + 2 * encoder.width * ffn) + encoder.width * llm.width
-    adapters += ling.stack * encoder.width * ling.hidden + ling.hidden * llm.width
+    para = _para_work(recipe.model.paralinguistic, encoder, llm, 0.0)
+    ling = _ling_work(recipe.model.linguistic, encoder, llm, 0.0)
     # Of each layer what its backward pass reads, in bfloat16; with checkpointing one layer's, and every layer's input.
     per_token = 2.0 * (4 * llm.width + 3 * llm.ffn + 3 * llm.heads * llm.head_width)
     if recipe.loop.activation_checkpointing:
@@ -222,7 +253,7 @@ def _memory(recipe: Recipe, encoder: EncoderShape, llm: LLMShape, lengths: Mappi
     labels = max(one.reply for one in lengths.values()) * max(stage.batch for stage in recipe.stages)
     logits = labels * llm.vocabulary * 10.0  # bytes: bfloat16, float32 and its gradient
     # An adapter's weight has a gradient and AdamW's two moments beside it: four float32 numbers.
-    return frozen + 16 * adapters + per_token * recipe.loop.max_tokens + logits
+    return frozen + 16 * (para.weights + ling.weights) + per_token * recipe.loop.max_tokens + logits
 
 
 def tables(recipe: Recipe, found: Estimate, times: Mapping[str, float]) -> Iterator[Table]:

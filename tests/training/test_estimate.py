@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import next_token_loss
-from dualslm.recipe import load
+from dualslm.recipe import Recipe, load
 from dualslm.training import estimate, shapes
+from dualslm.training.align import MAX_NEGATIVES
 
 LLM = shapes.LLMShape(width=128, layers=3, heads=4, kv_heads=2, head_width=32, ffn=352, vocabulary=900)
 ENCODER = shapes.EncoderShape(width=64, layers=2, ffn=256, mels=80, window=200)
@@ -45,18 +47,27 @@ def llm() -> FrozenLM:
     return FrozenLM(Qwen2ForCausalLM(config), tokenizer())
 
 
-def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
+def recipe_with(root: Path, para: dict[str, Any], ling: dict[str, Any]) -> Recipe:
     recipe = load(root / "recipes" / "paper-qwen.toml", ["model.paralinguistic.dropout=0.0"])
-    recipe = replace(
-        recipe,
-        model=replace(
-            recipe.model,
-            paralinguistic=replace(recipe.model.paralinguistic, feedforward=256),
-            linguistic=replace(recipe.model.linguistic, hidden=96),
-        ),
+    model = replace(
+        recipe.model,
+        paralinguistic=replace(recipe.model.paralinguistic, **para),
+        linguistic=replace(recipe.model.linguistic, **ling),
     )
-    para = ParalinguisticAdapter(64, 128, dropout=0.0)
-    ling = LinguisticAdapter(64, 128, hidden=96)
+    return replace(recipe, model=model)
+
+
+@pytest.mark.parametrize(
+    ("para_keys", "ling_keys"),
+    [({}, {}), ({"deviations": True}, {"around": 1}), ({"layers": 0, "deviations": True}, {"layers": 2, "around": 1})],
+    ids=["paper", "neighbours", "layers"],
+)
+def test_flops_of_a_step_are_those_that_pytorch_counts(
+    root: Path, para_keys: dict[str, Any], ling_keys: dict[str, Any]
+) -> None:
+    recipe = recipe_with(root, {"feedforward": 256, **para_keys}, {"hidden": 96, **ling_keys})
+    para = ParalinguisticAdapter(64, 128, dropout=0.0, **para_keys)
+    ling = LinguisticAdapter(64, 128, hidden=96, **ling_keys)
     model = llm()
     frames = torch.randn(1, 1, 100, 64)
     lengths = torch.tensor([100])
@@ -70,6 +81,25 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(root: Path) -> None:
         next_token_loss(model, [prompt], min_saved_share=0.0).nll_B.sum().backward()
     counted = counter.get_total_flops()
     assert estimate.sample_cost(recipe, ENCODER, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("keys", [{}, {"around": 1}, {"layers": 1}], ids=["paper", "neighbours", "layer"])
+def test_flops_of_aligning_are_those_that_pytorch_counts(root: Path, keys: dict[str, Any]) -> None:
+    recipe = recipe_with(root, {}, {"hidden": 96, **keys})
+    ling = LinguisticAdapter(64, 128, hidden=96, **keys)
+    tokens = torch.randn(LLM.vocabulary, 128)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (ling(torch.randn(1, 100, 64), torch.tensor([100])) @ tokens.T).sum().backward()
+    cost = estimate.sample_cost(recipe, ENCODER, LLM, LENGTHS, aligned="ling")
+    assert cost.total == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert estimate.ALIGNMENT_CLASSES == MAX_NEGATIVES
+
+
+@pytest.mark.parametrize("keys", [{}, {"around": 2}, {"layers": 1, "around": 1}])
+def test_the_weights_of_l_are_counted(keys: dict[str, Any], root: Path) -> None:
+    learnt = sum(one.numel() for one in LinguisticAdapter(64, 128, hidden=96, **keys).parameters() if one.dim() > 1)
+    recipe = recipe_with(root, {}, {"hidden": 96, **keys})
+    assert estimate._ling_work(recipe.model.linguistic, ENCODER, LLM, 0.0).weights == learnt
 
 
 def test_flops_of_the_encoder_are_those_that_pytorch_counts() -> None:
