@@ -213,4 +213,8 @@ async def _announce(server: uvicorn.Server, settings: Settings) -> None:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     scheme = "http" if settings.certificate is None else "https"
-    print(one_line(f"dualslm: {settings.name} answers on {scheme}://{shown}:{port}/v1"), flush=True)
+    line = f"dualslm: {settings.name} answers on {scheme}://{shown}:{port}/v1"
+    try:
+        print(one_line(line), file=sys.stdout or sys.stderr, flush=True)
+    except OSError as error:  # a full disk, say: the server answers all the same, and its address must be known
+        print(one_line(f"{line} (standard output: {error.strerror})"), file=sys.stderr, flush=True)
