@@ -93,7 +93,11 @@ class Labelling:
         Returns:
             One of the three values of the attribute; None where there is no threshold for this speaker.
         """
-        bounds = self.thresholds[name].get(gender or ANY) or self.thresholds[name].get(ANY)
+        known = self.thresholds[name]
+        # 190 Hz is low for a woman and high among everybody: labels by gender have no place for an unknown one.
+        if gender is None and known.keys() - {ANY}:
+            return None
+        bounds = known.get(gender or ANY) or known.get(ANY)
         if bounds is None:
             return None
         return ATTRIBUTES[name].values[int(value >= bounds[0]) + int(value > bounds[1])]
@@ -112,6 +116,8 @@ class Labelling:
             elif label is not None:
                 labels[name] = label
                 self.counts[f"{name} {label}"] += 1
+            else:
+                self.counts[f"{name} without a threshold"] += 1  # the thresholds are by gender, which is unknown
         return {**clip, "labels": labels, "measured": values}
 
 

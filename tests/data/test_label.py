@@ -117,6 +117,21 @@ def test_given_thresholds(manifest: Path, tmp_path: Path) -> None:
     assert pitches == ["high", "normal", "normal", "high", "high", "low", "normal", "normal", "high", None]
 
 
+def test_labels_by_gender_leave_unknown_speakers_out(manifest: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    [clip] = [part for turn in rows[1]["turns"] for part in turn["parts"] if isinstance(part, dict)]
+    del clip["labels"]["gender"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["label", str(manifest), str(out), "--by-gender"]) == 0
+    assert "pitch" not in labelled(out)[1]["labels"]
+    assert labelled(out)[1]["measured"]["pitch"] > 0
+    assert labelled(out)[4]["labels"]["pitch"] == "high"
+    assert json.loads(out.with_suffix(".report.json").read_text())["labels"]["pitch without a threshold"] == 1
+    assert cli.main(["label", str(manifest), str(out)]) == 0  # for everybody alike
+    assert labelled(out)[1]["labels"]["pitch"] == "low"
+
+
 def test_bins_hold_their_thresholds() -> None:
     labelling = Labelling(thresholds={"pitch": {ANY: (100.0, 200.0)}, "energy": {"male": (-40.0, -30.0)}})
     assert [labelling.bin("pitch", hertz, "female") for hertz in (99.9, 100.0, 200.0, 200.1)] == [
@@ -126,6 +141,8 @@ def test_bins_hold_their_thresholds() -> None:
         "high",
     ]
     assert labelling.bin("energy", -35.0, None) is None
+    both = Labelling(thresholds={"pitch": {ANY: (125.0, 187.0), "female": (188.0, 216.0)}})
+    assert [both.bin("pitch", 187.5, gender) for gender in ("female", "male", None)] == ["low", "high", None]
 
 
 @pytest.mark.parametrize("text", ["low", "1", "2,1", "child:1,2", "1,2,3"])
