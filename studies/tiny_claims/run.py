@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from dualslm.data.manifest import Examples, recordings
 from dualslm.data.manifest_index import rows
+from dualslm.errors import DualSLMError
 from dualslm.files import locked, replacing
 from dualslm.model.checkpoint import read_weights
 from dualslm.model.dualslm import DualSLM
@@ -45,7 +46,7 @@ from dualslm.tiny.build.recordings import Recordings, record
 from dualslm.tiny.build.run import without_err
 from dualslm.training import feature_cache
 from dualslm.training.feature_cache import FrameCache, Rule
-from dualslm.training.run_folder import read_state
+from dualslm.training.run_folder import held, read_state
 from dualslm.training.trainer import Trainer, TrainerState
 from studies.tiny_claims import page
 from studies.tiny_claims.exam import Counts, context, examine
@@ -282,12 +283,12 @@ class Study:
                 else:
                     model.adapters.load_state_dict(parent.state_dict())
             examples = {leg.stage: self.conversations.get(leg.variant, self.conversations[leg.stage])}
-            folder.mkdir(parents=True, exist_ok=True)
-            trainer = Trainer(recipe, model, folder, examples, None, self.cache, Accelerator(cpu=True))
-            if (state := read_state(folder)) is not None:
-                trainer.state = TrainerState(state["stage"], state["step"], state["best"])
-            trainer.run()
-            trained.touch()
+            with held(folder):
+                trainer = Trainer(recipe, model, folder, examples, None, self.cache, Accelerator(cpu=True))
+                if (state := read_state(folder)) is not None:
+                    trainer.state = TrainerState(state["stage"], state["step"], state["best"])
+                trainer.run()
+                trained.touch()
         model.adapters.load_state_dict(read_weights(folder / leg.stage, "cpu"))
         return model.eval()
 
@@ -322,7 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (time.monotonic() - began) / 60 > args.minutes:
             break
         before = time.process_time()
-        study.counts(leg)
+        try:
+            study.counts(leg)
+        except DualSLMError as error:
+            raise SystemExit(f"error: {error}") from error
         took = time.process_time() - before
         print(f"--- {leg.variant} {leg.stage} seed {leg.seed}: {took:.0f} CPU seconds", flush=True)
         with locked(args.out / "page.lock", lambda: None):  # seeds side by side write one page

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from dualslm import DualSLM
+from dualslm.errors import DualSLMError
 from dualslm.model.encoder import Frames
 from dualslm.tiny import WEIGHTS
+from dualslm.training.run_folder import held
 from dualslm.training.trainer import TrainerState
 from studies.tiny_claims import page
 from studies.tiny_claims import run as study
@@ -63,6 +65,9 @@ def test_a_leg_that_was_stopped_goes_on(root: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(study, "Trainer", Trainer)
     monkeypatch.setattr(study, "read_state", lambda _: {"stage": 0, "step": 800, "best": 1.0})
     with pytest.raises(StoppedError, match="800"):
+        begun.trained(leg)
+
+    with held(leg.folder(tmp_path)), pytest.raises(DualSLMError, match="another process trains in"):
         begun.trained(leg)
 
 
