@@ -461,7 +461,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer requests: a minute in all")
-    parser.add_argument("--only", default="", metavar="NAME", help="attacks alone in whose name this stands")
+    parser.add_argument("--only", default="", metavar="NAME", help="these attacks alone; --out keeps the others")
     parser.add_argument("--bystander", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--before", type=Path, help="another checkout, attacked too")
     parser.add_argument("--out", type=Path, help="file for the result")
@@ -474,6 +474,12 @@ def main() -> None:
         if checkout is not None:
             print(name, flush=True)
             result[name] = [asdict(row) for row in attacked(checkout.resolve(), quick=args.quick, only=args.only)]
+    if args.only and args.out and args.out.exists():
+        known = json.loads(args.out.read_text())
+        for name in ("before", "after"):
+            anew = {row["attack"]: row for row in result.get(name, [])}
+            known[name] = [anew.get(row["attack"], row) for row in known.get(name, [])]
+        result = known
     write_result(result, args.out)
 
 

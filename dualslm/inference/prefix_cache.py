@@ -20,6 +20,7 @@ KeysValues: TypeAlias = list[tuple[Tensor, Tensor]]
 """Attention keys and values (B, H, T, D) of each layer."""
 
 PREFIX_CACHE_BYTES = 512 * 2**20  # of keys and values: 9,000 positions of a 7 B LLM
+MAX_ENTRIES = 256  # all are searched for a prompt's beginning; with a small LLM thousands would fit into the bytes
 MIN_SHARED_TOKENS = 8  # a shorter common beginning is read again
 
 
@@ -27,7 +28,7 @@ class PrefixCache:
     """What an LLM has read; what was not used for longest is dropped first.
 
     Args:
-        max_bytes: of keys and values that are kept.
+        max_bytes: of keys and values that are kept, of at most `MAX_ENTRIES` prompts.
 
     Attributes:
         tokens: number of positions that are kept.
@@ -75,7 +76,7 @@ class PrefixCache:
         self.tokens += len(keys)
         _, read = next(iter(self._entries.values()))
         per_token = sum(k.nbytes + v.nbytes for k, v in read) // max(1, read[0][0].shape[2])
-        while len(self._entries) > 1 and per_token * self.tokens > self.max_bytes:
+        while len(self._entries) > MAX_ENTRIES or (len(self._entries) > 1 and per_token * self.tokens > self.max_bytes):
             self._drop(next(iter(self._entries)))
 
     def _drop(self, entry: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from support.factory import prompt_of, save_llm
 
 from dualslm.inference.continuous_batch import ActiveRequest, ContinuousBatch
-from dualslm.inference.prefix_cache import PrefixCache
+from dualslm.inference.prefix_cache import MAX_ENTRIES, PrefixCache
 from dualslm.model.embedding_only import embedding_only
 from dualslm.model.generation import GenerationSettings
 from dualslm.model.inputs import PromptEmbeds
@@ -149,6 +149,16 @@ def test_the_table_alone_embeds_as_the_whole_llm(llm: FrozenLM) -> None:
         sum(weight.numel() for weight in table.parameters() if not weight.is_meta)
         == table.input_embeddings.weight.numel()
     )
+
+
+def test_a_prefix_cache_keeps_so_many_prompts_however_small() -> None:
+    each = (torch.zeros(1, 1, 10, 1), torch.zeros(1, 1, 10, 1))
+    cache = PrefixCache()
+    for number in range(3 * MAX_ENTRIES):
+        cache.keep([number] * 10, [each])
+        assert cache.shared([0] * 10)[0] == 9, "what is used is not dropped"
+    assert cache.tokens == 10 * MAX_ENTRIES
+    assert cache.shared([MAX_ENTRIES] * 10) == (0, [])
 
 
 def test_a_prefix_cache_keeps_to_its_size() -> None:
