@@ -48,7 +48,8 @@ UNSAID = (LISTS, "wordnet")  # sources of texts that nobody would reply to
 TALK_WORDS = (4, 22)  # of a recording that the LLM replies to
 TALK_SECONDS = 8.0  # of it at most: a step through the LLM costs what its prompt is long
 TALKS = 4_000  # such recordings: the LLM writes some 40 words a second on one core
-TONE_PER_SPEAKER = 5  # recordings of one speaker for P, so that a corpus of few speakers is not most of what it hears
+# Recordings of one speaker for P, so that a corpus of few speakers is not most of what it hears, or is tested on.
+TONE_PER_SPEAKER = {"train": 25, "validation": 5, "test": 5}
 COLUMNS = {"path": ("path", "flac"), "seconds": ("seconds", "duration"), "speaker": ("speaker", "actor")}
 COLUMNS |= {"sex": ("sex", "gender")}
 SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
@@ -202,7 +203,10 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
     emotions: dict[str, set[str]] = defaultdict(set)
     for one in found:
         emotions[one.corpus] |= {one.emotion} - {""}
-    for one in _for_tone(found, seed):
+    for_tone = _for_tone(found, seed)
+    for one in _altered([one for one in for_tone if one.split == "train" and not one.emotion], work / "altered", seed):
+        files["tone-altered"].append(tone_row(one, capitals, set()))  # measured anew: speed moves pitch and tempo
+    for one in for_tone:
         # A corpus of acted emotions has manifests of its own: what learns from RAVDESS may not be shipped.
         name = f"tone-{one.split}-{one.corpus}" if one.emotion else f"tone-{one.split}"
         files[name].append(tone_row(one, capitals, emotions[one.corpus]))
@@ -256,7 +260,7 @@ def _for_tone(found: Sequence[Recording], seed: int) -> list[Recording]:
     out = []
     for one in fitting:
         count[one.speaker] += 1
-        if one.emotion or count[one.speaker] <= TONE_PER_SPEAKER:
+        if one.emotion or count[one.speaker] <= TONE_PER_SPEAKER[one.split]:
             out.append(one)
     return out
 

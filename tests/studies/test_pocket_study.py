@@ -156,6 +156,9 @@ def test_manifests_of_a_list_of_recordings(data: Path, tmp_path: Path) -> None:
     assert acted["turns"][0]["parts"][0]["choices"] == {"emotion": ["angry", "calm"]}
     assert [row["speaker"] for row in manifest(work, "tone-test-ravdess")] == ["ravdess/13"]
     assert not any("emotion" in row["tasks"] for row in manifest(work, "tone-train"))
+    toned, altered = manifest(work, "tone-train"), manifest(work, "tone-altered")
+    assert {f"{row['id']}-altered" for row in toned} == {row["id"] for row in altered}
+    assert all("pitch" not in row["turns"][0]["parts"][0]["labels"] for row in altered), "it is measured anew"
     assert Examples([work / "manifests" / "words-train.jsonl"]).count("linguistic") == len(training)
     assert not any(Path(measure.clip(row)["audio"]).is_relative_to(work) for row in training)
 
