@@ -374,13 +374,11 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _check_end(turns: Sequence[Turn], supervise: Supervise) -> None:
-    wanted = ["user"] if supervise == "none" else ["user", "assistant"]
-    answers_a_call = supervise == "none" and bool(turns) and turns[-1].role == "tool"
-    if not answers_a_call and [turn.role for turn in turns[-len(wanted) :]] != wanted:
-        raise DualSLMError(
-            "a conversation to be answered ends with a user turn"
-            if supervise == "none"
-            else "a conversation to learn from ends with a user turn and the assistant's answer",
-            got=" ".join(turn.role for turn in turns) or "no turns",
-            do="add it: " + "".join(f".{role}(...)" for role in wanted),
-        )
+    roles = [turn.role for turn in turns]
+    got = " ".join(roles) or "no turns"
+    if supervise != "none":
+        if roles[-2:] != ["user", "assistant"]:
+            wrong = "a conversation to learn from ends with a user turn and the assistant's answer"
+            raise DualSLMError(wrong, got=got, do="add the answer, or leave out what follows it")
+    elif roles[-1:] not in (["user"], ["tool"]):
+        raise DualSLMError("a conversation to be answered ends with a user turn", got=got, do="add what is asked")
