@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from packaging.version import Version
 
 COPYLEFT = ("GPL", "AGPL", "SSPL", "CC-BY-NC")
 
@@ -50,3 +55,42 @@ def test_nothing_under_the_gpl_comes_unasked(rows: list[list[str]]) -> None:
         name for name, _, licence, use in rows if "GPL" in licence.replace("LGPL", "") and "development" not in use
     }
     assert named == {"av", "espeakng-loader", "praat-parselmouth"}, "say so in THIRD_PARTY.md and its docs"
+
+
+@pytest.fixture
+def hashes(root: Path) -> Any:
+    """docs/build/hashes.py as a module."""
+    spec = importlib.util.spec_from_file_location("hashes", root / "docs" / "build" / "hashes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_pin_but_pytorch_has_the_hashes_of_its_archives(hashes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["hashes.py", "--check"])
+    assert hashes.main() == 0, "run python docs/build/hashes.py"
+    whole = hashes.PAGE.read_text()
+    for changed in (whole.replace("numpy==", "numpy==9."), re.sub(r"(numpy==\S+)( \\\n    --hash=\S+)+", r"\1", whole)):
+        monkeypatch.setattr(hashes, "PAGE", SimpleNamespace(read_text=lambda changed=changed: changed))
+        assert hashes.main() == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "fits"),
+    [
+        ("numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl", True),
+        ("numpy-2.4.6-cp314-cp314-macosx_14_0_arm64.whl", True),
+        ("numpy-2.4.6-cp310-cp310-win_amd64.whl", False),
+        ("numpy-2.4.6-pp311-pypy311_pp73-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl", False),
+        ("numpy-2.4.6-cp39-abi3-win_amd64.whl", True),
+        ("numpy-2.4.6-py3-none-any.whl", True),
+        ("numpy-2.4.5-py3-none-any.whl", False),
+        ("numpy-2.4.6.tar.gz", True),
+        ("numpy-2.4.6.zip", False),
+        ("numpy.tar.gz", False),
+    ],
+)
+def test_archives_of_systems_that_are_tried(hashes: Any, file: str, fits: bool) -> None:
+    assert hashes.fits(file, Version("2.4.6")) is fits

@@ -14,6 +14,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -64,10 +65,14 @@ class Cluster:
         print(visible(f"ray: {machines} machines, {self.slots} tasks at a time, one {unit} each"), file=sys.stderr)
 
     def __enter__(self) -> Self:
+        # A thread of Ray prints what becomes of its machines, and standard output is for what a verb finds.
+        self._aside = redirect_stdout(sys.stderr)
+        self._aside.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ray.shutdown()  # ends this program's tasks too
+        self._aside.__exit__(None, None, None)
 
     def map(self, do: Callable[[Piece], Found], pieces: Iterable[Piece], /) -> Iterator[Found]:
         """The result of each piece, in order; no more pieces are taken than tasks can soon run.

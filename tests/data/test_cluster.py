@@ -157,7 +157,7 @@ def test_features_hold_the_same_frames_though_a_machine_is_killed(
     assert cli.main(["--json", "features", str(recipe), "--ray", machines.address]) == 0
     killer.join()
     out = capsys.readouterr().out
-    assert json.loads(out[out.index("{") :]) == counts, out  # Ray prints that a machine has ended
+    assert json.loads(out) == counts, out
     one, many = frames(alone), frames(features)
     assert list(one) == list(many)
     # Other recordings share a batch, so that sums are added in another order.
