@@ -44,7 +44,7 @@ def main() -> int:
         name, _, version = pin.partition("==")
         hashes = hashes_of(index, name, Version(version))
         if not hashes:
-            raise SystemExit(f"error: {index} has no archive of {pin} for any system that is asked for")
+            raise SystemExit(f"error: the index has no archive of {pin} for any system that is asked for")
         lines.append(" \\\n".join([pin, *(f"    --hash=sha256:{one}" for one in hashes)]) + "\n")
     PAGE.write_text("".join(lines))
     return 0

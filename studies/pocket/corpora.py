@@ -193,8 +193,8 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
         set_name = f"words-{one.split}" if one.split != "test" else f"words-test-{_test_set(one)}"
         files[set_name].append(words_row(one, capitals))
     training = [one for one in spoken if one.split == "train"]
-    for one in _altered(training, work / "altered", seed):
-        files["words-altered"].append(words_row(one, capitals))
+    altered = {one.id: copy for one, copy in zip(training, _altered(training, work / "altered", seed), strict=True)}
+    files["words-altered"] = [words_row(one, capitals) for one in altered.values()]
     synthetic = list(_synthetic(work / "voices"))
     files["words-synthetic"] = [words_row(one, capitals) for one in synthetic]
     validation = [one for one in spoken if one.split == "validation"]
@@ -203,10 +203,10 @@ def write(data: Path, work: Path, seed: int = 0) -> None:
     emotions: dict[str, set[str]] = defaultdict(set)
     for one in found:
         emotions[one.corpus] |= {one.emotion} - {""}
-    for_tone = _for_tone(found, seed)
-    for one in _altered([one for one in for_tone if one.split == "train" and not one.emotion], work / "altered", seed):
-        files["tone-altered"].append(tone_row(one, capitals, set()))  # measured anew: speed moves pitch and tempo
-    for one in for_tone:
+    for one in _for_tone(found, seed):
+        if one.split == "train" and not one.emotion:
+            # Its labels are measured anew: speed moves pitch and tempo.
+            files["tone-altered"].append(tone_row(altered[one.id], capitals, set()))
         # A corpus of acted emotions has manifests of its own: what learns from RAVDESS may not be shipped.
         name = f"tone-{one.split}-{one.corpus}" if one.emotion else f"tone-{one.split}"
         files[name].append(tone_row(one, capitals, emotions[one.corpus]))
