@@ -108,8 +108,10 @@ class Linguistic:
     """Number of transformer layers over the groups, before the linear ones (beyond the paper)."""
     heads: int = 8
     """Their attention heads; they must divide the encoder's width."""
+    convolutions: int = 0
+    """Number of convolutions over the groups, between the linear layers (beyond the paper)."""
     dropout: float = 0.0
-    """In these layers, and of whole channels of the frames (beyond the paper)."""
+    """In these layers and convolutions, and of whole channels of the frames (beyond the paper)."""
     mask: float = 0.0
     """Share of the frames that training hides, in stretches (beyond the paper)."""
     standardize: bool = False
@@ -121,7 +123,7 @@ class Linguistic:
         _at_least(1, most=MAX_COUNT, stack=self.stack, heads=self.heads)
         _at_least(1, most=MAX_WIDTH, hidden=self.hidden)
         _at_least(0, most=MAX_COUNT, around=self.around)
-        _at_least(0, most=MAX_LAYERS, layers=self.layers)
+        _at_least(0, most=MAX_LAYERS, layers=self.layers, convolutions=self.convolutions)
         for key in ("dropout", "mask"):
             _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "give 0 or more and less than 1")
 

@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dualslm.cli.ask import add_ask, add_show
 from dualslm.cli.chat import add_chat
 from dualslm.cli.completion import add_completion
 from dualslm.cli.corpora import add_prepare
@@ -22,28 +21,18 @@ from dualslm.cli.data import add_features, add_label, add_targets
 from dualslm.cli.encoding import tolerate
 from dualslm.cli.evaluation import add_eval
 from dualslm.cli.options import (
-    add_any_sound,
-    add_generation,
-    add_model,
-    add_old_name,
-    embedded,
-    generation_of,
-    model_of,
-    new_conversation,
     print_json,
     start_torch,
-    tone_of,
 )
 from dualslm.cli.recipes import add_recipes
 from dualslm.cli.record import add_record
 from dualslm.cli.serve import add_serve
 from dualslm.cli.version import show_versions
-from dualslm.errors import DualSLMError, Visible, new_console, one_line, visible
+from dualslm.errors import DualSLMError, Visible, new_console, one_line
 from dualslm.files import system_error
 
 if TYPE_CHECKING:
-    from dualslm.conversation import Speech
-    from dualslm.inference.voice_activity import NoSpeechError
+    pass
 
 
 VISIBLE = Visible()  # of the warnings that a user reads
@@ -67,19 +56,6 @@ examples:
   dualslm targets recipes/small.toml               the frozen LLM writes the answers to learn from
   dualslm eval                                     the paper's tables in miniature, on the embedded model
 """
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A recording to be answered.
-
-    Attributes:
-        name: name of the recording in the output.
-        speech: the recording.
-    """
-
-    name: str
-    speech: Speech
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,13 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print every version that a bug report needs")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name_of_verb")
-    _add_ask(verbs.add_parser("ask", help="reply to recordings"))
+    add_ask(verbs.add_parser("ask", help="reply to recordings"))
     add_serve(verbs.add_parser("serve", help="OpenAI's HTTP interface to it, and a page where that is installed"))
     add_chat(verbs.add_parser("chat", help="talk in the terminal: type, name recordings, or speak"))
     add_record(verbs.add_parser("record", help="record sentences that you read aloud, to train on your own voice"))
-    show = verbs.add_parser("show", help="print in colour the prompt that the LLM reads")
-    _add_speech(show)
-    show.set_defaults(verb=_show)
+    add_show(verbs.add_parser("show", help="print in colour the prompt that the LLM reads"))
     add_prepare(verbs.add_parser("prepare", help="make manifests of a downloaded corpus"), _prepare)
     _add_train(verbs.add_parser("train", help="train the adapters by a recipe"))
     add_features(verbs.add_parser("features", help="encode a recipe's recordings, before training or in shards"))
@@ -171,15 +145,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_ask(parser: argparse.ArgumentParser) -> None:
-    _add_speech(parser)
-    parser.add_argument("--conversation", action="store_true", help="the FILEs are the turns of one conversation")
-    add_old_name(parser, "--talk", "--conversation", nargs=0, const=True)
-    add_generation(parser)
-    add_any_sound(parser)
-    parser.set_defaults(verb=_ask)
-
-
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; dualslm recipes lists those that are shipped")
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and the recipe's name)")
@@ -196,77 +161,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(verb=_plan)
 
 
-def _add_speech(parser: argparse.ArgumentParser) -> None:
-    """Options that `ask` and `show` share: what is said, the view and the model."""
-    add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help="wav, flac, mp3 or ogg; - reads standard input")
-    add("--say", metavar="TEXT", help="a made voice says this (needs dualslm[voices])")
-    add("--style", default="", metavar="WORDS", help="how --say says it, for example sad,slow")
-    add("--transcript", metavar="TEXT", help="the words of FILE, for views that read L as text")
-    add("--caption", metavar="TEXT", help="how FILE is said, for views that read P as text")
-    add("--tone", metavar="FILE|WORDS", help="take how it is said from this recording, or from words such as sad,slow")
-    add("--view", default="speech,speech", metavar="P,L", help="source of each channel: speech, text or none")
-    add_model(parser)
-
-
 # ---------------------------------------------------------------------- verbs
-
-
-def _ask(args: argparse.Namespace) -> int:
-    from dualslm.conversation import View
-
-    # both before the model is loaded: a mistyped view or a bad file is reported at once
-    view = View.parse(args.view)
-    utterances = _utterances(args)
-    unspoken = {} if args.any_sound or "speech" not in (view.para, view.ling) else _without_speech(utterances)
-    if unspoken and not args.json:
-        raise next(iter(unspoken.values()))
-    for name, error in unspoken.items():
-        result = {"said": name, "view": str(view), "reply": None, "no_speech": error.reason}
-        print_json(result)
-    utterances = [utterance for utterance in utterances if utterance.name not in unspoken]
-    if not utterances:  # no model is loaded to say nothing
-        return 0
-    model = model_of(args)
-    generation = generation_of(args, model)
-    conversation = new_conversation(args)
-    for utterance in utterances:
-        if not args.conversation:
-            conversation = new_conversation(args)
-        conversation.user(utterance.speech)
-        if args.json:
-            reply = model.reply(conversation, view=view, generation=generation)
-            result = {"said": utterance.name, "view": str(view), "reply": reply}
-            print_json(result)
-        else:
-            if len(utterances) > 1:
-                print(f"{one_line(utterance.name)}: ", end="")
-            reply = ""
-            for piece in model.stream(conversation, view=view, generation=generation):
-                print(visible(piece), end="", flush=True)
-                reply += piece
-            print()
-        conversation.assistant(reply)
-    return 0
-
-
-def _show(args: argparse.Namespace) -> int:
-    from dualslm.conversation import View
-
-    view = View.parse(args.view)
-    utterances = _utterances(args)
-    model = model_of(args)
-    from dualslm.cli.show import describe, show
-    from dualslm.prompt import render
-
-    for utterance in utterances:
-        prompt = render(new_conversation(args).user(utterance.speech), model.llm.tokenizer, view)
-        slot_length = partial(model.slot_lengths.slot, prompt=prompt, frames=model.frames)
-        if args.json:
-            print_json({"said": utterance.name, "segments": describe(prompt, model.llm.tokenizer, slot_length)})
-            continue
-        show(prompt, model.llm.tokenizer, slot_length, new_console())
-    return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -319,78 +214,6 @@ def _demo(args: argparse.Namespace) -> int:
 
     demo.main()
     return 0
-
-
-# ---------------------------------------------------------------------- what is said
-
-
-def _utterances(args: argparse.Namespace) -> list[Utterance]:
-    """Everything that is said, decoded."""
-    known = {name: text for name in ("transcript", "caption") if (text := getattr(args, name)) is not None}
-    if known and len(args.files) != 1:
-        do = "give one FILE with --transcript and --caption"
-        raise DualSLMError("a text of which recording?", got=f"{len(args.files)} files", do=do)
-    if args.style and args.say is None:
-        raise DualSLMError("--style is how --say says something", got="no --say", do="leave it out, or give --say TEXT")
-    utterances = []
-    for file in args.files:
-        utterance = _recording(file)
-        utterances.append(Utterance(utterance.name, replace(utterance.speech, **known)))
-    if args.say is not None:
-        utterances.append(_synthesized(args.say, args.style))
-    if not utterances:
-        raise DualSLMError("nothing to hear", got="neither a FILE nor --say", do="name a recording")
-    if args.tone is None:
-        return utterances
-    tone = _tone(args)
-    return [Utterance(utterance.name, utterance.speech.in_the_tone_of(tone)) for utterance in utterances]
-
-
-def _tone(args: argparse.Namespace) -> Speech:
-    """The tone that --tone names: a recording where there is one, else a description."""
-    from pathlib import Path
-
-    # what is spelt like a file is one, so that a mistyped name is not taken for a description
-    if args.tone == "-" or Path(args.tone).exists() or "/" in args.tone or "." in args.tone:
-        return _recording(args.tone).speech
-    return tone_of(args.tone, in_made_world=embedded(args))
-
-
-def _without_speech(utterances: Sequence[Utterance]) -> dict[str, NoSpeechError]:
-    """The recordings in which nobody speaks, by name, each with the error that says so."""
-    start_torch()
-    from dualslm.inference.voice_activity import NoSpeechError, require_speech
-
-    found = {}
-    for utterance in utterances:
-        try:
-            require_speech(utterance.speech, utterance.name)
-        except NoSpeechError as error:
-            found[utterance.name] = error
-    return found
-
-
-def _recording(file: str) -> Utterance:
-    """A recording from a file, or from standard input for "-"."""
-    from dualslm.audio import load
-    from dualslm.conversation import Speech
-
-    if file != "-":
-        return Utterance(file, Speech(load(file)))
-    if sys.stdin.isatty():  # it would wait for ever for the end of what somebody types
-        raise DualSLMError("no audio on standard input", got="a terminal", do="pipe one in: cat a.wav | dualslm ask -")
-    return Utterance("standard input", Speech(load(sys.stdin.buffer.read())))
-
-
-def _synthesized(text: str, style: str) -> Utterance:
-    """A sentence said by the synthesizer, with its words and its style as text too."""
-    from dualslm.conversation import Speech
-    from dualslm.tiny.style import parse_style
-    from dualslm.tiny.voices import say
-    from dualslm.tiny.world import caption
-
-    words = style.split()
-    return Utterance(text, Speech(say(text, words), transcript=text, caption=caption(parse_style(words))))
 
 
 if __name__ == "__main__":

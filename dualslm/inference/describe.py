@@ -3,6 +3,8 @@
 The frozen LLM is asked in words, as in the paper's simple tasks (§III-B), while it is given one channel only. So an
 answer about the voice cannot come from the words, nor the other way round. Which questions an LLM understands
 depends on what its adapters were trained with: `Questions` is data, and `ASKED` those of `dualslm.data.tasks`.
+Adapters that were aligned alone are read instead of asked (`dualslm.model.nearest`): their LLM was never taught to
+answer.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from dualslm.data.tasks import TASKS
 from dualslm.data.tasks.attributes import ATTRIBUTES
 from dualslm.data.tasks.captions import caption
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.nearest import read_tone, read_words
 from dualslm.prompt import render
 
 if TYPE_CHECKING:
     from dualslm.inference.audio_cache import AudioCache
+    from dualslm.model.dualslm import DualSLM
 
 TRANSCRIPT_SETTINGS = GenerationSettings(max_new_tokens=448)  # tokens, as Whisper's own limit for a window of 30 s
 ANSWER_SETTINGS = GenerationSettings(max_new_tokens=40)  # tokens of an answer about the voice
@@ -76,7 +80,7 @@ class Description:
         words: read from L alone.
         attributes: each read from P alone; None where the answer names no value, or several.
         caption: the attributes in words; None where none is known.
-        answers: to the questions about the voice, as the LLM put them.
+        answers: to the questions about the voice, as the LLM put them; of adapters that are read there are none.
     """
 
     words: str
@@ -86,7 +90,7 @@ class Description:
 
 
 def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> Description:
-    """Asks the frozen LLM for the words and for each attribute of a recording.
+    """The words and each attribute of a recording, as the frozen LLM says them, or as aligned adapters are read.
 
     Args:
         audio_cache: encodes the recording.
@@ -96,6 +100,8 @@ def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> D
     Raises:
         DualSLMError: a recording that cannot be used.
     """
+    if audio_cache.model.aligned:
+        return _read(audio_cache.model, speech)
     llm = audio_cache.model.llm
     asked = questions.attributes
     prompts = [render(Conversation(questions.words).user(speech), llm.tokenizer, L_ONLY)]
@@ -106,6 +112,14 @@ def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> D
     attributes = {name: question.value(answers[name]) for name, question in asked.items()}
     known = {name: value for name, value in attributes.items() if value is not None}
     return Description(words.text.strip(), attributes, questions.caption(known), answers)
+
+
+def _read(model: DualSLM, speech: Speech) -> Description:
+    """What aligned adapters say; of L or P nothing where it was not aligned."""
+    words = read_words(model, speech) if model.aligned.words else ""
+    shares = read_tone(model, speech, model.aligned.attributes)
+    attributes = {name: max(own, key=own.__getitem__) for name, own in shares.items()}
+    return Description(words, attributes, caption(attributes), {})
 
 
 def _questions_of_tasks() -> Questions:

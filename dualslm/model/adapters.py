@@ -7,7 +7,7 @@ Neither sees padding: attention is masked, pooling runs over each clip's own fra
 clip's length are zeroed before they are stacked.
 
 Dimensions: N encoder layers, B clips, T frames, S encoder width (d_s), M soft-prompt tokens, L groups of k
-frames, K frames in a group times S, D width of the LLM (d_llm).
+frames, K frames in a group times S, H width between L's linear layers, D width of the LLM (d_llm).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dualslm.errors import DualSLMError
 from dualslm.model.inputs import SlotLengths
 
 MAX_MASK_FRAMES = 15  # 0.3 s
+BESIDE = 2  # neighbouring groups on either side that a convolution of L sees: 0.2 s at 10 Hz
 SILENT = 0.5  # an embedding's distance from the middle of the tokens, in their deviations, up to which it says nothing
 SAME_TOKEN = 0.8  # the cosine from which neighbouring embeddings are one token
 
@@ -175,6 +176,32 @@ class ParalinguisticAdapter(nn.Module):
         return x_NBTS[0] if self.mix is None else torch.einsum("n,nbts->bts", self.mix.softmax(0), x_NBTS)
 
 
+class GroupConvolution(nn.Module):
+    """A residual layer in which each group of frames sees those beside it: norm → convolution → GELU → linear.
+
+    It begins as the identity, so that an adapter that was trained without it can go on with it.
+
+    Args:
+        width: of a group's vector.
+        dropout: of what the layer adds.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.beside = nn.Linear((2 * BESIDE + 1) * width, width // 2)
+        self.back = nn.Linear(width // 2, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.back.weight)
+        nn.init.zeros_(self.back.bias)
+
+    def forward(self, x_BLH: Tensor, outside_BL: Tensor) -> Tensor:
+        """Groups and which of them are padding → groups (B, L, H)."""
+        normed_BLH = self.norm(x_BLH).masked_fill(outside_BL[..., None], 0.0)
+        out_BLH: Tensor = x_BLH + self.dropout(self.back(F.gelu(self.beside(_neighbours(normed_BLH, BESIDE)))))
+        return out_BLH
+
+
 class LinguisticAdapter(nn.Module):
     """Frames → embeddings at 50/k Hz that stand in for the words (paper eq. 5).
 
@@ -188,7 +215,8 @@ class LinguisticAdapter(nn.Module):
         around: number of neighbouring groups on either side that are read with each group; a token is longer than one.
         layers: number of transformer layers over the groups.
         heads: attention heads of these layers.
-        dropout: in these layers, and of whole channels of the frames.
+        convolutions: number of convolutions over the groups, between the two linear layers; see `GroupConvolution`.
+        dropout: in these layers and convolutions, and of whole channels of the frames.
         mask: share of the frames that training hides, in stretches of up to `MAX_MASK_FRAMES`.
         standardize: give every channel of the frames mean 0 and deviation 1 over speech; see `calibrate`.
         skip: leave silent groups out of the prompt and merge neighbours that say the same; see `spoken`.
@@ -209,6 +237,7 @@ class LinguisticAdapter(nn.Module):
         around: int = 0,
         layers: int = 0,
         heads: int = 8,
+        convolutions: int = 0,
         dropout: float = 0.0,
         mask: float = 0.0,
         standardize: bool = False,
@@ -240,6 +269,7 @@ class LinguisticAdapter(nn.Module):
             self.narrow = nn.Linear(width, d_speech)
             self.norm = nn.LayerNorm(d_speech)
         self.widen = nn.Linear(d_speech if layers else width, hidden)
+        self.convolutions = nn.ModuleList(GroupConvolution(hidden, dropout) for _ in range(convolutions))
         self.project = ScaledLinear(hidden, d_llm, scale)
 
     def lengths(self, frames: int) -> int:
@@ -260,20 +290,20 @@ class LinguisticAdapter(nn.Module):
         # The last group of a clip is short by up to k - 1 frames; they are zeros, in a batch and alone.
         short = -frames_BTS.shape[1] % self.stack
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
-        if self.around:
-            groups = grouped_BLK.shape[1]
-            padded_BLK = F.pad(grouped_BLK, (0, 0, self.around, self.around))
-            shifts = range(2 * self.around + 1)
-            grouped_BLK = torch.cat([padded_BLK[:, shift : shift + groups] for shift in shifts], -1)
+        grouped_BLK = _neighbours(grouped_BLK, self.around)
+        groups_B = -(-lengths_B // self.stack)
+        outside_BL = torch.arange(grouped_BLK.shape[1], device=grouped_BLK.device) >= groups_B[:, None]
         if len(self.layers):
-            grouped_BLK = self._in_context(grouped_BLK, -(-lengths_B // self.stack))
-        out: Tensor = self.project(F.relu(self.widen(grouped_BLK)))
+            grouped_BLK = self._in_context(grouped_BLK, outside_BL)
+        x_BLH = F.relu(self.widen(grouped_BLK))
+        for convolution in self.convolutions:
+            x_BLH = convolution(x_BLH, outside_BL)
+        out: Tensor = self.project(x_BLH)
         return out
 
-    def _in_context(self, grouped_BLK: Tensor, groups_B: Tensor) -> Tensor:
+    def _in_context(self, grouped_BLK: Tensor, outside_BL: Tensor) -> Tensor:
         """Every group with all others of its clip (B, L, S)."""
         x_BLS = self.narrow(grouped_BLK)
-        outside_BL = torch.arange(x_BLS.shape[1], device=x_BLS.device) >= groups_B[:, None]
         padding_BL = outside_BL if bool(outside_BL.any()) else None
         for layer in self.layers:
             x_BLS = layer(x_BLS, src_key_padding_mask=padding_BL)
@@ -316,6 +346,15 @@ def _check_heads(name: str, heads: int, width: int) -> None:
     if width % heads:
         got, do = f"{heads} heads for a width of {width}", f"set model.{name}.heads to a divisor"
         raise DualSLMError(f"the {name} adapter's heads do not divide the encoder's width", got=got, do=do)
+
+
+def _neighbours(x_BLK: Tensor, count: int) -> Tensor:
+    """Every group beside its neighbours (B, L, (2 count + 1) K), zeros beyond the ends."""
+    if not count:
+        return x_BLK
+    padded_BLK = F.pad(x_BLK, (0, 0, count, count))
+    groups = x_BLK.shape[1]
+    return torch.cat([padded_BLK[:, shift : shift + groups] for shift in range(2 * count + 1)], -1)
 
 
 def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:

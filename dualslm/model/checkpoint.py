@@ -32,6 +32,7 @@ from dualslm.model.card import modelcard
 from dualslm.model.fingerprint import fingerprint
 from dualslm.model.frozen_files import Kind, Record
 from dualslm.model.generation import GREEDY, GenerationSettings
+from dualslm.model.nearest import Aligned
 from dualslm.recipe import RUN_RECIPE, Linguistic, Paralinguistic
 
 log = logging.getLogger("dualslm")
@@ -64,6 +65,7 @@ class Card:
         linguistic: arguments of `LinguisticAdapter`.
         recipe: the recipe it was trained by.
         metrics: what was measured on it.
+        aligned: what is read of it by nearest token and word; see `dualslm.model.nearest.Aligned`.
         generation: settings of `GenerationSettings` that replies are drawn by unless others are asked for.
         limits: what it can and cannot understand, in a plain sentence about "it".
         license: of the adapters, by the hub's name for it, for example "apache-2.0".
@@ -84,6 +86,7 @@ class Card:
     linguistic: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    aligned: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     limits: str | None = None
     license: str | None = None
@@ -245,6 +248,7 @@ def card_of(model: Any) -> Card:
         window=model.encoder.window,
         recipe=model.recipe,
         metrics=model.metrics,
+        aligned=model.aligned.as_json(),
         limits=None if unknown else model.limits,
         generation=model.generation.beyond_the_first,
         paralinguistic=model.settings["paralinguistic"],
@@ -356,6 +360,7 @@ def _check_fields(card: Card) -> None:
         raise ValueError(f"{card.encoder!r:.80} and {card.llm!r:.80}")
     if card.window not in ("full", "clip"):
         raise ValueError(f"window {card.window!r:.80}")
+    Aligned.of(card.aligned)
     settings: dict[str, type] = {"paralinguistic": Paralinguistic, "linguistic": Linguistic}
     for name, kind in settings.items():
         toml.table(kind, {key: value for key, value in getattr(card, name).items() if value is not None}, f"{name}.")

@@ -33,6 +33,7 @@ from dualslm.model.generation import GREEDY, GenerationSettings, ReplyOptions, R
 from dualslm.model.inputs import Hear, SlotLengths, fill, readable
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import MIN_SAVED_SHARE, Loss, next_token_loss
+from dualslm.model.nearest import Aligned
 from dualslm.model.reasoning import answer, opens_in_thought
 from dualslm.prompt import Prompt, render
 from dualslm.recipe import Quantize
@@ -76,6 +77,7 @@ class DualSLM(nn.Module):
         self.layer = self.para.layer
         self.recipe: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
+        self.aligned = Aligned()  # what is read by nearest token and word, without asking the LLM
         self.generation = GREEDY  # how replies are drawn unless they are asked for otherwise
         self.limits = UNTRAINED  # what it can and cannot understand, in words that follow "this model"
 
@@ -347,7 +349,7 @@ class DualSLM(nn.Module):
         # In float32 whatever the trunk is: at the paper's learning rate of 5e-6 a step of AdamW would round to nothing
         # in most bfloat16 weights, and training that goes on from here would quietly stand still.
         model.adapters.float().eval()
-        model.recipe, model.metrics = card.recipe, card.metrics
+        model.recipe, model.metrics, model.aligned = card.recipe, card.metrics, Aligned.of(card.aligned)
         model.limits = card.limits or UNSTATED
         model.generation = checkpoint.generation_of(card)
         if cuda_graphs:

@@ -67,7 +67,7 @@ def add_explain_routes(api: FastAPI, server: Server, needs_key: list[Any]) -> No
             speech = await recording(body)
             description = await server.wait_for(request, service.describe(speech))
             shares: Mapping[str, Degrees] = {}
-            if service.llm_is_local:
+            if service.llm_is_local or service.model.aligned:
                 # the audio cache belongs to the encoder's thread, whoever uses it
                 work = service.run_in_encoder_thread(
                     degrees, service.audio_cache, speech, service.questions, description

@@ -26,7 +26,7 @@ from dualslm.audio import SAMPLE_RATE
 from dualslm.conversation import L_ONLY, NORMAL, P_ONLY, Conversation, Speech, View
 from dualslm.inference.audio_cache import AudioCache
 from dualslm.inference.backend import Backend, Piece
-from dualslm.inference.describe import ANSWER_SETTINGS, TRANSCRIPT_SETTINGS, Description, Questions
+from dualslm.inference.describe import ANSWER_SETTINGS, TRANSCRIPT_SETTINGS, Description, Questions, describe
 from dualslm.inference.session import fitted
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
@@ -165,10 +165,17 @@ class Service:
         """The whole reply."""
         return "".join([piece.text async for piece in self.stream(ask)])
 
-    def stream_transcript(self, speech: Speech, temperature: float = 0.0) -> AsyncGenerator[Piece]:
+    async def stream_transcript(self, speech: Speech, temperature: float = 0.0) -> AsyncGenerator[Piece]:
         """The words of a recording in pieces, from L alone."""
+        if self.model.aligned:
+            read = await self._read(speech)
+            yield Piece(read.words, len(read.words.split()), reason="stop")
+            return
         settings = TRANSCRIPT_SETTINGS.changed(temperature=temperature)
-        return self.stream(Ask(Conversation(self.questions.words).user(speech), L_ONLY, settings))
+        ask = Ask(Conversation(self.questions.words).user(speech), L_ONLY, settings)
+        async with aclosing(self.stream(ask)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def transcribe(self, speech: Speech) -> str:
         """The words of a recording, from L alone."""
@@ -176,10 +183,14 @@ class Service:
 
     async def attributes(self, speech: Speech) -> dict[str, str | None]:
         """The attributes of a voice, each from P alone; None where the answer names no value, or several."""
+        if self.model.aligned:
+            return dict((await self._read(speech)).attributes)
         return self._attribute_values(await self._attribute_answers(speech))
 
     async def describe(self, speech: Speech) -> Description:
         """Words and attributes of a recording."""
+        if self.model.aligned:
+            return await self._read(speech)
         words, answers = await asyncio.gather(self.transcribe(speech), self._attribute_answers(speech))
         attributes = self._attribute_values(answers)
         known = {name: value for name, value in attributes.items() if value is not None}
@@ -191,17 +202,26 @@ class Service:
         Empty where the model was not trained with emotions.
         """
         question = self.questions.attributes.get("emotion")
+        aligned = self.model.aligned
         if question is None or not isinstance(speech.audio, np.ndarray):
             return []
+        if aligned and "emotion" not in aligned.attributes:
+            return []
         spans = windows(len(speech.audio))
-        asks = [
-            Ask(question.about(Speech(speech.audio[span.start : span.stop])), P_ONLY, ANSWER_SETTINGS) for span in spans
-        ]
-        answers = await asyncio.gather(*map(self.reply, asks))
+        parts = [Speech(speech.audio[span.start : span.stop]) for span in spans]
+        if aligned:
+            emotions = [(await self._read(part)).attributes.get("emotion") for part in parts]
+        else:
+            asks = [Ask(question.about(part), P_ONLY, ANSWER_SETTINGS) for part in parts]
+            emotions = [question.value(answer) for answer in await asyncio.gather(*map(self.reply, asks))]
         return [
-            (span.start / SAMPLE_RATE, span.stop / SAMPLE_RATE, question.value(answer))
-            for span, answer in zip(spans, answers, strict=True)
+            (span.start / SAMPLE_RATE, span.stop / SAMPLE_RATE, emotion)
+            for span, emotion in zip(spans, emotions, strict=True)
         ]
+
+    async def _read(self, speech: Speech) -> Description:
+        """What aligned adapters say, in the one thread that may encode; the LLM was not taught to be asked."""
+        return await self._encoder.run(describe, self.audio_cache, speech, self.questions)
 
     async def _attribute_answers(self, speech: Speech) -> dict[str, str]:
         """The LLM's own words on each attribute; all questions are asked at once and share the backend's batch."""

@@ -25,39 +25,30 @@ an attribute), D width of the LLM, S tokens of a transcript.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dualslm.chat_template import plain_ids
 from dualslm.conversation import Speech
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.encoder import Frames
 from dualslm.model.inputs import IGNORE_INDEX, Hear
 from dualslm.model.loss import Loss
+from dualslm.model.nearest import BLANK_COSINE, Aligned, compare_with_tokens, compare_with_words
 from dualslm.prompt import Prompt
+from dualslm.recipe import Stage
 from dualslm.training.spelling import Spelling
 
 LOGIT_SCALE = 24.0  # nats between a token in an embedding's own direction and one at a right angle
-BLANK_COSINE = 0.45  # cosine that the blank has with every embedding: a token must come nearer
 CENTERED_BLANK_COSINE = 0.6  # the same, where directions are seen from the middle of all tokens
 MAX_NEGATIVES = 3000  # classes that a training step tells apart beside those of a batch's own transcripts
-LENGTH_FLOOR = 0.25  # squared lengths of a token, added before dividing by a length: short embeddings have no direction
 LABEL_SMOOTHING = 0.1  # share of a label's probability that is spread over all values
 PULL_WEIGHT = 1.0  # weight of the squared distance from the nearest class, as far as that is certain
-TONE_WORDS: Mapping[str, Mapping[str, str]] = {
-    # P is one vector that is all attributes' words at once. With "low" for a low pitch and for little energy alike, a
-    # low loud voice and a high quiet one would be the same sum: measured, energy was told with 51 to 61 % where a
-    # linear reader of the same frames finds 84.
-    "pitch": {"low": "deep", "normal": "medium", "high": "high"},
-    "energy": {"low": "quiet", "normal": "moderate", "high": "loud"},
-    "tempo": {"slow": "slow", "normal": "steady", "fast": "fast"},
-}
-TONE_LOGIT_SCALE = 16.0  # as LOGIT_SCALE, between an attribute's words seen from their mean (some lie close together)
 TONE_PULL_WEIGHT = 1.0  # weight of P's squared distance from the mix of words that it is classified as
 
 
@@ -151,29 +142,6 @@ def _class_logits(
     return logits_BLV, PULL_WEIGHT * (pull_BL * inside_BL.to(device)).sum(1)
 
 
-def compare_with_tokens(model: DualSLM, embeds_LD: Tensor, tokens_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compares L with tokens by direction, where alignment learns and where L is read.
-
-    Args:
-        model: model whose L gave the embeddings.
-        embeds_LD: embeddings (..., L, D).
-        tokens_V: ids of tokens.
-
-    Returns:
-        Both in units of the spread of the LLM's token embeddings, from the middle of all tokens where L skips silence:
-        (..., L, D) and (V, D). And the cosine (..., L, V) between them.
-    """
-    unit = model.ling.project.scale  # spread of the LLM's token embeddings: lengths below count in it
-    tokens_VD = model.llm.embed(tokens_V.to(model.llm.device)).detach().float() / unit
-    embeds_LD = embeds_LD.float() / unit
-    if model.ling.skip:
-        tokens_VD = tokens_VD - model.ling.middle_D / unit
-        embeds_LD = embeds_LD - model.ling.middle_D / unit
-    # The floor under the length lets a short embedding, which says nothing, be near to no token.
-    length_L1 = (embeds_LD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * tokens_VD.shape[1] ** 0.5
-    return embeds_LD, tokens_VD, embeds_LD / length_L1 @ F.normalize(tokens_VD, dim=-1).T
-
-
 def label_values(speeches: Iterable[Speech]) -> dict[str, list[str]]:
     """The values that each attribute has among some recordings, sorted; attributes of one value are left out."""
     found: dict[str, set[str]] = {}
@@ -205,24 +173,15 @@ def tone_loss(
         raise DualSLMError(f"{unlabelled.audio!s} has no label to be aligned with", got="none", do="add one")
     frames = (hear or model.hear)(clips)
     device = model.llm.device
-    unit = model.para.project.scale  # spread of the LLM's token embeddings: lengths below count in it
-    embeds_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / unit
-    words = {
-        name: torch.stack([tone_embedding(model, name, value) for value in known]) / unit
-        for name, known in values.items()
-    }
-    # One vector holds all attributes at once: the sum of their means is taken off, so that each attribute's words are
-    # compared with what P adds to them.
-    centred_BD = embeds_BMD.mean(1) - sum(words_VD.mean(0) for words_VD in words.values())
-    length_B1 = (centred_BD.square().mean(-1, keepdim=True) + LENGTH_FLOOR).sqrt() * centred_BD.shape[1] ** 0.5
-    nll_B = centred_BD.new_zeros(len(clips))
-    mix_BD = torch.zeros_like(centred_BD)
+    embeds_BMD = model.para(frames.layers_NBTD.to(device), frames.lengths_B.to(device)) / model.para.project.scale
+    compared = compare_with_words(model, embeds_BMD, values)
+    nll_B = embeds_BMD.new_zeros(len(clips))
+    mix_BD = torch.zeros_like(embeds_BMD[:, 0])
     counts_B = torch.zeros(len(clips), dtype=torch.long, device=device)
-    for name, words_VD in words.items():
+    for name, (words_VD, logits_BV) in compared.items():
         index_of = {value: index for index, value in enumerate(values[name])}
         targets = [index_of.get(str(clip.labels.get(name)), IGNORE_INDEX) for clip in clips]
         targets_B = torch.tensor(targets, device=device)
-        logits_BV = TONE_LOGIT_SCALE * centred_BD / length_B1 @ F.normalize(words_VD - words_VD.mean(0), dim=-1).T
         nll_B = nll_B + F.cross_entropy(
             logits_BV, targets_B, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=LABEL_SMOOTHING
         )
@@ -233,9 +192,14 @@ def tone_loss(
     return _by_prompt(prompts, nll_B + TONE_PULL_WEIGHT * pull_B, counts_B)
 
 
-def tone_embedding(model: DualSLM, attribute: str, value: str) -> Tensor:
-    """The embedding of the word that stands for an attribute's value in P (D): the mean of those of its tokens."""
-    word = TONE_WORDS.get(attribute, {}).get(value, value)
-    # With a space before it, as the word stands within a sentence.
-    ids = plain_ids(model.llm.tokenizer, f" {word}")
-    return model.llm.embed(torch.tensor(ids, device=model.llm.device)).detach().float().mean(0)
+def aligned_after(stage: Stage, before: Aligned, values: Callable[[], Mapping[str, Sequence[str]]]) -> Aligned:
+    """What can be read of the adapters by nearest token and word after a stage.
+
+    Args:
+        stage: that was trained; one that runs the LLM moves the adapters away from words.
+        before: what could be read before it.
+        values: gives the values of every attribute, from `label_values`.
+    """
+    if stage.objective != "align":
+        return Aligned()
+    return replace(before, attributes=values()) if stage.learns == {"para"} else replace(before, words=True)

@@ -24,6 +24,7 @@ from dualslm.training.expected import PAPER_LENGTHS as PAPER_LENGTHS
 from dualslm.training.expected import Lengths as Lengths
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
+GROUPS_CONVOLVED = 5  # by `adapters.BESIDE` on either side of each
 ALIGNMENT_CLASSES = 3000  # `align.MAX_NEGATIVES`, which stands beside PyTorch
 DISK_OVERHEAD = 1.02  # safetensors headers and lists take 2 % beside the frames, as in `feature_cache.py`
 REACHED = 0.4  # share of a card's dense bfloat16 rate that a step is assumed to reach
@@ -234,6 +235,8 @@ def _ling_work(ling: Linguistic, encoder: EncoderShape, llm: LLMShape, groups: f
     first = read * (encoder.width if ling.layers else ling.hidden)
     # Where there are layers, frames are narrowed to the encoder's width, which the layers keep, and widened again.
     layers = ling.layers * 12 * encoder.width**2 + (encoder.width * ling.hidden if ling.layers else 0)
+    inner = ling.hidden // 2
+    layers += ling.convolutions * (GROUPS_CONVOLVED * ling.hidden * inner + inner * ling.hidden)
     weights = first + layers + ling.hidden * llm.width
     attention = ling.layers * 2 * groups**2 * encoder.width
     return Work(weights, groups * weights + attention, groups * first)

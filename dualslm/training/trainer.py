@@ -30,7 +30,7 @@ from dualslm.model.inputs import Hear
 from dualslm.model.loss import MIN_SAVED_SHARE, NEVER_SHARE, Loss
 from dualslm.prompt import Prompt
 from dualslm.recipe import Optimizer, Recipe, Stage
-from dualslm.training.align import alignment_loss, label_values, tone_loss
+from dualslm.training.align import aligned_after, alignment_loss, label_values, tone_loss
 from dualslm.training.dataset import Batch, StageDataset, TrainingSample
 from dualslm.training.feature_cache import FrameCache
 from dualslm.training.log import RunLog, StageStats
@@ -275,6 +275,7 @@ class Trainer:
                 self.model.recipe = asdict(self.recipe)
                 self.model.metrics = {"stage": stage.name, "step": self.state.step}
                 self.model.metrics |= {} if loss is None else {"validation_loss": loss}
+                self.model.aligned = aligned_after(stage, self.model.aligned, lambda: self.attribute_values)
                 self.model.save_pretrained(self.out / stage.name)
         if loss is not None:
             self.log.log_validation(stats, self.state.step, loss)

@@ -21,7 +21,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dualslm.audio import SAMPLE_RATE, load
 from dualslm.conversation import Conversation, Speech, View
@@ -32,16 +31,14 @@ from dualslm.evaluation.metrics.wer import raw, require_whisper, whisper, word_e
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
+from dualslm.model.nearest import all_groups, nearest_tokens, read_tone
 from dualslm.prompt import render
-from dualslm.training.align import BLANK_COSINE, compare_with_tokens, label_values, tone_embedding
+from dualslm.training.align import label_values
 from dualslm.training.spelling import Spelling
 
 Row: TypeAlias = Mapping[str, Any]
 Figures: TypeAlias = dict[str, Any]
 
-# Alignment trains with 0.6; 0.5 was chosen on the speakers held out for validation. On the sets of tests the word error
-# rate is 0.3 to 3.1 points lower with it: at the trained one, tokens of which L is unsure are passed over.
-READ_COSINE = 0.5
 REPLY_CLIPS = 21  # recordings whose replies are compared; a reply of a small LLM takes a second
 REPLY_TOKENS = 32
 SYSTEM = "You are a warm friend. Answer in one or two short sentences."
@@ -130,38 +127,6 @@ def clip(row: Row) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------- L
 
 
-def nearest_tokens(model: DualSLM, embeds_LD: Tensor, tokens_V: Tensor, read_cosine: float | None = None) -> list[int]:
-    """The tokens that L says, by direction; repeated ones once, and none where nothing is near.
-
-    Args:
-        model: model whose L gave the embeddings.
-        embeds_LD: all groups of one recording, silent ones among them.
-        tokens_V: tokens that may be read.
-        read_cosine: cosine from which a token is read; that of `READ_COSINE` unless given, or for an L that is aligned
-            from zero the one that alignment trains with.
-    """
-    if read_cosine is None:
-        read_cosine = READ_COSINE if model.ling.skip else BLANK_COSINE
-    _, _, cosine_LV = compare_with_tokens(model, embeds_LD, tokens_V)
-    best = cosine_LV.max(-1)
-    said: list[int] = []
-    before = -1
-    for index, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-        now = index if cosine > read_cosine else -1
-        if now not in (-1, before):
-            said.append(int(tokens_V[now]))
-        before = now
-    return said
-
-
-def all_groups(model: DualSLM, audio: str) -> Tensor:
-    """What L gives of a recording before silence is skipped (L, D)."""
-    frames = model.hear([Speech(audio)])
-    device = model.llm.device
-    embeds_LD: Tensor = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device))[0]
-    return embeds_LD[: model.ling.lengths(int(frames.lengths_B[0]))]
-
-
 def word_rate(references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str]) -> Figure:
     """The word error rate after Whisper's normalizer, with the interval over speakers."""
     require_whisper()
@@ -177,7 +142,7 @@ def measure_words(exam: Exam) -> Figures:
     tokenizer = exam.model.llm.tokenizer
     out: Figures = {}
     for name, rows in exam.sets("words-test-*").items():
-        groups = (all_groups(exam.model, clip(row)["audio"]) for row in rows)
+        groups = (all_groups(exam.model, Speech(clip(row)["audio"])) for row in rows)
         heard = [tokenizer.decode(nearest_tokens(exam.model, embeds_LD, exam.tokens_V)) for embeds_LD in groups]
         out[name] = _words_figure(rows, heard)
     return out
@@ -213,34 +178,19 @@ def _words_figure(rows: Sequence[Row], heard: Sequence[str]) -> Figures:
 # ---------------------------------------------------------------------- P
 
 
-def nearest_value(embeds_MD: Tensor, words: Mapping[str, Tensor], name: str) -> int:
-    """The index of the value of an attribute that P says.
-
-    Args:
-        embeds_MD: P of one recording.
-        words: embeddings (values, D) of the words of every attribute.
-        name: the attribute.
-    """
-    # One vector holds all attributes at once, so the sum of their means is taken off, as alignment does.
-    away_D = embeds_MD.mean(0) - sum(words_VD.mean(0) for words_VD in words.values())
-    own_VD = words[name] - words[name].mean(0)
-    return int((F.normalize(own_VD, dim=-1) @ away_D).argmax())
-
-
 def measure_tone(exam: Exam) -> Figures:
     """The share of recordings whose label is P's nearest word, by attribute, beside that of the commonest label."""
     model = exam.model
     values = exam.values
-    words = {name: torch.stack([tone_embedding(model, name, value) for value in own]) for name, own in values.items()}
     out: Figures = {}
     for set_name, rows in exam.sets("tone-test*-labelled", None).items():
         hits: dict[str, list[tuple[bool, str]]] = defaultdict(list)
         truth: dict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
-            (embeds_MD,) = model.adapt("para", model.hear([Speech(clip(row)["audio"])]))
+            shares = read_tone(model, Speech(clip(row)["audio"]), values)
             for name, value in clip(row)["labels"].items():
                 if value in values.get(name, ()):
-                    said = values[name][nearest_value(embeds_MD.float(), words, name)]
+                    said = max(shares[name], key=shares[name].__getitem__)
                     hits[name].append((said == value, row["speaker"]))
                     truth[name][value] += 1
         for name, own in hits.items():
@@ -370,7 +320,7 @@ def ask(exam: Exam, out: Path, seed: int) -> None:
     with torch.no_grad():
         for row in chosen:
             path = clip(row)["audio"]
-            read = model.llm.tokenizer.decode(nearest_tokens(model, all_groups(model, path), exam.tokens_V))
+            read = model.llm.tokenizer.decode(nearest_tokens(model, all_groups(model, Speech(path)), exam.tokens_V))
             # With P and without it: a P that no stage of the LLM has taught may do harm.
             views = ("speech,speech", "none,speech")
             replies = {view: model.reply(path, view=view, system=SYSTEM, max_new_tokens=40) for view in views}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,16 +123,37 @@ def test_what_says_nothing_is_left_out_and_a_drawn_out_token_is_one() -> None:
     assert len(ling.spoken(ling.middle_D.expand(4, 24))) == 1, "a clip in which all is silent keeps one embedding"
 
 
-@pytest.mark.parametrize("layers", [0, 2])
-def test_padding_changes_nothing_where_groups_see_each_other(layers: int) -> None:
+def with_convolutions(count: int, **settings: Any) -> LinguisticAdapter:
+    """An adapter whose convolutions have learnt something, which at first they have not."""
+    ling = LinguisticAdapter(16, 24, hidden=32, convolutions=count, **settings).eval()
+    for convolution in ling.convolutions:
+        torch.nn.init.normal_(convolution.back.weight)
+    return ling
+
+
+@pytest.mark.parametrize(("layers", "convolutions"), [(0, 0), (2, 0), (0, 2)])
+def test_padding_changes_nothing_where_groups_see_each_other(layers: int, convolutions: int) -> None:
     settings = {"around": 1, "layers": layers, "heads": 4, "dropout": 0.1, "mask": 0.3, "standardize": True}
-    ling = LinguisticAdapter(16, 24, hidden=32, **settings).eval()  # type: ignore[arg-type]
+    ling = with_convolutions(convolutions, **settings)
     clips = [torch.randn(length, 16) for length in (23, 40, 5)]
     lengths = torch.tensor([len(clip) for clip in clips])
     together = ling(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), lengths)
     for row, clip in enumerate(clips):
         alone = ling(clip[None], lengths[row : row + 1])[0]
         torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_convolution_changes_nothing_and_a_trained_one_sees_two_groups_on_either_side() -> None:
+    ling, fresh = LinguisticAdapter(16, 24, hidden=32), LinguisticAdapter(16, 24, hidden=32, convolutions=2)
+    assert not fresh.load_state_dict(ling.state_dict(), strict=False).unexpected_keys
+    frames_1TS, length = torch.randn(1, 50, 16), torch.tensor([50])
+    torch.testing.assert_close(fresh(frames_1TS, length), ling(frames_1TS, length))
+
+    trained = with_convolutions(1)
+    before_LD = trained(frames_1TS, length)[0]
+    frames_1TS[0, 25:30] += 1.0  # the sixth group of ten
+    moved_L = (trained(frames_1TS, length)[0] - before_LD).abs().amax(-1) > 1e-6
+    assert moved_L.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
 
 
 def test_training_hides_about_the_share_of_frames() -> None:

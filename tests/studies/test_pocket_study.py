@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
-from support.factory import save_encoder, save_llm, tokenizer
+from support.factory import tokenizer
 
 from dualslm import recipe
 from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_card
-from dualslm.model.dualslm import DualSLM
-from dualslm.training.align import tone_embedding
 from studies.pocket import __main__ as command
 from studies.pocket import corpora, measure, page, ship, texts, voices
 
@@ -193,35 +190,6 @@ def test_tone_begins_from_the_adapters_of_words() -> None:
 
 
 # ---------------------------------------------------------------------- measures
-
-
-@pytest.fixture(params=[False, True])
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> DualSLM:
-    parts = str(save_encoder(tmp_path / "encoder")), str(save_llm(tmp_path / "llm"))
-    return DualSLM.from_parts(*parts, paralinguistic={"tokens": 2}, linguistic={"skip": request.param}).eval()
-
-
-def test_l_is_read_by_direction_and_silence_is_no_token(model: DualSLM) -> None:
-    words = model.llm.tokenizer
-    said = words(" I lost my lost umbrella", add_special_tokens=False)["input_ids"]
-    tokens_V = torch.tensor(sorted({*said, *range(40, 90)}))
-    exact = model.llm.embed(torch.tensor(said))
-    middle = model.ling.middle_D if model.ling.skip else torch.zeros(exact.shape[1])
-    # Each token twice as drawn-out speech is, with silence after it.
-    groups = torch.stack([row for embed in exact for row in (embed, embed, middle)])
-    assert measure.nearest_tokens(model, groups, tokens_V) == said
-    assert measure.nearest_tokens(model, middle[None], tokens_V) == []
-    # A token said twice with silence between is two tokens.
-    twice = torch.stack([exact[0], middle, exact[0]])
-    assert measure.nearest_tokens(model, twice, tokens_V) == [said[0]] * 2
-
-
-def test_p_is_read_by_its_nearest_word(model: DualSLM) -> None:
-    values = {"gender": ["female", "male"], "tempo": ["fast", "slow"]}
-    words = {name: torch.stack([tone_embedding(model, name, one) for one in own]) for name, own in values.items()}
-    embeds_MD = (words["gender"][1] + words["tempo"][0]).expand(2, -1)
-    assert measure.nearest_value(embeds_MD, words, "gender") == 1
-    assert measure.nearest_value(embeds_MD, words, "tempo") == 0
 
 
 def test_a_rate_of_words_has_an_interval_over_speakers() -> None:

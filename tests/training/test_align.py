@@ -14,15 +14,9 @@ from support.trainkit import make
 
 from dualslm.errors import DualSLMError
 from dualslm.model.dualslm import DualSLM
+from dualslm.model.nearest import BLANK_COSINE, LENGTH_FLOOR, Aligned
 from dualslm.recipe import Kind, Recipe, ViewDraw, parse, to_toml
-from dualslm.training.align import (
-    BLANK_COSINE,
-    LENGTH_FLOOR,
-    LOGIT_SCALE,
-    PULL_WEIGHT,
-    alignment_loss,
-    tone_loss,
-)
+from dualslm.training.align import LOGIT_SCALE, PULL_WEIGHT, alignment_loss, tone_loss
 from dualslm.training.dataset import StageDataset
 from dualslm.training.spelling import Spelling
 from dualslm.training.train import prepare, train
@@ -101,7 +95,7 @@ def test_the_loss_is_that_of_all_paths(parts: tuple[DualSLM, StageDataset, Spell
 def test_it_teaches_words_to_l_alone(recipe: Recipe, tmp_path: Path) -> None:
     import json
 
-    from dualslm.model.checkpoint import read_weights
+    from dualslm.model.checkpoint import read_card, read_weights
 
     train(recipe, tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -115,6 +109,9 @@ def test_it_teaches_words_to_l_alone(recipe: Recipe, tmp_path: Path) -> None:
     for key, value in fresh.adapters.state_dict().items():
         same = torch.equal(value, after[key])
         assert same == (key.startswith("para") or key.endswith("scale")), key
+    # The next stage runs the LLM, which the adapters follow: then it is asked, and they are no longer read.
+    assert read_card(tmp_path / "run" / "align").aligned == {"words": True, "attributes": {}}
+    assert not read_card(tmp_path / "run" / recipe.stages[1].name).aligned
 
 
 def test_only_words_can_be_aligned(recipe: Recipe) -> None:
@@ -140,6 +137,7 @@ def test_p_moves_to_the_embeddings_of_its_labels_words(recipe: Recipe, tmp_path:
     trainer.run()
     after = tone_loss(trainer.model.eval(), prompts, trainer.attribute_values, batch.hear)
     assert after.nll_B.mean() < 0.8 * before.nll_B.mean()
+    assert trainer.model.aligned == Aligned(False, trainer.attribute_values)
     assert all(torch.equal(weight, words[name]) for name, weight in trainer.model.ling.state_dict().items())
 
 

@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dualslm.cli.main import main
 from dualslm.errors import DualSLMError
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.model.adapters import BESIDE, LinguisticAdapter, ParalinguisticAdapter
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import next_token_loss
@@ -59,8 +59,13 @@ def recipe_with(root: Path, para: dict[str, Any], ling: dict[str, Any]) -> Recip
 
 @pytest.mark.parametrize(
     ("para_keys", "ling_keys"),
-    [({}, {}), ({"deviations": True}, {"around": 1}), ({"layers": 0, "deviations": True}, {"layers": 2, "around": 1})],
-    ids=["paper", "neighbours", "layers"],
+    [
+        ({}, {}),
+        ({"deviations": True}, {"around": 1}),
+        ({"layers": 0, "deviations": True}, {"layers": 2, "around": 1}),
+        ({}, {"convolutions": 2}),
+    ],
+    ids=["paper", "neighbours", "layers", "convolutions"],
 )
 def test_flops_of_a_step_are_those_that_pytorch_counts(
     root: Path, para_keys: dict[str, Any], ling_keys: dict[str, Any]
@@ -83,7 +88,11 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(
     assert estimate.sample_cost(recipe, ENCODER, LLM, LENGTHS).total == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("keys", [{}, {"around": 1}, {"layers": 1}], ids=["paper", "neighbours", "layer"])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"around": 1}, {"layers": 1}, {"convolutions": 2}],
+    ids=["paper", "neighbours", "layer", "convolutions"],
+)
 def test_flops_of_aligning_are_those_that_pytorch_counts(root: Path, keys: dict[str, Any]) -> None:
     recipe = recipe_with(root, {}, {"hidden": 96, **keys})
     ling = LinguisticAdapter(64, 128, hidden=96, **keys)
@@ -93,9 +102,10 @@ def test_flops_of_aligning_are_those_that_pytorch_counts(root: Path, keys: dict[
     cost = estimate.sample_cost(recipe, ENCODER, LLM, LENGTHS, aligned="ling")
     assert cost.total == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert estimate.ALIGNMENT_CLASSES == MAX_NEGATIVES
+    assert estimate.GROUPS_CONVOLVED == 2 * BESIDE + 1
 
 
-@pytest.mark.parametrize("keys", [{}, {"around": 2}, {"layers": 1, "around": 1}])
+@pytest.mark.parametrize("keys", [{}, {"around": 2}, {"layers": 1, "around": 1}, {"convolutions": 1}])
 def test_the_weights_of_l_are_counted(keys: dict[str, Any], root: Path) -> None:
     learnt = sum(one.numel() for one in LinguisticAdapter(64, 128, hidden=96, **keys).parameters() if one.dim() > 1)
     recipe = recipe_with(root, {}, {"hidden": 96, **keys})
