@@ -18,6 +18,7 @@ from dualslm.cli.chat import add_chat
 from dualslm.cli.completion import add_completion
 from dualslm.cli.corpora import add_prepare
 from dualslm.cli.data import add_features, add_label, add_targets
+from dualslm.cli.demo import add_demo
 from dualslm.cli.encoding import tolerate
 from dualslm.cli.evaluation import add_eval
 from dualslm.cli.options import (
@@ -134,8 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add_label(verbs.add_parser("label", help="measure pitch, energy and tempo of a manifest's recordings"))
     add_eval(verbs.add_parser("eval", help="ask, measure, compare, report: the paper's tables"))
     add_recipes(verbs.add_parser("recipes", help="list the shipped recipes, or copy one"))
-    demo = verbs.add_parser("demo", help="play through the shipped clips, offline")
-    demo.set_defaults(verb=_demo)
+    add_demo(verbs.add_parser("demo", help="play through the shipped clips, offline"))
     add_completion(verbs.add_parser("completion", help="a script that completes commands in a shell"), _parser)
     for name, verb in verbs.choices.items():
         if name not in WITHOUT_JSON and "--json" not in verb._option_string_actions:
@@ -205,14 +205,6 @@ def _plan(args: argparse.Namespace) -> int:
         return 0
     for table in estimate.tables(recipe, found, times):
         new_console().print(table)
-    return 0
-
-
-def _demo(args: argparse.Namespace) -> int:
-    start_torch()
-    from dualslm.tiny import demo
-
-    demo.main()
     return 0
 
 

@@ -192,7 +192,7 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
     if args.model is None and (args.encoder is None) != (args.llm is None):
         missing = "--llm" if args.llm is None else "--encoder"
         raise DualSLMError("half a model", got=f"no {missing}", do="give both, or neither")
-    _fetch_parts(args)
+    fetch_parts(args)
     fetches = announce_downloads([args.model, args.encoder, args.llm])
     start_torch(progress=fetches)
     # on standard error, because standard output is for replies
@@ -222,10 +222,15 @@ def model_of(args: argparse.Namespace, *, load_llm: bool = True) -> DualSLM:
 
 def print_limits(model: DualSLM) -> None:
     """Says in one line what a model can and cannot understand, so that nobody takes its replies for more."""
-    print(f"dualslm: this model {one_line(model.limits)}", file=sys.stderr)
+    from dualslm import pocket, tiny
+
+    hint = ""
+    if model.limits == tiny.LIMITS and any(pocket.ADAPTERS.glob("*.json")):
+        hint = "; --model pocket understands some of what they say"
+    print(f"dualslm: this model {one_line(model.limits)}{hint}", file=sys.stderr)
 
 
-def _fetch_parts(args: argparse.Namespace) -> None:
+def fetch_parts(args: argparse.Namespace) -> None:
     """Fetches the pocket model's parts where the options name them."""
     from dualslm import pocket
     from dualslm.pocket.parts import resolve

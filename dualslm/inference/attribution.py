@@ -67,7 +67,7 @@ class Influence:
     pieces: Sequence[tuple[float, float, float]]
 
 
-def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard: Description) -> dict[str, Degrees]:
+def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard: Description) -> Mapping[str, Degrees]:
     """How likely the LLM finds each choice of each question about a voice, given P alone; where P is read, P itself.
 
     Args:

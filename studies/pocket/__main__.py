@@ -106,6 +106,8 @@ def _ship(args: argparse.Namespace) -> None:
     from studies.pocket import ship
 
     ship.write(args.model, args.out or ship.ADAPTERS)
+    if args.out is None:
+        ship.write_recordings(args.work / "manifests", ship.RECORDINGS, args.seed)
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
-from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter, pooling_weights, random_stretches
+from dualslm.model.adapters import (
+    GroupConvolution,
+    LinguisticAdapter,
+    ParalinguisticAdapter,
+    pooling_weights,
+    random_stretches,
+)
 
 
 def frames(layers: int, lengths: list[int], width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,6 +133,7 @@ def with_convolutions(count: int, **settings: Any) -> LinguisticAdapter:
     """An adapter whose convolutions have learnt something, which at first they have not."""
     ling = LinguisticAdapter(16, 24, hidden=32, convolutions=count, **settings).eval()
     for convolution in ling.convolutions:
+        assert isinstance(convolution, GroupConvolution)
         torch.nn.init.normal_(convolution.back.weight)
     return ling
 

@@ -130,6 +130,9 @@ def test_p_moves_to_the_embeddings_of_its_labels_words(recipe: Recipe, tmp_path:
     trainer.model.eval()  # without dropout
     batch = trainer.samples(stage, trainer.examples["tone"], 0)[0]
     prompts = [sample.prompt for sample in batch.samples]
+    # No LLM reads a prompt here, so a micro-batch is filled by the lengths of its recordings.
+    groups = [-(-trainer.cache.frames(str(sample.prompt.clips[0].audio)) // 5) for sample in batch.samples]
+    assert batch.lengths == groups == sorted(groups)
     before = tone_loss(trainer.model, prompts, trainer.attribute_values, batch.hear)
     alone = tone_loss(trainer.model, prompts[:1], trainer.attribute_values, batch.hear)
     torch.testing.assert_close(alone.nll_B[0], before.nll_B[0], atol=1e-4, rtol=1e-5)
