@@ -128,6 +128,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "data_paths": ("data_paths", tables.data_paths),
         "first_token": ("first_token", tables.first_token),
         "features": ("features", tables.features),
+        "words_lost": ("words_lost", tables.words_lost),
         "decoding": ("decoding", tables.decoding),
     },
     "serve.md": {

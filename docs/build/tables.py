@@ -275,6 +275,29 @@ def features(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def words_lost(result: dict[str, Any]) -> str:
+    """Word error rates with short windows and without, and with skipping and without."""
+    lines = [
+        f"`{result['command']}`; the two L of the windows learnt from {result['clips']:,} recordings in "
+        f"{result['steps']} steps; one seed.\n",
+        row("with", "set", "with it", "without", "points more", "n, speakers"),
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for what in ("short windows", "skipping"):
+        for name, one in result[what].items():
+            more = one["more"]
+            lines.append(
+                row(
+                    what,
+                    name.removeprefix("words-test-"),
+                    *(f"{one[which]['value']:.1f}" for which in ("with", "without")),
+                    f"{more['value']:+.1f} [{more['low']:+.1f}, {more['high']:+.1f}]",
+                    f"{one['with']['n']}, {one['with']['clusters']}",
+                )
+            )
+    return "\n".join([*lines, ""])
+
+
 def decoding(result: dict[str, Any]) -> str:
     """Tokens a second of one reply, ours and llama.cpp's."""
     lines = [_head(result), row("", "tokens/s", "times ours [lowest, highest]"), "|---|--:|--:|"]

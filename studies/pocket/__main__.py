@@ -19,6 +19,7 @@ from dualslm.errors import DualSLMError
 LLM = "pocket:llm"
 PAGE_RESULT = Path("docs/results/pocket.json")
 STAGES_RESULT = Path("docs/results/pocket_stages.json")
+LOST_RESULT = Path("docs/results/words_lost.json")
 START_RESULT = Path("docs/results/pocket_start.json")
 
 
@@ -125,6 +126,13 @@ def _ask(args: argparse.Namespace) -> None:
     measure.ask(exam, args.out or args.work / "asked.json", args.seed)
 
 
+def _words_lost(args: argparse.Namespace) -> None:
+    from studies.pocket import words_lost
+
+    trained = {window: words_lost.train_one(args.work, window, args.seed) for window in words_lost.WINDOWS}
+    words_lost.measure(args.work, trained, Path(args.model), args.most, args.out or LOST_RESULT)
+
+
 def _page(args: argparse.Namespace) -> int:
     from studies.pocket import page
 
@@ -143,6 +151,7 @@ STEPS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "measure": _measure,
     "ask": _ask,
     "ship": _ship,
+    "words-lost": _words_lost,
     "page": _page,
 }
 

@@ -78,7 +78,10 @@ class Exam:
     def tokens_V(self) -> Tensor:
         """The tokens that the training manifests are aligned with: no other was ever taught to L."""
         parts = self.sets("words-train", None) | self._some("words-altered") | self._some("words-synthetic")
-        texts = (clip(row)["transcript"] for rows in parts.values() for row in rows)
+        return self.tokens_of(clip(row)["transcript"] for rows in parts.values() for row in rows)
+
+    def tokens_of(self, texts: Iterable[str]) -> Tensor:
+        """The tokens that alignment with some transcripts teaches."""
         return Spelling(self.model.llm.tokenizer, texts, self.min_token_count).tokens_V
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from support.aligned import WORD, aligned_model
 from support.factory import tokenizer
 
 from dualslm import recipe
@@ -21,7 +22,7 @@ from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_card
 from studies.pocket import __main__ as command
-from studies.pocket import corpora, measure, page, ship, texts, voices
+from studies.pocket import corpora, measure, page, ship, texts, voices, words_lost
 
 ROOT = Path(__file__).parents[2]
 TAG = re.compile(r"# (paper §|measured: |assumed: |ours: )\S")
@@ -196,6 +197,30 @@ def test_a_rate_of_words_has_an_interval_over_speakers() -> None:
     pytest.importorskip("whisper_normalizer")
     found = measure.word_rate(["Good morning!", "um"], ["good evening", "two"], ["a", "b"])
     assert (found.value, found.n) == (50.0, 1)
+
+
+def test_words_lost_are_those_of_the_same_recordings(tmp_path: Path) -> None:
+    pytest.importorskip("whisper_normalizer")
+    model = aligned_model(tmp_path / "parts")
+    said = [WORD, f"{WORD} {WORD}"]
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, np.zeros(16000), 16000)
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    for name in ("words-train", "windows-train", *words_lost.SETS):
+        rows = [
+            {"speaker": f"{number % 3}", "turns": [{"parts": [{"audio": str(wav), "transcript": text}]}]}
+            for number, text in enumerate(said * 3)
+        ]
+        (manifests / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    saved = model.save_pretrained(tmp_path / "saved")
+    trained = dict.fromkeys(words_lost.WINDOWS, saved)
+    words_lost.measure(tmp_path, trained, saved, 9, tmp_path / "lost.json")
+    found = json.loads((tmp_path / "lost.json").read_text())
+    for what in ("short windows", "skipping"):
+        assert found[what]["all"]["with"]["value"] == pytest.approx(100 / 3), "a word of three"
+        assert found[what]["all"]["more"]["value"] == 0.0
+        assert found[what]["all"]["with"]["n"] == 18
 
 
 # ---------------------------------------------------------------------- page and command
