@@ -3,9 +3,9 @@
 In process: 1, 8 and 32 spoken conversations at once through `Service`, all recordings new, and the ratio to one at a
 time. Behind vLLM: spoken conversations through `dualslm serve --vllm`, against text prompts of as many positions, with
 replies of as many tokens, sent to the same vLLM server directly. Rounds of all ways alternate, and vLLM's prefix cache
-is off. The recordings are first new, so that all are encoded on the cores that vLLM has too, and then known, as those
-of earlier turns are. The encoder has the shape `cpu`, or `small`, which takes almost no time, like an encoder with a
-card of its own.
+is off. The recordings are first new, so that all are encoded, and then known, as those of earlier turns are. The
+encoder has the shape `cpu`, with windows of 30 s or short ones, or `small`, which takes almost no time, like an encoder
+with a card of its own. Encoder and vLLM share all cores, or where the machine has two each has one of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import asyncio
 import base64
 import io
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from transformers import Qwen2ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dualslm import tiny
-from dualslm.audio import load
+from dualslm.audio import Window, load
 from dualslm.conversation import Conversation, Speech
 from dualslm.inference.describe import ASKED
 from dualslm.inference.local import LocalBackend
@@ -50,6 +52,7 @@ RECORDING_S = 4.0  # of a made recording
 WAYS = ("text", "recordings new", "recordings known")
 OPEN_REQUESTS = 16  # at once, behind vLLM
 ROUND_REQUESTS = 32  # in a round
+ENCODERS: Mapping[str, Window] = {"cpu": "full", "cpu, short windows": "clip", "small": "full"}
 SUMMARIES = (min, statistics.median, max)
 
 
@@ -115,15 +118,29 @@ def show_conversations(result: dict[str, Any]) -> Iterator[Table]:
 def vllm(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of spoken conversations through `dualslm serve`, and of text prompts sent to vLLM itself."""
     found = []
+    cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = _saved(folder)
         quiet = ("--no-enable-prefix-caching", "--no-enable-log-requests")
-        with serving(folder, *quiet, llm=folder / "llm") as url:
-            for encoder, model in models.items():
-                with process("--vllm", url, "--model", str(model)) as (service, _):
-                    found.append({"encoder": encoder, **asyncio.run(_rounds(url, service, args.rounds))})
+        for shared in (True, False) if len(cores) > 1 else (True,):
+            with _on(cores if shared else cores[:1]), serving(folder, *quiet, llm=folder / "llm") as url:
+                for encoder, model in models.items():
+                    with _on(cores if shared else cores[1:]), process("--vllm", url, "--model", str(model)) as (own, _):
+                        rates = asyncio.run(_rounds(url, own, args.rounds))
+                    found.append({"encoder": encoder, "cores": "shared" if shared else "of its own", **rates})
     return {"at_once": OPEN_REQUESTS, "requests": ROUND_REQUESTS, "reply": MAX_NEW_TOKENS, "rows": found}
+
+
+@contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Runs this process, and what it starts meanwhile, on some cores alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _saved(folder: Path) -> dict[str, Path]:
@@ -131,16 +148,20 @@ def _saved(folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     Qwen2ForCausalLM(SHAPES["cpu"].qwen()).save_pretrained(folder / "llm")
     tokenizer().save_pretrained(folder / "llm")
-    for name in ("cpu", "small"):
-        shape = SHAPES[name]
+    for name, window in ENCODERS.items():
+        shape = SHAPES[name.split(",")[0]]
         encoder = folder / f"encoder-{name}"
         WhisperEncoder(shape.whisper()).save_pretrained(encoder)
         WhisperFeatureExtractor(feature_size=shape.mels).save_pretrained(encoder)
         made = DualSLM.from_parts(
-            encoder=str(encoder), llm=str(folder / "llm"), linguistic={"hidden": shape.hidden}, device="cpu"
+            encoder=str(encoder),
+            llm=str(folder / "llm"),
+            linguistic={"hidden": shape.hidden},
+            window=window,
+            device="cpu",
         )
         made.save_pretrained(folder / name)
-    return {name: folder / name for name in ("cpu", "small")}
+    return {name: folder / name for name in ENCODERS}
 
 
 async def _rounds(url: str, service: str, rounds: int) -> dict[str, list[float]]:
@@ -194,7 +215,9 @@ def _text_body(rng: np.random.Generator, positions: int, tokens: int) -> dict[st
 def show_vllm(result: dict[str, Any]) -> Iterator[Table]:
     """One table for each encoder, one row for each way."""
     for row in result["rows"]:
-        table = Table("way", "tokens/s", "of text", title=f"behind vLLM, encoder {row['encoder']}")
+        table = Table(
+            "way", "tokens/s", "of text", title=f"behind vLLM, encoder {row['encoder']}, cores {row['cores']}"
+        )
         for way in WAYS:
             ratios = [rate / text for rate, text in zip(row[way], row[WAYS[0]], strict=True)]
             low, middle, high = (few(ratios) for few in SUMMARIES)

@@ -171,14 +171,15 @@ def conversations(result: dict[str, Any]) -> str:
 
 def vllm(result: dict[str, Any]) -> str:
     """Tokens a second through `dualslm serve`, and of text sent to the same vLLM itself."""
-    lines = [_head(result), row("encoder", "prompts", "tokens/s", "of text [lowest, highest]"), "|---|---|--:|--:|"]
+    titles = row("encoder", "its cores", "prompts", "tokens/s", "of text [lowest, highest]")
+    lines = [_head(result), titles, "|---|---|---|--:|--:|"]
     for one in result["rows"]:
-        ways = {way: rates for way, rates in one.items() if way != "encoder"}
+        ways = {way: rates for way, rates in one.items() if way not in ("encoder", "cores")}
         for way, rates in ways.items():
             # Round by round: what else ran on the machine was the same for all ways of a round.
             ratios = [rate / text for rate, text in zip(rates, ways["text"], strict=True)]
             spread = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-            lines.append(row(one["encoder"], way, f"{median(rates):.1f}", spread))
+            lines.append(row(one["encoder"], one["cores"], way, f"{median(rates):.1f}", spread))
     return "\n".join([*lines, ""])
 
 
