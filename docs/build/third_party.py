@@ -90,6 +90,11 @@ MODELS = [
         "fetched once, never shipped; learnt from the texts that its model card names",
     ),
     (
+        "the pocket model's recordings (`dualslm/pocket/recordings`)",
+        "CC BY 4.0 and CC BY-SA 4.0, as `clips.json` says of each",
+        "LibriSpeech, speechocean762 and the wake words by telephone, cut to nothing and changed in nothing",
+    ),
+    (
         "the pocket model's adapters",
         "on their card",
         "the corpora in [docs/pocket.md](docs/pocket.md#licences), each under its own licence",

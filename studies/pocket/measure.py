@@ -31,7 +31,7 @@ from dualslm.evaluation.metrics.wer import raw, require_whisper, whisper, word_e
 from dualslm.files import replacing
 from dualslm.model.dualslm import DualSLM
 from dualslm.model.generation import GenerationSettings
-from dualslm.model.nearest import all_groups, nearest_tokens, read_tone
+from dualslm.model.nearest import all_groups, nearest_tokens, read_tone, read_words
 from dualslm.prompt import render
 from dualslm.training.align import label_values
 from dualslm.training.spelling import Spelling
@@ -231,6 +231,13 @@ def measure_likelihood(exam: Exam) -> Figures:
             model.ling.skip = skip
             out[name] = _nats(model, said, spoken)
     model.ling.skip = skips
+    # What is lost by the words that L gets wrong, and not by how its embeddings say them.
+    audios = [clip(row)["audio"] for row in rows]
+    words = [read_words(model, Speech(audio)) or "..." for audio in audios]
+    read = [Conversation(SYSTEM).user(Speech(*pair)) for pair in zip(audios, words, strict=True)]
+    for conversation, reply in zip(read, replies, strict=True):
+        conversation.assistant(reply)
+    out["read as text"] = _nats(model, read, text)
     return out
 
 

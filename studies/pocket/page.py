@@ -14,6 +14,7 @@ Figures = Mapping[str, Any]
 CHANCE = 12.5  # %, one emotion of eight
 WHEN = ("aligned", "after the three stages")
 GIVEN = ("text", "all groups", "silence skipped")
+READ = "read as text"
 DECODER = "Whisper's decoder"
 
 
@@ -58,7 +59,7 @@ def start(result: Figures) -> str:
             table(["of", "right", "always the commonest", "n, speakers"], tone),
             "Nats a token of the LLM's own reply to the text, given other forms of the same words; "
             f"{nats['n']} recordings, no interval was taken.\n",
-            table([*GIVEN], [[f"{nats[given]:.2f}" for given in GIVEN]]),
+            table([*GIVEN, READ], [[f"{nats[given]:.2f}" for given in (*GIVEN, READ)]]),
         ]
     )
 
