@@ -19,6 +19,7 @@ from dualslm.errors import DualSLMError
 LLM = "pocket:llm"
 PAGE_RESULT = Path("docs/results/pocket.json")
 STAGES_RESULT = Path("docs/results/pocket_stages.json")
+OWN_RESULT = Path("docs/results/pocket_own_voice.json")
 LOST_RESULT = Path("docs/results/words_lost.json")
 START_RESULT = Path("docs/results/pocket_start.json")
 
@@ -133,6 +134,12 @@ def _words_lost(args: argparse.Namespace) -> None:
     words_lost.measure(args.work, trained, Path(args.model), args.most, args.out or LOST_RESULT)
 
 
+def _own_voice(args: argparse.Namespace) -> None:
+    from studies.pocket import own_voice
+
+    own_voice.run(args.work, args.model, args.out or OWN_RESULT, args.seed)
+
+
 def _page(args: argparse.Namespace) -> int:
     from studies.pocket import page
 
@@ -152,6 +159,7 @@ STEPS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "ask": _ask,
     "ship": _ship,
     "words-lost": _words_lost,
+    "own-voice": _own_voice,
     "page": _page,
 }
 

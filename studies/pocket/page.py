@@ -42,12 +42,13 @@ def write_start(result: Path, *, check: bool = False) -> int:
 
 
 def start(result: Figures) -> str:
-    """The tables of the checkpoint in studies/pocket/start."""
+    """The tables of the checkpoint that is shipped."""
     found: Figures = result["figures"]
     heard = [[own["what"], f"{own['clips']:,}", f"{own['hours']:.1f}"] for own in found["heard"]]
     steps = ", ".join(f"{count} of {name}" for name, count in found["steps"].items())
     words = [[name, ranged(own), _counts(own)] for name, own in found["words"].items()]
     tone = [[name, ranged(own), f"{own['commonest']:.1f}", _counts(own)] for name, own in found["tone"].items()]
+    course = [[name, *(f"{value:.1f}" for value in own)] for name, own in found["course"]["words"].items()]
     nats = found["likelihood"]
     return "\n".join(
         [
@@ -56,6 +57,8 @@ def start(result: Figures) -> str:
             "Words, L by nearest token (word error rate, %), and tone, P by nearest word (right, %); intervals over "
             "speakers that were never heard.\n",
             table(["set", "words wrong", "n, speakers"], words),
+            "The same after each of L's alignments, which were one after another.\n",
+            table(["words wrong, %", *found["course"]["steps"]], course),
             table(["of", "right", "always the commonest", "n, speakers"], tone),
             "Nats a token of the LLM's own reply to the text, given other forms of the same words; "
             f"{nats['n']} recordings, no interval was taken.\n",

@@ -23,8 +23,8 @@ from studies.pocket.replies import REPLY
 ADAPTERS, RECORDINGS = pocket.ADAPTERS, pocket.RECORDINGS
 LICENCE = "cc-by-sa-4.0"  # that of the telephone calls and of DailyTalk's texts, which asks for the same
 LIMITS = (
-    "understands short English sentences in a clear voice, with some words wrong, and does not recognize emotions; its "
-    "LLM is very small and often misses the point"
+    "hears English sentences of real people with about a third of the words wrong, and tells men from women and loud "
+    "from quiet, but no emotions; its LLM is very small and mostly misses the point"
 )
 MIN_WORDS = 3
 UNSHIPPABLE = ("ravdess", "meld", "tess")

@@ -32,9 +32,9 @@ from studies.pocket.measure import Exam, Row, clip, rows_of
 RECIPE = Path(__file__).parent / "recipes/words.toml"
 WINDOWS: tuple[Window, Window] = ("clip", "full")
 CORPORA = ("speechocean762", "wuw2_phone")  # whose recordings the two L learn from: real people, mostly sentences
-CLIPS = 1_200  # of these: 30 s of encoding for each
+CLIPS = 800  # of these: 30 s of encoding for each
 SECONDS = (1.5, 8.0)
-STEPS = 300
+STEPS = 250
 MIN_TOKEN_COUNT = 10  # of few transcripts: at 20 hardly a word would be a token of its own
 SETS = ("words-test-librispeech", "words-test-speechocean762", "words-test-wuw2_phone")
 

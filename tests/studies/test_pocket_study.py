@@ -22,7 +22,7 @@ from dualslm.data.manifest import Examples
 from dualslm.errors import DualSLMError
 from dualslm.model.checkpoint import read_card
 from studies.pocket import __main__ as command
-from studies.pocket import corpora, measure, page, ship, texts, voices, words_lost
+from studies.pocket import corpora, measure, own_voice, page, ship, texts, voices, words_lost
 
 ROOT = Path(__file__).parents[2]
 TAG = re.compile(r"# (paper §|measured: |assumed: |ours: )\S")
@@ -221,6 +221,41 @@ def test_words_lost_are_those_of_the_same_recordings(tmp_path: Path) -> None:
         assert found[what]["all"]["with"]["value"] == pytest.approx(100 / 3), "a word of three"
         assert found[what]["all"]["more"]["value"] == 0.0
         assert found[what]["all"]["with"]["n"] == 18
+
+
+def test_an_own_voice_is_tested_on_sentences_that_it_did_not_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("whisper_normalizer")
+    saved = str(aligned_model(tmp_path / "parts").save_pretrained(tmp_path / "saved"))
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, np.zeros(16000), 16000)
+    (tmp_path / "manifests").mkdir()
+    # The first sentence of each speaker is said twice: where one of the two is learnt, the other is no test.
+    rows = [
+        {
+            "speaker": f"a/{speaker}",
+            "turns": [{"parts": [{"audio": str(wav), "transcript": f"{WORD} {max(1, number)}"}]}],
+        }
+        for speaker in range(own_voice.SPEAKERS)
+        for number in range(20)
+    ]
+    (tmp_path / "manifests" / f"{own_voice.SET}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learnt: list[recipe.Recipe] = []
+
+    def train(made: recipe.Recipe, out: Path, *, resume: bool) -> Path:
+        learnt.append(made)
+        return Path(saved)
+
+    monkeypatch.setattr(own_voice, "train", train)
+    own_voice.run(tmp_path, saved, tmp_path / "own.json", 0)
+    found = json.loads((tmp_path / "own.json").read_text())
+    assert found["before"]["value"] == found["after"]["value"] == pytest.approx(50.0), "the word, and not the number"
+    assert {made.model.adapters for made in learnt} == {saved}
+    texts = [Path(made.data.train[0]).read_text() for made in learnt]
+    assert [text.count("\n") for text in texts] == [own_voice.LEARNT] * own_voice.SPEAKERS
+    split = sum(text.count(f'"{WORD} 1"') == 1 for text in texts)
+    assert found["before"]["n"] == 5 * own_voice.SPEAKERS - split
 
 
 # ---------------------------------------------------------------------- page and command
