@@ -126,7 +126,10 @@ def vllm(args: argparse.Namespace) -> dict[str, Any]:
         for shared in (True, False) if len(cores) > 1 else (True,):
             with _on(cores if shared else cores[:1]), serving(folder, *quiet, llm=folder / "llm") as url:
                 for encoder, model in models.items():
-                    with _on(cores if shared else cores[1:]), process("--vllm", url, "--model", str(model)) as (own, _):
+                    with (
+                        _on(cores if shared else cores[1:]),
+                        process("--any-sound", "--vllm", url, "--model", str(model)) as (own, _),
+                    ):
                         rates = asyncio.run(_rounds(url, own, args.rounds))
                     found.append({"encoder": encoder, "cores": "shared" if shared else "of its own", **rates})
     return {"at_once": OPEN_REQUESTS, "requests": ROUND_REQUESTS, "reply": MAX_NEW_TOKENS, "rows": found}

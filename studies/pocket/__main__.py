@@ -130,8 +130,10 @@ def _ask(args: argparse.Namespace) -> None:
 def _words_lost(args: argparse.Namespace) -> None:
     from studies.pocket import words_lost
 
+    out = args.out or LOST_RESULT
+    words_lost.measure_skipping(args.work, Path(args.model), args.most, out)
     trained = {window: words_lost.train_one(args.work, window, args.seed) for window in words_lost.WINDOWS}
-    words_lost.measure(args.work, trained, Path(args.model), args.most, args.out or LOST_RESULT)
+    words_lost.measure_windows(args.work, trained, args.most, out)
 
 
 def _own_voice(args: argparse.Namespace) -> None:

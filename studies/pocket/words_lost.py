@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualslm.audio import Window
+from dualslm.audio import FRAMES_PER_SECOND, Window
 from dualslm.conversation import Speech
 from dualslm.evaluation.metrics.bootstrap import difference, figure
 from dualslm.evaluation.metrics.wer import require_whisper, whisper, word_errors
@@ -57,7 +57,7 @@ def recipe_of(work: Path, window: Window, manifest: Path, seed: int) -> Recipe:
     data = replace(
         made.data, train=(str(manifest),), weights=(1.0,), validation=(), features=str(work / f"frames-{window}")
     )
-    model = replace(made.model, window=window)
+    model = replace(made.model, window=window, adapters=None)
     return replace(made, seed=seed, model=model, data=data, stages=(stage,))
 
 
@@ -67,48 +67,68 @@ def train_one(work: Path, window: Window, seed: int) -> Path:
     return train(recipe_of(work, window, write_manifest(work, seed), seed), out, resume=out.exists())
 
 
-def measure(work: Path, trained: Mapping[Window, Path], aligned: Path, most: int, out: Path) -> None:
-    """Reads both pairs on all sets and writes the result file.
+def measure_skipping(work: Path, aligned: Path, most: int, out: Path) -> None:
+    """Reads one L before its silence is left out and after, and writes that to the result file.
 
     Args:
         work: folder of the study.
-        trained: checkpoint of each rule of windows.
         aligned: checkpoint whose L skips.
         most: number of recordings of a set at most.
         out: result file.
     """
-    require_whisper()
-    result: dict[str, Any] = {"command": "python -m studies.pocket words-lost", "clips": CLIPS, "steps": STEPS}
+    exam = Exam(str(aligned), None, None, work / "manifests", most, "")
+    kept, skipped, rate = _read(exam, exam.tokens_V)
+    _write(out, {"skipping": _compared(exam, skipped, kept), "embeddings a second": rate})
+
+
+def measure_windows(work: Path, trained: Mapping[Window, Path], most: int, out: Path) -> None:
+    """Reads the L of each rule of windows and writes that to the result file, beside what stands there.
+
+    Args:
+        work: folder of the study.
+        trained: checkpoint of each rule.
+        most: number of recordings of a set at most.
+        out: result file.
+    """
     manifests = work / "manifests"
     exams = {
         window: Exam(str(path), None, None, manifests, most, "", MIN_TOKEN_COUNT) for window, path in trained.items()
     }
     learnt = [clip(row)["transcript"] for row in rows_of(manifests / "windows-train.jsonl")]
-    read = {window: _read(exam, exam.tokens_of(learnt), skipped=False) for window, exam in exams.items()}
-    result["short windows"] = _compared(exams["clip"], read["clip"], read["full"])
-    exam = Exam(str(aligned), None, None, manifests, most, "")
-    kept, skipped = (_read(exam, exam.tokens_V, skipped=skipped) for skipped in (False, True))
-    result["skipping"] = _compared(exam, skipped, kept)
+    read = {window: _read(exam, exam.tokens_of(learnt))[0] for window, exam in exams.items()}
+    compared = _compared(exams["clip"], read["clip"], read["full"])
+    _write(out, {"short windows": compared, "clips": CLIPS, "steps": STEPS})
+
+
+def _write(out: Path, found: Mapping[str, Any]) -> None:
+    before = json.loads(out.read_text()) if out.exists() else {}
     with replacing(out) as partial:
+        result = {**before, "command": "python -m studies.pocket words-lost", **found}
         partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _read(exam: Exam, tokens_V: torch.Tensor, *, skipped: bool) -> dict[str, list[str]]:
-    """What L says of every recording, by set; after silence was left out, or before."""
+def _read(exam: Exam, tokens_V: torch.Tensor) -> tuple[dict[str, list[str]], dict[str, list[str]], float]:
+    """What L says of every recording, by set, before silence is left out and after, and how many embeddings are left.
+
+    The last is a number a second, the mean over all recordings.
+    """
+    require_whisper()
     model = exam.model
-    found: dict[str, list[str]] = {}
+    kept: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
+    embeddings, groups = 0, 0
     with torch.no_grad():
         for name in SETS:
             for row in exam.sets(name)[name]:
                 groups_LD = all_groups(model, Speech(clip(row)["audio"]))
-                parts: Iterable[torch.Tensor] = [groups_LD]
-                if (
-                    skipped
-                ):  # each embedding by itself: it stands for a run of one token, and silence no longer parts two
-                    parts = model.ling.spoken(groups_LD)[:, None]
-                ids = [token for part_LD in parts for token in nearest_tokens(model, part_LD, tokens_V)]
-                found.setdefault(name, []).append(model.llm.tokenizer.decode(ids))
-    return found
+                spoken_RD = model.ling.spoken(groups_LD) if model.ling.skip else groups_LD
+                # Each by itself: it stands for a run of one token, and no silence parts two runs any longer.
+                ids = [token for one_D in spoken_RD for token in nearest_tokens(model, one_D[None], tokens_V)]
+                skipped.setdefault(name, []).append(model.llm.tokenizer.decode(ids))
+                ids = nearest_tokens(model, groups_LD, tokens_V)
+                kept.setdefault(name, []).append(model.llm.tokenizer.decode(ids))
+                embeddings, groups = embeddings + len(spoken_RD), groups + len(groups_LD)
+    return kept, skipped, embeddings / groups * FRAMES_PER_SECOND / model.ling.stack
 
 
 def _compared(exam: Exam, with_it: Mapping[str, list[str]], without: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def test_words_lost_are_those_of_the_same_recordings(tmp_path: Path) -> None:
         (manifests / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     saved = model.save_pretrained(tmp_path / "saved")
     trained = dict.fromkeys(words_lost.WINDOWS, saved)
-    words_lost.measure(tmp_path, trained, saved, 9, tmp_path / "lost.json")
+    words_lost.measure_skipping(tmp_path, saved, 9, tmp_path / "lost.json")
+    words_lost.measure_windows(tmp_path, trained, 9, tmp_path / "lost.json")
     found = json.loads((tmp_path / "lost.json").read_text())
     for what in ("short windows", "skipping"):
         assert found[what]["all"]["with"]["value"] == pytest.approx(100 / 3), "a word of three"
