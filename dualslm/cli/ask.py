@@ -106,7 +106,7 @@ def _ask(args: argparse.Namespace) -> int:
                 print(f"{one_line(utterance.name)}: ", end="")
             if heard:
                 tone = ", ".join(f"{name}: {value or '?'}" for name, value in heard["tone"].items())
-                print(f"[{visible(heard['words']) or 'no words'}] [{tone or 'no tone'}]")
+                print(f"[{visible(heard['words'] or 'no words')}] [{visible(tone or 'no tone')}]")
             reply = ""
             for piece in model.stream(conversation, view=view, generation=generation):
                 print(visible(piece), end="", flush=True)

@@ -227,7 +227,7 @@ def print_limits(model: DualSLM) -> None:
     hint = ""
     if model.limits == tiny.LIMITS and any(pocket.ADAPTERS.glob("*.json")):
         hint = "; --model pocket understands some of what they say"
-    print(f"dualslm: this model {one_line(model.limits)}{hint}", file=sys.stderr)
+    print(f"dualslm: this model {one_line(model.limits + hint)}", file=sys.stderr)
 
 
 def fetch_parts(args: argparse.Namespace) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
+from dualslm.model.group_convolution import GroupConvolution, neighbours
 from dualslm.model.inputs import SlotLengths
 
 MAX_MASK_FRAMES = 15  # 0.3 s
-BESIDE = 2  # neighbouring groups on either side that a convolution of L sees: 0.2 s at 10 Hz
 SILENT = 0.5  # an embedding's distance from the middle of the tokens, in their deviations, up to which it says nothing
 SAME_TOKEN = 0.8  # the cosine from which neighbouring embeddings are one token
 
@@ -176,32 +176,6 @@ class ParalinguisticAdapter(nn.Module):
         return x_NBTS[0] if self.mix is None else torch.einsum("n,nbts->bts", self.mix.softmax(0), x_NBTS)
 
 
-class GroupConvolution(nn.Module):
-    """A residual layer in which each group of frames sees those beside it: norm → convolution → GELU → linear.
-
-    It begins as the identity, so that an adapter that was trained without it can go on with it.
-
-    Args:
-        width: of a group's vector.
-        dropout: of what the layer adds.
-    """
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.beside = nn.Linear((2 * BESIDE + 1) * width, width // 2)
-        self.back = nn.Linear(width // 2, width)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.back.weight)
-        nn.init.zeros_(self.back.bias)
-
-    def forward(self, x_BLH: Tensor, outside_BL: Tensor) -> Tensor:
-        """Groups and which of them are padding → groups (B, L, H)."""
-        normed_BLH = self.norm(x_BLH).masked_fill(outside_BL[..., None], 0.0)
-        out_BLH: Tensor = x_BLH + self.dropout(self.back(F.gelu(self.beside(_neighbours(normed_BLH, BESIDE)))))
-        return out_BLH
-
-
 class LinguisticAdapter(nn.Module):
     """Frames → embeddings at 50/k Hz that stand in for the words (paper eq. 5).
 
@@ -213,8 +187,7 @@ class LinguisticAdapter(nn.Module):
         stack: k, the frames in one embedding (paper §IV-C: 5, so 10 Hz).
         hidden: width between the two linear layers (SLAM-ASR, which the paper follows: 2048).
         around: number of neighbouring groups on either side that are read with each group; a token is longer than one.
-        layers: number of transformer layers over the groups.
-        heads: attention heads of these layers.
+        layers: number of transformer layers over the groups, each with `heads` attention heads.
         convolutions: number of convolutions over the groups, between the two linear layers; see `GroupConvolution`.
         dropout: in these layers and convolutions, and of whole channels of the frames.
         mask: share of the frames that training hides, in stretches of up to `MAX_MASK_FRAMES`.
@@ -290,9 +263,8 @@ class LinguisticAdapter(nn.Module):
         # The last group of a clip is short by up to k - 1 frames; they are zeros, in a batch and alone.
         short = -frames_BTS.shape[1] % self.stack
         grouped_BLK = F.pad(frames_BTS, (0, 0, 0, short)).unflatten(1, (-1, self.stack)).flatten(2)
-        grouped_BLK = _neighbours(grouped_BLK, self.around)
-        groups_B = -(-lengths_B // self.stack)
-        outside_BL = torch.arange(grouped_BLK.shape[1], device=grouped_BLK.device) >= groups_B[:, None]
+        grouped_BLK = neighbours(grouped_BLK, self.around)
+        outside_BL = torch.arange(grouped_BLK.shape[1], device=lengths_B.device) >= -(-lengths_B[:, None] // self.stack)
         if len(self.layers):
             grouped_BLK = self._in_context(grouped_BLK, outside_BL)
         x_BLH = F.relu(self.widen(grouped_BLK))
@@ -346,15 +318,6 @@ def _check_heads(name: str, heads: int, width: int) -> None:
     if width % heads:
         got, do = f"{heads} heads for a width of {width}", f"set model.{name}.heads to a divisor"
         raise DualSLMError(f"the {name} adapter's heads do not divide the encoder's width", got=got, do=do)
-
-
-def _neighbours(x_BLK: Tensor, count: int) -> Tensor:
-    """Every group beside its neighbours (B, L, (2 count + 1) K), zeros beyond the ends."""
-    if not count:
-        return x_BLK
-    padded_BLK = F.pad(x_BLK, (0, 0, count, count))
-    groups = x_BLK.shape[1]
-    return torch.cat([padded_BLK[:, shift : shift + groups] for shift in range(2 * count + 1)], -1)
 
 
 def pooling_weights(lengths_B: Tensor, tokens: int, frames: int) -> Tensor:

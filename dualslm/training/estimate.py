@@ -24,7 +24,7 @@ from dualslm.training.expected import PAPER_LENGTHS as PAPER_LENGTHS
 from dualslm.training.expected import Lengths as Lengths
 from dualslm.training.shapes import EncoderShape, LLMShape, encoder_shape, llm_shape
 
-GROUPS_CONVOLVED = 5  # by `adapters.BESIDE` on either side of each
+GROUPS_CONVOLVED = 5  # by `group_convolution.BESIDE` on either side of each
 ALIGNMENT_CLASSES = 3000  # `align.MAX_NEGATIVES`, which stands beside PyTorch
 DISK_OVERHEAD = 1.02  # safetensors headers and lists take 2 % beside the frames, as in `feature_cache.py`
 REACHED = 0.4  # share of a card's dense bfloat16 rate that a step is assumed to reach

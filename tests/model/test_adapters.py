@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from dualslm.errors import DualSLMError
 from dualslm.model.adapters import (
-    GroupConvolution,
     LinguisticAdapter,
     ParalinguisticAdapter,
     pooling_weights,
     random_stretches,
 )
+from dualslm.model.group_convolution import GroupConvolution
 
 
 def frames(layers: int, lengths: list[int], width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dualslm.cli.main import main
 from dualslm.errors import DualSLMError
-from dualslm.model.adapters import BESIDE, LinguisticAdapter, ParalinguisticAdapter
+from dualslm.model.adapters import LinguisticAdapter, ParalinguisticAdapter
+from dualslm.model.group_convolution import BESIDE
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import next_token_loss
