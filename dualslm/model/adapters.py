@@ -26,7 +26,7 @@ from dualslm.model.inputs import SlotLengths
 
 MAX_MASK_FRAMES = 15  # 0.3 s
 SILENT = 0.5  # an embedding's distance from the middle of the tokens, in their deviations, up to which it says nothing
-SAME_TOKEN = 0.8  # the cosine from which neighbouring embeddings are one token
+SAME_TOKEN = 0.6  # the cosine from which neighbouring embeddings are one token: at 0.8 some are said twice
 
 
 class ScaledLinear(nn.Linear):

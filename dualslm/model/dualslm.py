@@ -370,9 +370,10 @@ class DualSLM(nn.Module):
         card = checkpoint.read_card(folder)
         checkpoint.check_parts(card, self.encoder, self.llm)
         checkpoint.check_build(card, self, name)
-        strict_load(
-            self.adapters, checkpoint.read_weights(folder, str(self.llm.device)), what=f"the adapters in {name}"
-        )
+        weights = checkpoint.read_weights(folder, str(self.llm.device))
+        strict_load(self.adapters, weights, what=f"the adapters in {name}")
+        self.adapters.float()  # as in `from_pretrained`
+        self.aligned = Aligned.of(card.aligned)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
         """Saves the adapters and their card; the frozen parts are named, not copied.

@@ -85,7 +85,9 @@ def _trained(folder: Path, rows: list[Row], checkpoint: str, seed: int) -> Path:
     made = load(RECIPE)
     stage = replace(made.stages[0], steps=STEPS, batch=BATCH, lr=LR, warmup=5, min_token_count=0)
     data = replace(made.data, train=(str(manifest),), weights=(1.0,), validation=(), features=str(folder / "frames"))
-    recipe = replace(made, seed=seed, model=replace(made.model, adapters=checkpoint), data=data, stages=(stage,))
+    loop = replace(made.loop, bf16_alignment=False)  # some sentences: quick on every machine
+    model = replace(made.model, adapters=checkpoint)
+    recipe = replace(made, seed=seed, model=model, data=data, loop=loop, stages=(stage,))
     run_folder = folder / "run"
     return train(recipe, run_folder, resume=run_folder.exists())
 

@@ -58,7 +58,8 @@ def recipe_of(work: Path, window: Window, manifest: Path, seed: int) -> Recipe:
         made.data, train=(str(manifest),), weights=(1.0,), validation=(), features=str(work / f"frames-{window}")
     )
     model = replace(made.model, window=window, adapters=None)
-    return replace(made, seed=seed, model=model, data=data, stages=(stage,))
+    loop = replace(made.loop, bf16_alignment=False)
+    return replace(made, seed=seed, model=model, data=data, loop=loop, stages=(stage,))
 
 
 def train_one(work: Path, window: Window, seed: int) -> Path:

@@ -22,7 +22,7 @@ from support.trainkit import RECIPE, make
 
 from dualslm import __version__
 from dualslm.audio import TooLongError, load
-from dualslm.cli import completion, options
+from dualslm.cli import ask, completion, options
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation, Speech, View
 from dualslm.model.generation import GREEDY, GenerationSettings
@@ -48,7 +48,7 @@ class Parrot:
 @pytest.fixture
 def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
     bird = Parrot()
-    monkeypatch.setattr(cli, "model_of", lambda _: bird)
+    monkeypatch.setattr(ask, "model_of", lambda _: bird)
     return bird
 
 
@@ -271,7 +271,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, clip: str) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "model_of", interrupt)
+    monkeypatch.setattr(ask, "model_of", interrupt)
     assert cli.main(["ask", clip]) == 130
 
 
@@ -299,7 +299,7 @@ def test_how_replies_are_drawn(clip: str, monkeypatch: pytest.MonkeyPatch, capsy
             given.append(generation)
             return super().stream(conversation, view=view, generation=generation)
 
-    monkeypatch.setattr(cli, "model_of", lambda _: Bird())
+    monkeypatch.setattr(ask, "model_of", lambda _: Bird())
     assert (
         cli.main(["ask", clip, "--temperature", "0.7", "--seed", "3", "--max-new-tokens", "9", "--device", "cpu"]) == 0
     )

@@ -17,6 +17,7 @@ from support.servekit import SlowBackend
 
 from dualslm import tiny
 from dualslm.chat.terminal import Chat
+from dualslm.cli import ask
 from dualslm.cli import main as cli
 from dualslm.conversation import Conversation
 from dualslm.data.corpora.base import NO_SPEECH
@@ -47,7 +48,7 @@ def silent(tmp_path: Path) -> Path:
 def test_ask_says_so_in_one_line_before_anything_is_loaded(
     silent: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "model_of", lambda _: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(ask, "model_of", lambda _: pytest.fail("loaded a model for nothing"))
     assert cli.main(["ask", str(silent)]) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)

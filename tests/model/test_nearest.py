@@ -60,6 +60,22 @@ def test_what_is_aligned_is_kept_with_the_adapters(model: DualSLM, tmp_path: Pat
     assert not DualSLM.from_pretrained(model.save_pretrained(tmp_path / "asked")).aligned
 
 
+def test_training_that_goes_on_from_16_bit_adapters_is_in_32_and_knows_what_is_aligned(
+    model: DualSLM, tmp_path: Path
+) -> None:
+    model.adapters.half()
+    saved = model.save_pretrained(tmp_path / "half")
+    other = DualSLM.from_parts(
+        str(tmp_path / "encoder"),
+        str(tmp_path / "llm"),
+        paralinguistic={"tokens": 2},
+        linguistic={"skip": model.ling.skip},
+    )
+    other.load_adapters(saved)
+    assert {weight.dtype for weight in other.adapters.state_dict().values()} == {torch.float32}
+    assert other.aligned == model.aligned
+
+
 @pytest.mark.parametrize(
     "found",
     [
