@@ -270,8 +270,7 @@ def test_the_page_shows_what_the_result_file_holds() -> None:
 
 
 def test_the_checkpoint_that_training_goes_on_from_fits_the_recipes() -> None:
-    start = ROOT / "studies" / "pocket" / "start"
-    card = read_card(start)
+    card = read_card(ship.ADAPTERS)
     assert not [name for name in ship.UNSHIPPABLE if name in json.dumps(card.recipe).lower()]
     for name in ("words", "tone", "talk"):
         settings = recipe.load(ROOT / "studies" / "pocket" / "recipes" / f"{name}.toml").model
