@@ -92,7 +92,7 @@ MODELS = [
     (
         "the pocket model's recordings (`dualslm/pocket/recordings`)",
         "CC BY 4.0 and CC BY-SA 4.0, as `clips.json` says of each",
-        "LibriSpeech, speechocean762 and the wake words by telephone, cut to nothing and changed in nothing",
+        "LibriSpeech, speechocean762 and the wake words by telephone, whole, stored as FLAC at 16 kHz",
     ),
     (
         "the pocket model's adapters",

@@ -225,7 +225,7 @@ def print_limits(model: DualSLM) -> None:
     from dualslm import pocket, tiny
 
     hint = ""
-    if model.limits == tiny.LIMITS and any(pocket.ADAPTERS.glob("*.json")):
+    if model.limits == tiny.LIMITS and pocket.is_shipped():
         hint = "; --model pocket understands some of what they say"
     print(f"dualslm: this model {one_line(model.limits + hint)}", file=sys.stderr)
 
@@ -236,7 +236,7 @@ def fetch_parts(args: argparse.Namespace) -> None:
     from dualslm.pocket.parts import resolve
 
     named = [args.encoder, args.llm]
-    if args.model == pocket.NAME and any(pocket.ADAPTERS.glob("*.json")):
+    if args.model == pocket.NAME and pocket.is_shipped():
         named = [args.encoder or pocket.ENCODER, args.llm or pocket.LLM]
     # before the spinner of loading, which would run through the progress bar of a download
     for name in named:

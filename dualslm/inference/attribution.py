@@ -32,7 +32,6 @@ from dualslm.model.generation import text_of
 from dualslm.model.inputs import IGNORE_INDEX, PromptEmbeds
 from dualslm.model.llm import FrozenLM
 from dualslm.model.loss import label_log_probs
-from dualslm.model.nearest import read_tone
 from dualslm.prompt import Prompt, render
 
 MAX_PIECES = 24  # of L that are left out in turn, which bounds the work
@@ -77,7 +76,7 @@ def degrees(audio_cache: AudioCache, speech: Speech, questions: Questions, heard
         heard: what was answered; a question whose answer names no choice is left out.
     """
     if audio_cache.model.aligned:
-        return read_tone(audio_cache.model, speech, audio_cache.model.aligned.attributes)
+        return heard.shares
     tokenizer = audio_cache.model.llm.tokenizer
     known = {name: value for name, value in heard.attributes.items() if value is not None}
     prompts = []

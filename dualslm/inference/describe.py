@@ -81,12 +81,14 @@ class Description:
         attributes: each read from P alone; None where the answer names no value, or several.
         caption: the attributes in words; None where none is known.
         answers: to the questions about the voice, as the LLM put them; of adapters that are read there are none.
+        shares: how likely each value of each attribute is, where adapters are read.
     """
 
     words: str
     attributes: Mapping[str, str | None]
     caption: str | None
     answers: Mapping[str, str]
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> Description:
@@ -116,10 +118,11 @@ def describe(audio_cache: AudioCache, speech: Speech, questions: Questions) -> D
 
 def _read(model: DualSLM, speech: Speech) -> Description:
     """What aligned adapters say; of L or P nothing where it was not aligned."""
-    words = read_words(model, speech) if model.aligned.words else ""
-    shares = read_tone(model, speech, model.aligned.attributes)
+    frames = model.hear([speech])
+    words = read_words(model, frames) if model.aligned.words else ""
+    shares = read_tone(model, frames, model.aligned.attributes)
     attributes = {name: max(own, key=own.__getitem__) for name, own in shares.items()}
-    return Description(words, attributes, caption(attributes), {})
+    return Description(words, attributes, caption(attributes), {}, shares)
 
 
 def _questions_of_tasks() -> Questions:

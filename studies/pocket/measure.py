@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualslm.audio import SAMPLE_RATE, load
@@ -130,11 +131,16 @@ def clip(row: Row) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------- L
 
 
+def word_counts(references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[Any]:
+    """Errors and words of each reference (N, 2), after Whisper's normalizer."""
+    pairs = [(whisper(said), whisper(heard)) for said, heard in zip(references, hypotheses, strict=True)]
+    return np.array([(word_errors(said, heard), len(said)) for said, heard in pairs])
+
+
 def word_rate(references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str]) -> Figure:
     """The word error rate after Whisper's normalizer, with the interval over speakers."""
     require_whisper()
-    pairs = [(whisper(said), whisper(heard)) for said, heard in zip(references, hypotheses, strict=True)]
-    counts = np.array([(word_errors(said, heard), len(said)) for said, heard in pairs])
+    counts = word_counts(references, hypotheses)
     # A reference of hesitations alone has no words after the normalizer, and could not be wrong.
     has_words = counts[:, 1] > 0
     return figure(counts[has_words], [name for name, keep in zip(speakers, has_words, strict=True) if keep])
@@ -145,7 +151,7 @@ def measure_words(exam: Exam) -> Figures:
     tokenizer = exam.model.llm.tokenizer
     out: Figures = {}
     for name, rows in exam.sets("words-test-*").items():
-        groups = (all_groups(exam.model, Speech(clip(row)["audio"])) for row in rows)
+        groups = (all_groups(exam.model, exam.model.hear([Speech(clip(row)["audio"])])) for row in rows)
         heard = [tokenizer.decode(nearest_tokens(exam.model, embeds_LD, exam.tokens_V)) for embeds_LD in groups]
         out[name] = _words_figure(rows, heard)
     return out
@@ -190,7 +196,7 @@ def measure_tone(exam: Exam) -> Figures:
         hits: dict[str, list[tuple[bool, str]]] = defaultdict(list)
         truth: dict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
-            shares = read_tone(model, Speech(clip(row)["audio"]), values)
+            shares = read_tone(model, model.hear([Speech(clip(row)["audio"])]), values)
             for name, value in clip(row)["labels"].items():
                 if value in values.get(name, ()):
                     said = max(shares[name], key=shares[name].__getitem__)
@@ -233,7 +239,7 @@ def measure_likelihood(exam: Exam) -> Figures:
     model.ling.skip = skips
     # What is lost by the words that L gets wrong, and not by how its embeddings say them.
     audios = [clip(row)["audio"] for row in rows]
-    words = [read_words(model, Speech(audio)) or "..." for audio in audios]
+    words = [read_words(model, model.hear([Speech(audio)])) or "..." for audio in audios]
     read = [Conversation(SYSTEM).user(Speech(*pair)) for pair in zip(audios, words, strict=True)]
     for conversation, reply in zip(read, replies, strict=True):
         conversation.assistant(reply)
@@ -330,7 +336,8 @@ def ask(exam: Exam, out: Path, seed: int) -> None:
     with torch.no_grad():
         for row in chosen:
             path = clip(row)["audio"]
-            read = model.llm.tokenizer.decode(nearest_tokens(model, all_groups(model, Speech(path)), exam.tokens_V))
+            groups_LD = all_groups(model, model.hear([Speech(path)]))
+            read = model.llm.tokenizer.decode(nearest_tokens(model, groups_LD, exam.tokens_V))
             # With P and without it: a P that no stage of the LLM has taught may do harm.
             views = ("speech,speech", "none,speech")
             replies = {view: model.reply(path, view=view, system=SYSTEM, max_new_tokens=40) for view in views}

@@ -94,6 +94,6 @@ def _trained(folder: Path, rows: list[Row], checkpoint: str, seed: int) -> Path:
 
 def _errors(model: DualSLM, row: Row) -> tuple[int, int]:
     with torch.no_grad():
-        heard = read_words(model, Speech(clip(row)["audio"]))
+        heard = read_words(model, model.hear([Speech(clip(row)["audio"])]))
     said = whisper(clip(row)["transcript"])
     return word_errors(said, whisper(heard)), len(said)

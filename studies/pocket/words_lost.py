@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from dualslm.audio import FRAMES_PER_SECOND, Window
 from dualslm.conversation import Speech
 from dualslm.evaluation.metrics.bootstrap import difference, figure
-from dualslm.evaluation.metrics.wer import require_whisper, whisper, word_errors
+from dualslm.evaluation.metrics.wer import require_whisper
 from dualslm.files import replacing
 from dualslm.model.nearest import all_groups, nearest_tokens
 from dualslm.recipe import Recipe, load
 from dualslm.training.train import train
-from studies.pocket.measure import Exam, Row, clip, rows_of
+from studies.pocket.measure import Exam, Row, clip, rows_of, word_counts
 
 RECIPE = Path(__file__).parent / "recipes/words.toml"
 WINDOWS: tuple[Window, Window] = ("clip", "full")
@@ -121,7 +121,7 @@ def _read(exam: Exam, tokens_V: torch.Tensor) -> tuple[dict[str, list[str]], dic
     with torch.no_grad():
         for name in SETS:
             for row in exam.sets(name)[name]:
-                groups_LD = all_groups(model, Speech(clip(row)["audio"]))
+                groups_LD = all_groups(model, model.hear([Speech(clip(row)["audio"])]))
                 spoken_RD = model.ling.spoken(groups_LD) if model.ling.skip else groups_LD
                 # Each by itself: it stands for a run of one token, and no silence parts two runs any longer.
                 ids = [token for one_D in spoken_RD for token in nearest_tokens(model, one_D[None], tokens_V)]
@@ -137,7 +137,7 @@ def _compared(exam: Exam, with_it: Mapping[str, list[str]], without: Mapping[str
     counts: dict[str, list[tuple[list[Row], NDArray[Any], NDArray[Any]]]] = {}
     for name in SETS:
         rows = exam.sets(name)[name]
-        both = [_counts(rows, said[name]) for said in (with_it, without)]
+        both = [word_counts([clip(row)["transcript"] for row in rows], said[name]) for said in (with_it, without)]
         keep = both[0][:, 1] > 0  # a transcript of hesitations alone could not be wrong
         spoken = [row for row, kept in zip(rows, keep, strict=True) if kept]
         for group in ("all", name):
@@ -153,8 +153,3 @@ def _compared(exam: Exam, with_it: Mapping[str, list[str]], without: Mapping[str
             "more": {"value": gap.value, "low": gap.low, "high": gap.high, "p": gap.p},
         }
     return out
-
-
-def _counts(rows: Sequence[Row], heard: Sequence[str]) -> NDArray[Any]:
-    pairs = [(whisper(clip(row)["transcript"]), whisper(said)) for row, said in zip(rows, heard, strict=True)]
-    return np.array([(word_errors(said, found), len(said)) for said, found in pairs])

@@ -46,11 +46,11 @@ def test_p_is_read_by_its_nearest_word(model: DualSLM) -> None:
 
 
 def test_a_recording_is_read_whole(model: DualSLM) -> None:
-    assert read_words(model, SPEECH) == WORD
-    shares = read_tone(model, SPEECH, VALUES)
+    assert read_words(model, model.hear([SPEECH])) == WORD
+    shares = read_tone(model, model.hear([SPEECH]), VALUES)
     assert {name: max(own, key=own.__getitem__) for name, own in shares.items()} == TONE
     assert all(sum(own.values()) == pytest.approx(1.0) for own in shares.values())
-    assert read_tone(model, SPEECH, {}) == {}
+    assert read_tone(model, model.hear([SPEECH]), {}) == {}
 
 
 def test_what_is_aligned_is_kept_with_the_adapters(model: DualSLM, tmp_path: Path) -> None:
